@@ -1,0 +1,1 @@
+"""Text -> tokens -> batches. It knows nothing of networks."""

@@ -1,0 +1,58 @@
+"""What a run reads: the corpus, how text becomes tokens, how documents are split. Imports nothing heavy."""
+
+import re
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from errors import UserError, unknown
+
+MIN_BPE, MAX_BPE = 257, 65_536  # 256 bytes and <|endoftext|>; the most ids that fit 16 bits
+
+
+def parse_tokenizer(spec: str) -> tuple[str, int]:
+    """Return (kind, n_vocab) of a tokenizer's name, <|endoftext|> counted. Raises UserError with the nearest name."""
+    fixed = {"bytes": 257, "gpt2": 50_257}
+    if spec in fixed:
+        return spec, fixed[spec]
+    number = re.fullmatch(r"bpe:(\d+)", spec)
+    if number and MIN_BPE <= int(number[1]) <= MAX_BPE:
+        return "bpe", int(number[1])
+    if number:
+        raise UserError(f"tokenizer {spec!r}: N of bpe:N must be from {MIN_BPE} to {MAX_BPE}, such as bpe:1024.")
+    raise UserError(unknown("tokenizer", spec, [*fixed, "bpe:N"]) + f" N is from {MIN_BPE} to {MAX_BPE}.")
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class DataConfig:
+    """The corpus, its tokenizer and its splits."""
+
+    corpus: Annotated[
+        str,
+        Field(
+            description="shakespeare, stdlib (needs no network), a path or glob of .txt, .jsonl or .parquet, "
+            "or a Hugging Face data set: owner/name or owner/name:config."
+        ),
+    ] = "shakespeare"
+    tokenizer: Annotated[
+        str,
+        Field(
+            description=f"bytes, gpt2, or bpe:N, trained on the training split to N token ids ({MIN_BPE} to {MAX_BPE})."
+        ),
+    ] = "bpe:1024"
+    column: Annotated[
+        str, Field(min_length=1, description="Column that holds the text, in .jsonl, .parquet and Hugging Face data.")
+    ] = "text"
+    val_fraction: Annotated[
+        float, Field(gt=0, lt=1, description="Validation split: share of the corpus's bytes, above 0 and below 1.")
+    ] = 0.03
+    test_fraction: Annotated[
+        float, Field(ge=0, lt=1, description="Test split: share of the corpus's bytes, below 1; 0 makes none.")
+    ] = 0.03
+
+    def __post_init__(self) -> None:
+        parse_tokenizer(self.tokenizer)
+        if self.val_fraction + self.test_fraction >= 1:
+            shares = f"val_fraction {self.val_fraction} + test_fraction {self.test_fraction}"
+            raise UserError(f"{shares} leaves nothing to train on: their sum must be below 1.")

