@@ -1,0 +1,1 @@
+"""The network. It knows nothing of text, files or training."""

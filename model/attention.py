@@ -1,0 +1,60 @@
+"""Causal self-attention with rotary positions and, for generation, a key-value cache."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+
+
+def rotary_table(context: int, d_head: int) -> Tensor:
+    """Return cos and sin of the rotary angles, (2, T, K/2), in float32 (RoFormer, Su et al., 2021; base 10,000)."""
+    frequency_K = 10_000.0 ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+    angle_TK = torch.outer(torch.arange(context, dtype=torch.float64), frequency_K)
+    return torch.stack((angle_TK.cos(), angle_TK.sin())).float()
+
+
+def rotate(x_BHTK: Tensor, rotary_2TK: Tensor) -> Tensor:
+    """Turn each pair (k, k + K/2) of a head by the angle of its position."""
+    cos_TK, sin_TK = rotary_2TK.to(x_BHTK.dtype)
+    a, b = x_BHTK.chunk(2, dim=-1)
+    return torch.cat((a * cos_TK - b * sin_TK, b * cos_TK + a * sin_TK), dim=-1)
+
+
+class KVCache:
+    """Keys and values of the positions seen so far, for every layer: (layers, 2, B, H, context, K), filled in place."""
+
+    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype):
+        d_head = config.d_model // config.n_head
+        self.length = 0
+        shape = (config.n_layer, 2, batch, config.n_head, config.context, d_head)
+        self.kv_L2BHTK = torch.empty(shape, device=device, dtype=dtype)
+
+    def extend(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the new positions of one layer and return all of its keys and values up to them."""
+        end = self.length + k_BHTK.shape[2]
+        k_cache, v_cache = self.kv_L2BHTK[layer]
+        k_cache[:, :, self.length : end] = k_BHTK
+        v_cache[:, :, self.length : end] = v_BHTK
+        return k_cache[:, :, :end], v_cache[:, :, :end]
+
+
+class Attention(nn.Module):
+    """Multi-head attention; x_BTD -> x_BTD, position t sees positions up to t."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer, self.n_head = layer, config.n_head
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotary_2TK: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Attend; with a cache, the T new positions follow those that it holds (many only while it is empty)."""
+        B, T, D = x_BTD.shape
+        q_BHTK, k_BHTK, v_BHTK = self.qkv(x_BTD).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        q_BHTK, k_BHTK = rotate(q_BHTK, rotary_2TK), rotate(k_BHTK, rotary_2TK)
+        if cache is not None:
+            k_BHTK, v_BHTK = cache.extend(self.layer, k_BHTK, v_BHTK)
+        # one new position may see every cached one; several are causal among themselves
+        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=T > 1)
+        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))

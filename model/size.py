@@ -1,0 +1,38 @@
+"""What a network costs: parameters and floating-point operations, so that a fair match can be printed and tested."""
+
+from dataclasses import dataclass
+
+import torch
+
+from model.config import ModelConfig
+from model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters (`ffn` and `block` are of all layers together) and training FLOPs per token."""
+
+    total: int
+    embedding: int
+    block: int
+    ffn: int
+    flops_per_token: int
+
+
+def size(config: ModelConfig, n_vocab: int) -> Size:
+    """Count a model without building it.
+
+    FLOPs are those of a forward and a backward pass: 6 per weight that multiplies, the output layer included, and
+    12·layers·D·T for attention (PaLM, Chowdhery et al., 2022, appendix B), for one token at full context.
+    """
+    with torch.device("meta"):
+        model = GPT(config, n_vocab)
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    total = sum(counts.values())
+    return Size(
+        total=total,
+        embedding=counts["embedding.weight"],
+        block=sum(n for name, n in counts.items() if name.startswith("blocks.")),
+        ffn=sum(n for name, n in counts.items() if ".ffn." in name),
+        flops_per_token=6 * total + 12 * config.n_layer * config.d_model * config.context,
+    )
