@@ -1,0 +1,1 @@
+"""One run: configuration, loop, optimiser, checkpoint, metrics, evaluation."""

@@ -1,0 +1,148 @@
+"""Checkpoints: safetensors and JSON, a SHA-256 manifest written last, verified on load. Nothing is ever unpickled."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from errors import UserError
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
+
+
+class Damaged(Exception):
+    """A checkpoint that does not match its manifest; the message names the file."""
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    state: dict[str, Any],
+    tokenizer: Any,
+    keep: int,
+) -> Path:
+    """Write `folder/step-<step>` whole or not at all, then drop all but the `keep` newest checkpoints.
+
+    `state` is what else an exact resume needs, as JSON. `tokenizer` writes itself with `save(path)`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".writing-*"):  # of a process that died while saving
+        shutil.rmtree(leftover)
+    target, partial = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
+    partial.mkdir()
+    save_file(_weights(model), partial / "model.safetensors")
+    save_file(_optimizer_tensors(model, optimizers), partial / "optimizer.safetensors")
+    (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+    tokenizer.save(partial / "tokenizer.json")
+    manifest = {name: _sha256(partial / name) for name in FILES}
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    for path in [*partial.iterdir(), partial]:
+        _fsync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    _fsync(folder)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest intact checkpoint in `folder`, or None if there is none at all.
+
+    A damaged one is named on standard output and the one before it is used.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    problems = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            verify(path)
+        except Damaged as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            print(f"warning: {problem}; using {path.name}", flush=True)
+        return path
+    if problems:
+        raise UserError(f"no intact checkpoint in {folder}: {'; '.join(problems)}. Delete the folder to start over.")
+    return None
+
+
+def verify(path: Path) -> None:
+    """Raise `Damaged` unless the files of a checkpoint are those that its manifest lists."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path.name}/manifest.json is missing or damaged ({type(error).__name__})") from None
+    if not isinstance(manifest, dict) or sorted(manifest) != sorted(FILES):
+        raise Damaged(f"{path.name}/manifest.json does not list the files of a checkpoint")
+    for name in FILES:
+        if not (path / name).is_file() or _sha256(path / name) != manifest[name]:
+            raise Damaged(f"{path.name}/{name} is missing or damaged")
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return the state of a verified checkpoint, `step` among it."""
+    return json.loads((path / "state.json").read_text())
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load the weights of a verified checkpoint into `model`, every one of them."""
+    model.load_state_dict(load_file(path / "model.safetensors"))
+
+
+def load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) -> None:
+    """Restore the optimisers' state and torch's random state."""
+    tensors = load_file(path / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("rng.cpu"))
+    if "rng.cuda" in tensors:
+        state = tensors.pop("rng.cuda")
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state(state)
+    owner = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    parameters = dict(model.named_parameters())
+    for key, tensor in tensors.items():
+        name, slot = key.rsplit("/", 1)
+        parameter = parameters[name]
+        # AdamW counts its steps on the device that the fused kernel reads them from
+        owner[id(parameter)].state[parameter][slot] = tensor.to(parameter.device)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    tensors = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    for optimizer in optimizers:
+        for parameter, slots in optimizer.state.items():
+            for slot, value in slots.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{names[id(parameter)]}/{slot}"] = value.contiguous()
+    return tensors
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

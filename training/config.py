@@ -1,0 +1,167 @@
+"""What a run is: the configs of all parts, composed, read from TOML and written back. Free of torch."""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tomli_w
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from data.config import DataConfig
+from errors import UserError, unknown
+from model.config import ModelConfig
+
+STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    """How a run trains. `threads` and `device` say where: they may differ when a run is resumed."""
+
+    seed: Annotated[int, Field(ge=0, description="fixes the initial weights and the order of the data")] = 0
+    tokens: Annotated[int, Field(gt=0, description="budget, tokens; rounded up to whole steps")] = 1_000_000
+    batch_size: Annotated[int, Field(gt=0, description="sequences of `context` tokens per step")] = 16
+    accumulate: Annotated[int, Field(gt=0, description="micro-batches a step is split into; divides batch_size")] = 1
+    optimizer: Annotated[
+        Literal["adamw", "sgd", "muon"], Field(description="muon: hidden matrices; the rest AdamW")
+    ] = "adamw"
+    lr: Annotated[float, Field(gt=0, description="peak learning rate")] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, description="on matrices, not on gains")] = 0.1
+    beta1: Annotated[float, Field(ge=0, lt=1, description="AdamW: decay of the mean of gradients")] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW: decay of the mean of squares")] = 0.99
+    momentum: Annotated[float, Field(ge=0, lt=1, description="SGD and Muon")] = 0.95
+    clip: Annotated[float, Field(ge=0, description="largest norm of the gradient; 0: no clipping")] = 1.0
+    warmup: Annotated[float, Field(ge=0, le=1, description="share of the steps in which lr rises from 0")] = 0.05
+    schedule: Annotated[Literal["cosine", "linear"], Field(description="shape of the decay")] = "cosine"
+    decay: Annotated[float, Field(ge=0, le=1, description="share of the steps, at the end, in which lr falls")] = 0.95
+    final_lr: Annotated[float, Field(ge=0, le=1, description="lr at the end, as a share of the peak")] = 0.1
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], Field(description="auto: bf16 autocast where it is native, else fp32")
+    ] = "auto"
+    device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Field(description="auto: the first that there is")] = (
+        "auto"
+    )
+    threads: Annotated[int, Field(ge=0, description="CPU threads of a run; 0: all, or one per run of a study")] = 0
+    log_every: Annotated[int, Field(gt=0, description="steps between two records")] = 10
+    eval_every: Annotated[int, Field(gt=0, description="steps between two scores of the validation set")] = 200
+    checkpoint_every: Annotated[int, Field(gt=0, description="steps between two checkpoints")] = 500
+    keep: Annotated[int, Field(gt=0, description="checkpoints kept, the newest")] = 2
+
+    def __post_init__(self):
+        if self.batch_size % self.accumulate:
+            raise UserError(f"batch_size {self.batch_size} does not split into {self.accumulate} equal micro-batches.")
+        if self.warmup + self.decay > 1:
+            raise UserError(f"warmup {self.warmup} and decay {self.decay} together exceed the whole run (1).")
+
+
+@dataclass(frozen=True, config=STRICT)
+class WandbConfig:
+    """Where wandb mirrors a run. It obeys WANDB_MODE before `mode`."""
+
+    mode: Annotated[
+        Literal["auto", "online", "offline", "disabled"],
+        Field(description="auto: online where you are logged in, else offline"),
+    ] = "auto"
+    project: Annotated[str, Field(description="wandb project")] = "actgpt"
+    group: Annotated[str, Field(description="wandb group; a study fills in its name")] = ""
+
+
+@dataclass(frozen=True, config=STRICT)
+class RunConfig:
+    """One run, fully resolved."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    wandb: WandbConfig = dataclasses.field(default_factory=WandbConfig)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimiser step sees."""
+        return self.train.batch_size * self.model.context
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return -(-self.train.tokens // self.tokens_per_step)
+
+
+SECTIONS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "wandb": WandbConfig}
+WHERE = {
+    "train.threads",
+    "train.device",
+    "train.keep",
+    "wandb.mode",
+    "wandb.project",
+    "wandb.group",
+}  # not what is trained
+
+_run_config = TypeAdapter(RunConfig)
+
+
+def build(tree: Mapping[str, Any], source: str) -> RunConfig:
+    """Return the run that a tree of sections describes.
+
+    Raises:
+        UserError: it lists every bad key and value, with the nearest valid name; `source` says where they stand.
+    """
+    try:
+        return _run_config.validate_python(tree)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _explain(problem: Any) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key, given, kind = ".".join(path), problem["input"], problem["type"]
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        fields = SECTIONS if len(path) == 1 else SECTIONS[path[0]].__dataclass_fields__
+        return unknown("section" if len(path) == 1 else f"key in [{path[0]}]", path[-1], fields)
+    if kind == "literal_error":
+        literal, *_ = get_args(
+            SECTIONS[path[0]].__dataclass_fields__[path[1]].type
+        )  # of Annotated[Literal[...], Field]
+        return f"{key}: " + unknown(path[-1], str(given), get_args(literal))
+    if kind == "value_error":
+        return f"{key}: {problem['ctx']['error']}"
+    return f"{key} = {given!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UserError: there is no such file, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        others = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
+        raise UserError(unknown("config file", str(path), others) if others else f"no such file: {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read as TOML: {error}") from None
+
+
+def tree(config: RunConfig) -> dict[str, Any]:
+    """Return the sections as plain data, the inverse of `build`."""
+    return dataclasses.asdict(config)
+
+
+def write_toml(config: RunConfig, path: Path) -> None:
+    """Write the fully resolved config; reading it back gives an equal one."""
+    path.write_text(tomli_w.dumps(tree(config)), encoding="utf-8")
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """Return one line for each key in which what is trained differs; where it runs does not count."""
+    lines = []
+    for section, values in tree(new).items():
+        before = tree(old)[section]
+        for key, value in values.items():
+            if before[key] != value and f"{section}.{key}" not in WHERE:
+                lines.append(f"{section}.{key}: {before[key]!r} in the folder, {value!r} asked for")
+    return lines

@@ -1,0 +1,92 @@
+"""Where a run runs: device, threads, precision, and the record of it."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; `auto` takes cuda, else mps, else cpu.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(n for n, available in there.items() if available)
+    if not there[name]:
+        raise UserError(
+            f"train.device = {name!r}: not on this machine, which has {', '.join(n for n in there if there[n])}."
+        )
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Return bf16 or fp32; `auto` takes bf16 where the hardware computes it."""
+    if name != "auto":
+        return name
+    native = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "cpu": lambda: torch.backends.mkldnn.is_available() and torch.cpu.get_capabilities().get("avx512_bf16", False),
+        "mps": lambda: False,
+    }
+    return "bf16" if native[device.type]() else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context of forward passes: bf16 where matrices multiply, weights and sums in fp32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory this process has held, bytes: on the GPU if it trains there, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """Return what must be equal for results to be equal bit for bit, and what a reader wants to know."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "platform": platform.platform(),
+        "commit": _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit of this code, with a + if files differ from it; empty outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

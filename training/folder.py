@@ -1,0 +1,60 @@
+"""A run is a folder: who may write to it, and what it holds already."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from errors import UserError
+from training.config import RunConfig, build, differences, read_toml, write_toml
+
+OWN_FILES = {".lock", "log.txt"}  # may be there before the run is
+
+
+@contextmanager
+def open_run(folder: Path, config: RunConfig) -> Iterator[dict[str, Any] | None]:
+    """Hold the folder of a run while it is written; yields the summary if the run is finished already.
+
+    Raises:
+        UserError: another process holds it, it is something else, or it holds a run with another config.
+    """
+    if folder.is_dir() and not (folder / "config.toml").exists() and {p.name for p in folder.iterdir()} - OWN_FILES:
+        raise UserError(f"{folder} exists and is not a run (it has no config.toml). Choose another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: {error.strerror}.") from None
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            if (folder / "config.toml").exists():
+                if lines := differences(read_run_config(folder), config):
+                    raise UserError(
+                        f"{folder} holds a run with another config:\n  "
+                        + "\n  ".join(lines)
+                        + "\nChoose another --out."
+                    )
+            else:
+                write_toml(config, folder / "config.toml")
+            yield read_summary(folder)
+    except Timeout:
+        raise UserError(f"{folder} is being written by another process; wait for it or choose another --out.") from None
+
+
+def read_run_config(folder: Path) -> RunConfig:
+    """Return the config of a run folder.
+
+    Raises:
+        UserError: it is not a run folder.
+    """
+    if not (folder / "config.toml").is_file():
+        raise UserError(f"{folder} is not a run folder (it has no config.toml). Runs are made by train.py.")
+    return build(read_toml(folder / "config.toml"), str(folder / "config.toml"))
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the final figures of a finished run, None for an unfinished one."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None

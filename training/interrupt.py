@@ -1,0 +1,30 @@
+"""SIGINT and SIGTERM: the first asks the loop to stop at its next step, the second ends the process at once."""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+
+class Interrupt:
+    """While entered, `signum` is 0 until SIGINT or SIGTERM arrives, then its number.
+
+    Outside the main thread, where Python takes no signals, it stays 0.
+    """
+
+    def __init__(self):
+        self.signum = 0
+
+    def __enter__(self) -> "Interrupt":
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in getattr(self, "previous", {}).items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        if self.signum:
+            os._exit(128 + signum)
+        self.signum = signum

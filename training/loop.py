@@ -1,0 +1,199 @@
+"""One run, from a config to a folder with its metrics, checkpoints and summary."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from data.batches import train_batch
+from data.dataset import Dataset, prepare
+from errors import Interrupted, UserError
+from model.activations import ACTIVATIONS
+from model.gpt import GPT
+from model.size import size
+from training import checkpoint
+from training.config import RunConfig, tree
+from training.device import autocast, environment, peak_memory, pick_device, pick_precision
+from training.evaluate import evaluate
+from training.folder import open_run
+from training.interrupt import Interrupt
+from training.metrics import Metrics
+from training.optim import build_optimizers, lr_factor
+from training.progress import Display
+from training.sample import sample
+from training.wandb_mirror import WandbMirror
+
+
+def train(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Train one run in `folder`, or go on with it, and return its summary (that of `summary.json`).
+
+    Raises:
+        UserError: the folder or the data do not fit the config.
+        Interrupted: a signal came; a checkpoint is written, and the same call resumes.
+        FloatingPointError: the loss is no longer finite; the last checkpoint stays.
+    """
+    with open_run(folder, config) as finished, Interrupt() as interrupt:
+        if finished:
+            return finished
+        data = prepare(config.data)
+        if len(data.train.tokens_N) <= config.model.context:
+            raise UserError(
+                f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}, "
+                f"{len(data.train.tokens_N)} tokens."
+            )
+        return _run(config, folder, data, interrupt)
+
+
+def _run(config: RunConfig, folder: Path, data: Dataset, interrupt: Interrupt) -> dict[str, Any]:
+    c, steps = config.train, config.steps
+    device = pick_device(c.device)
+    precision = pick_precision(c.precision, device)
+    if c.threads:
+        torch.set_num_threads(c.threads)
+    env = environment(device, precision)
+    torch.manual_seed(c.seed)
+    model = GPT(config.model, data.tokenizer.n_vocab, c.seed).to(device)
+    optimizers = build_optimizers(model, c)
+
+    state: dict[str, Any] = {"offset": 0, "seconds": 0.0, "train_seconds": 0.0, "val": {}, "wandb_id": None}
+    start, resumed = 0, checkpoint.newest(folder / "checkpoints")
+    if resumed:
+        state |= checkpoint.read_state(resumed)
+        start = state["step"]
+        _check_same(state, data, env)
+        checkpoint.load_weights(resumed, model)
+        checkpoint.load_optimizers(resumed, model, optimizers)
+
+    began, train_seconds, val = time.perf_counter() - state["seconds"], state["train_seconds"], state["val"]
+    with Display(folder.name, start, steps) as display:
+        mirror = WandbMirror(config, folder, state["wandb_id"], display.say)
+        metrics = Metrics(folder / "metrics.jsonl", state["offset"], mirror)
+        if resumed:
+            display.say(f"{folder.name}: resumed at step {start} of {steps}")
+        record: dict[str, Any] = {}
+        since = (start, train_seconds)  # where the speed was last measured
+        for step in range(start, steps + 1):
+            last, stop = step == steps, interrupt.signum
+            if not (resumed and step == start):
+                if step % c.eval_every == 0 or last:
+                    with autocast(precision, device):
+                        val = evaluate(model, data.val, c.batch_size).named("val")
+                    record |= val
+                if record:
+                    at = {"step": step, "tokens": step * config.tokens_per_step, "time": time.perf_counter() - began}
+                    metrics.log(at | record)
+                    display.update(at | record)
+                    record = {}
+                if (step and step % c.checkpoint_every == 0) or last or stop:
+                    seconds = time.perf_counter() - began
+                    state |= {"offset": metrics.offset, "seconds": seconds, "train_seconds": train_seconds, "val": val}
+                    state |= {"wandb_id": mirror.id, "config": tree(config), "environment": env}
+                    state |= {"fingerprint": data.fingerprint}
+                    checkpoint.save(folder / "checkpoints", step, model, optimizers, state, data.tokenizer, c.keep)
+            if last:
+                break
+            if stop:
+                metrics.close()
+                raise Interrupted(stop, f"{folder}: stopped at step {step} of {steps}; the same command resumes it")
+
+            step_began = time.perf_counter()
+            lr = c.lr * lr_factor(step, steps, c)
+            loss, norm = _train_step(model, optimizers, data, config, step, lr, precision)
+            due = (step + 1) % c.log_every == 0 or step + 1 == steps
+            if due or (step + 1) % c.checkpoint_every == 0:
+                _check_finite(loss.item(), step + 1, folder)  # also waits for the GPU, which the clock needs
+            train_seconds += time.perf_counter() - step_began
+            if due:
+                speed = (step + 1 - since[0]) * config.tokens_per_step / (train_seconds - since[1])
+                since = (step + 1, train_seconds)
+                record = {"train/loss": loss.item(), "train/lr": lr, "grad/norm": norm.item()}
+                record["perf/tokens_per_s"] = speed
+
+        summary = _summary(config, model, data, precision, val, train_seconds, env)
+        _write_json(folder / "summary.json", summary)
+        metrics.close({k: v for k, v in summary.items() if not isinstance(v, dict)})
+    return summary
+
+
+def _train_step(
+    model: GPT, optimizers: list[Optimizer], data: Dataset, config: RunConfig, step: int, lr: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    """One optimiser step. Returns the loss of its batch before the update, nats/token, and the norm of the gradient."""
+    c, device = config.train, model.embedding.weight.device
+    x_BT, y_BT = train_batch(data.train.tokens_N, c.seed, step, c.batch_size, config.model.context)
+    loss = torch.zeros((), device=device)
+    for micro_x_BT, micro_y_BT in zip(x_BT.chunk(c.accumulate), y_BT.chunk(c.accumulate), strict=True):
+        with autocast(precision, device):
+            micro = model.loss(micro_x_BT.to(device), micro_y_BT.to(device)) / c.accumulate
+        micro.backward()
+        loss += micro.detach()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip or math.inf)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+    return loss, norm
+
+
+def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> None:
+    """Refuse to go on with other data, and warn where results will no longer be equal bit for bit."""
+    if state["fingerprint"] != data.fingerprint:
+        raise UserError("the checkpoint was trained on other data: the corpus or its tokens have changed since.")
+    for key in ("threads", "device_name", "torch", "precision"):
+        if state["environment"][key] != env[key]:
+            print(f"warning: {key} was {state['environment'][key]}, is {env[key]}: not bitwise the same from here on")
+
+
+def _check_finite(loss: float, step: int, folder: Path) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"{folder}: the loss is {loss} at step {step}; a lower train.lr may help")
+
+
+def _summary(
+    config: RunConfig,
+    model: GPT,
+    data: Dataset,
+    precision: str,
+    val: dict[str, float],
+    seconds: float,
+    env: dict[str, Any],
+) -> dict[str, Any]:
+    device = model.embedding.weight.device
+    with autocast(precision, device):
+        test = evaluate(model, data.test, config.train.batch_size).named("test") if data.test else {}
+        text = sample(model, data.tokenizer, prompt="", n_tokens=300, temperature=0.8, top_k=50, seed=0)[0]
+    tokens = config.steps * config.tokens_per_step
+    count = dataclasses.asdict(size(config.model, data.tokenizer.n_vocab))
+    return {
+        "status": "finished",
+        "activation": config.model.activation,
+        "gated": ACTIVATIONS[config.model.activation].gated,
+        "steps": config.steps,
+        "tokens": tokens,
+        **val,
+        **test,
+        "perf/tokens_per_s": tokens / seconds,
+        "perf/train_seconds": seconds,
+        "perf/peak_memory_bytes": peak_memory(device),
+        **{f"params/{part}": count[part] for part in ("total", "embedding", "block", "ffn")},
+        "flops/token": count["flops_per_token"],
+        "data/fingerprint": data.fingerprint,
+        "data/train_tokens": len(data.train.tokens_N),
+        "sample/prompt": "",
+        "sample/text": text,
+        "environment": env,
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,34 @@
+"""The record of a run: `metrics.jsonl` first and always; wandb mirrors it and may be absent."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from training.wandb_mirror import WandbMirror
+
+
+class Metrics:
+    """One JSON record a line, in order of steps. A resumed run cuts the file back to its checkpoint's `offset`."""
+
+    def __init__(self, path: Path, offset: int, mirror: WandbMirror):
+        self.file = path.open("a+b")
+        self.file.truncate(offset)
+        self.mirror = mirror
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
+        return self.file.tell()
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one record (`step`, `tokens`, `time` and the metrics) and hand it to wandb. Keys are paths."""
+        strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self.file.write(json.dumps(strict, allow_nan=False).encode() + b"\n")
+        self.file.flush()
+        self.mirror.log(record)
+
+    def close(self, summary: dict[str, Any] | None = None) -> None:
+        """Close the file, and the wandb run with its summary."""
+        self.file.close()
+        self.mirror.finish(summary)

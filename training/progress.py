@@ -1,0 +1,60 @@
+"""What a single run shows: a progress bar on a terminal, plain lines elsewhere."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Figures(ProgressColumn):
+    """Loss, validation loss and speed of a task, from its fields."""
+
+    def render(self, task: Task) -> Text:
+        """Return what is known so far."""
+        return Text(figures(task.fields.get("record", {})), style="cyan")
+
+
+def figures(record: dict[str, Any]) -> str:
+    """Return the figures of a metrics record that a watcher wants, as one line."""
+    forms = {"train/loss": "loss {:.3f}", "val/loss": "val {:.3f}", "perf/tokens_per_s": "{:,.0f} tokens/s"}
+    return "  ".join(form.format(record[key]) for key, form in forms.items() if record.get(key) is not None)
+
+
+def progress_bar(console: Console) -> Progress:
+    """Return a bar with the figures of each task and the time left."""
+    bar = BarColumn(bar_width=20)
+    return Progress(TextColumn("{task.description}"), bar, Figures(), TimeRemainingColumn(), console=console)
+
+
+class Display:
+    """The watcher's view of one run; use it as a context."""
+
+    def __init__(self, name: str, start: int, steps: int):
+        self.console = Console(highlight=False)
+        self.steps, self.name = steps, name
+        self.latest: dict[str, Any] = {}
+        self.bar = progress_bar(self.console) if self.console.is_terminal else None
+        if self.bar:
+            self.task = self.bar.add_task(name, total=steps, completed=start, record={})
+
+    def __enter__(self) -> "Display":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def update(self, record: dict[str, Any]) -> None:
+        """Show a new record; where there is no terminal, only those with a validation loss."""
+        self.latest |= record
+        if self.bar:
+            self.bar.update(self.task, completed=record["step"], record=self.latest)
+        elif "val/loss" in record:
+            self.say(f"{self.name}  step {record['step']}/{self.steps}  {figures(self.latest)}")

@@ -1,0 +1,48 @@
+"""Text from a model: a prompt's tokens in, text out."""
+
+from pathlib import Path
+
+import torch
+
+from data.tokenizer import Tokenizer
+from errors import UserError
+from model.generate import generate
+from model.gpt import GPT
+from training import checkpoint
+from training.folder import read_run_config
+
+
+def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer]:
+    """Return the model and tokenizer of a run's newest intact checkpoint.
+
+    Raises:
+        UserError: it is not a run folder, or has no checkpoint yet.
+    """
+    config = read_run_config(folder)
+    path = checkpoint.newest(folder / "checkpoints")
+    if path is None:
+        raise UserError(f"{folder} has no checkpoint yet; train it first.")
+    tokenizer = Tokenizer.load(path / "tokenizer.json")
+    model = GPT(config.model, tokenizer.n_vocab)
+    checkpoint.load_weights(path, model)
+    return model.to(device).eval(), tokenizer
+
+
+def sample(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    n_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    count: int = 1,
+) -> list[str]:
+    """Return `count` continuations of `prompt`, without it. An empty prompt begins a document."""
+    device = model.embedding.weight.device
+    ids = [tokenizer.eot, *tokenizer.encode(prompt)] if not prompt else tokenizer.encode(prompt)
+    prompt_BT = torch.tensor([ids], device=device).expand(count, -1)
+    generator = torch.Generator(device).manual_seed(seed)
+    new_BN = generate(model, prompt_BT, n_tokens, temperature, top_k, top_p, generator)
+    return [tokenizer.decode(row) for row in new_BN.tolist()]

@@ -1,0 +1,76 @@
+"""The mirror of a run in wandb. It never blocks a run for long, never asks, and never ends one."""
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.config import RunConfig, tree
+
+
+class WandbMirror:
+    """wandb for one run, or nothing at all: the first failure turns it off with one warning.
+
+    WANDB_MODE decides, then `wandb.mode`. `auto` is online for those who are logged in and offline for others. `id` is
+    the wandb run's id, kept in checkpoints so that a resumed run continues it.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, run_id: str | None, say: Callable[[str], None]):
+        self.run: Any = None
+        self.id = run_id
+        self.say = say
+        mode = os.environ.get("WANDB_MODE") or config.wandb.mode
+        if mode != "disabled":
+            self._guard(self._start, config, folder, mode)
+
+    def _start(self, config: RunConfig, folder: Path, mode: str) -> None:
+        import wandb  # half a second
+
+        os.environ.setdefault("WANDB_SILENT", "true")
+        if mode == "auto":
+            mode = "online" if wandb.login(prompt=False) else "offline"
+        settings = wandb.Settings(init_timeout=15, console="off", x_disable_stats=True)
+        arguments: dict[str, Any] = {
+            "project": config.wandb.project,
+            "group": config.wandb.group or None,
+            "job_type": "train",
+            "name": folder.name,
+            "tags": [config.model.activation, config.data.corpus[:64]],
+            "config": tree(config),
+            "dir": folder,
+            "settings": settings,
+        }
+        self.id = self.id or uuid.uuid4().hex[:8]
+        arguments["id"] = self.id
+        try:
+            self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **arguments)
+        except Exception as error:
+            if mode != "online":
+                raise
+            self.say(f"wandb: cannot go online ({type(error).__name__}); this run is kept offline")
+            self.run = wandb.init(mode="offline", **arguments)
+        self.run.define_metric("tokens")
+        self.run.define_metric("*", step_metric="tokens")
+        if self.run.settings.mode != "online":
+            self.say(f"wandb: offline; to upload it later: wandb sync {Path(self.run.dir).parent}")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Mirror one record."""
+        if self.run is not None:
+            self._guard(self.run.log, record, step=record["step"])
+
+    def finish(self, summary: dict[str, Any] | None = None) -> None:
+        """Write the summary, if the run finished, and close."""
+        if self.run is not None and summary is not None:
+            self._guard(self.run.summary.update, summary)
+        if self.run is not None:
+            self._guard(self.run.finish, exit_code=0 if summary is not None else 1)
+        self.run = None
+
+    def _guard(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+        try:
+            call(*arguments, **keywords)
+        except Exception as error:
+            self.run = None
+            self.say(f"warning: wandb is off for this run ({type(error).__name__}: {error}); metrics.jsonl goes on")
