@@ -38,7 +38,7 @@ class Pointwise(nn.Module):
 
 
 class SwishBeta(nn.Module):
-    """u·σ(βu) with β learned (Ramachandran et al., 2017). It starts at 1.25, between SiLU (1) and quick GELU (1.702)."""
+    """u·σ(βu) with β learned (Ramachandran et al., 2017). It starts between SiLU (1) and quick GELU (1.702)."""
 
     def __init__(self):
         super().__init__()

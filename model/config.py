@@ -23,8 +23,8 @@ class ModelConfig:
             fits = [n for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
             nearest = min(fits, key=lambda n: abs(n - self.n_head), default=None)
             raise UserError(
-                f"d_model {self.d_model} does not split into {self.n_head} heads of an even width (rotary positions turn "
-                f"pairs). " + (f"Nearest n_head that fits: {nearest}." if nearest else "d_model must be even.")
+                f"d_model {self.d_model} does not split into {self.n_head} heads of an even width (rotary positions "
+                f"turn pairs). " + (f"Nearest n_head that fits: {nearest}." if nearest else "d_model must be even.")
             )
         from model.activations import check_name  # here, since the registry needs torch
 

@@ -4,7 +4,6 @@ Shape suffixes, everywhere: B batch, T time (positions), D width of the residual
 K width of a head, V vocabulary, N any number of tokens.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,7 +29,7 @@ class GPT(nn.Module):
         init_weights(self, seed)
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return the logits of the next token at every position, BTV; T at most `config.context`, the cache included."""
+        """Return the logits of the next token at every position, BTV; T up to `config.context`, the cache included."""
         start = cache.length if cache else 0
         rotary_2TK = self.rotary_2TK[:, start : start + tokens_BT.shape[1]]
         x_BTD = self.embedding(tokens_BT)

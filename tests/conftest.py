@@ -1,8 +1,12 @@
 import os
+import random
 
 import pytest
 
+from training.config import RunConfig, build
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported: no test waits for the Hub
+os.environ["WANDB_MODE"] = "disabled"  # tests of the mirror say otherwise
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,29 @@ def wheels(shared_cache, cache, monkeypatch):
     """The session's cache in place of the fresh one, for tests that need the registry's wheels."""
     monkeypatch.setenv("ACTGPT_CACHE", str(shared_cache))
     return shared_cache
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A text file of 40 kB whose words come in a fixed, partly predictable order."""
+    draw = random.Random(0)
+    words = ["the", "king", "and", "queen", "of", "night", "speak", "not", "to", "me", "sweet", "sorrow"]
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(1000)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny(corpus):
+    """Return a function from changes (`section={...}`) to the config of a run that takes a second."""
+
+    def make(**changes) -> RunConfig:
+        tree = {
+            "data": {"corpus": str(corpus), "tokenizer": "bytes", "val_fraction": 0.05, "test_fraction": 0.05},
+            "model": {"n_layer": 2, "n_head": 2, "d_model": 24, "context": 16},
+            "train": {"tokens": 16 * 4 * 20, "batch_size": 4, "log_every": 2, "eval_every": 8, "checkpoint_every": 6}
+            | {"threads": 1, "precision": "fp32", "lr": 1e-2},
+        }
+        return build({name: part | changes.get(name, {}) for name, part in tree.items()}, "test")
+
+    return make

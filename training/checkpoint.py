@@ -83,12 +83,12 @@ def verify(path: Path) -> None:
     try:
         manifest = json.loads((path / "manifest.json").read_text())
     except (OSError, ValueError) as error:
-        raise Damaged(f"{path.name}/manifest.json is missing or damaged ({type(error).__name__})") from None
+        raise Damaged(f"{path.name}: manifest.json is missing or damaged ({type(error).__name__})") from None
     if not isinstance(manifest, dict) or sorted(manifest) != sorted(FILES):
-        raise Damaged(f"{path.name}/manifest.json does not list the files of a checkpoint")
+        raise Damaged(f"{path.name}: manifest.json does not list the files of a checkpoint")
     for name in FILES:
         if not (path / name).is_file() or _sha256(path / name) != manifest[name]:
-            raise Damaged(f"{path.name}/{name} is missing or damaged")
+            raise Damaged(f"{path.name}: {name} is missing or does not match manifest.json")
 
 
 def read_state(path: Path) -> dict[str, Any]:

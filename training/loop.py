@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from model.activations import ACTIVATIONS
 from model.gpt import GPT
 from model.size import size
 from training import checkpoint
+from training.clock import Clock
 from training.config import RunConfig, tree
 from training.device import autocast, environment, peak_memory, pick_device, pick_precision
 from training.evaluate import evaluate
@@ -42,83 +42,78 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     with open_run(folder, config) as finished, Interrupt() as interrupt:
         if finished:
             return finished
+        device = pick_device(config.train.device)  # before anything is fetched
         data = prepare(config.data)
         if len(data.train.tokens_N) <= config.model.context:
             raise UserError(
                 f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}, "
                 f"{len(data.train.tokens_N)} tokens."
             )
-        return _run(config, folder, data, interrupt)
+        return _run(config, folder, data, device, interrupt)
 
 
-def _run(config: RunConfig, folder: Path, data: Dataset, interrupt: Interrupt) -> dict[str, Any]:
-    c, steps = config.train, config.steps
-    device = pick_device(c.device)
-    precision = pick_precision(c.precision, device)
+def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, interrupt: Interrupt) -> dict[str, Any]:
+    c, steps, checkpoints = config.train, config.steps, folder / "checkpoints"
     if c.threads:
         torch.set_num_threads(c.threads)
+    precision = pick_precision(c.precision, device)
     env = environment(device, precision)
     torch.manual_seed(c.seed)
     model = GPT(config.model, data.tokenizer.n_vocab, c.seed).to(device)
     optimizers = build_optimizers(model, c)
 
-    state: dict[str, Any] = {"offset": 0, "seconds": 0.0, "train_seconds": 0.0, "val": {}, "wandb_id": None}
-    start, resumed = 0, checkpoint.newest(folder / "checkpoints")
-    if resumed:
-        state |= checkpoint.read_state(resumed)
-        start = state["step"]
+    # what a resumed run needs beside its tensors
+    state: dict[str, Any] = {"step": 0, "offset": 0, "time": 0.0, "train_seconds": 0.0, "val": {}, "wandb_id": None}
+    if resumed := checkpoint.newest(checkpoints):
+        state = checkpoint.read_state(resumed)
         _check_same(state, data, env)
         checkpoint.load_weights(resumed, model)
         checkpoint.load_optimizers(resumed, model, optimizers)
+    start, val = state["step"], state["val"]
+    clock = Clock(state["time"], state["train_seconds"])
 
-    began, train_seconds, val = time.perf_counter() - state["seconds"], state["train_seconds"], state["val"]
-    with Display(folder.name, start, steps) as display:
-        mirror = WandbMirror(config, folder, state["wandb_id"], display.say)
-        metrics = Metrics(folder / "metrics.jsonl", state["offset"], mirror)
-        if resumed:
-            display.say(f"{folder.name}: resumed at step {start} of {steps}")
+    with (
+        Display(folder.name, start, steps, resumed=bool(resumed)) as display,
+        Metrics(
+            folder / "metrics.jsonl", state["offset"], WandbMirror(config, folder, state["wandb_id"], display.say)
+        ) as metrics,
+    ):
         record: dict[str, Any] = {}
-        since = (start, train_seconds)  # where the speed was last measured
         for step in range(start, steps + 1):
             last, stop = step == steps, interrupt.signum
-            if not (resumed and step == start):
+            if step > start or not resumed:  # a checkpoint comes after the records of its step
                 if step % c.eval_every == 0 or last:
                     with autocast(precision, device):
                         val = evaluate(model, data.val, c.batch_size).named("val")
                     record |= val
                 if record:
-                    at = {"step": step, "tokens": step * config.tokens_per_step, "time": time.perf_counter() - began}
-                    metrics.log(at | record)
-                    display.update(at | record)
+                    record = {"step": step, "tokens": step * config.tokens_per_step, "time": clock.time} | record
+                    metrics.log(record)
+                    display.update(record)
                     record = {}
                 if (step and step % c.checkpoint_every == 0) or last or stop:
-                    seconds = time.perf_counter() - began
-                    state |= {"offset": metrics.offset, "seconds": seconds, "train_seconds": train_seconds, "val": val}
-                    state |= {"wandb_id": mirror.id, "config": tree(config), "environment": env}
-                    state |= {"fingerprint": data.fingerprint}
-                    checkpoint.save(folder / "checkpoints", step, model, optimizers, state, data.tokenizer, c.keep)
+                    state = {"offset": metrics.offset, "time": clock.time, "train_seconds": clock.train_seconds}
+                    state |= {"val": val, "wandb_id": metrics.mirror.id, "fingerprint": data.fingerprint}
+                    state |= {"config": tree(config), "environment": env}
+                    checkpoint.save(checkpoints, step, model, optimizers, state, data.tokenizer, c.keep)
             if last:
                 break
             if stop:
-                metrics.close()
                 raise Interrupted(stop, f"{folder}: stopped at step {step} of {steps}; the same command resumes it")
 
-            step_began = time.perf_counter()
             lr = c.lr * lr_factor(step, steps, c)
-            loss, norm = _train_step(model, optimizers, data, config, step, lr, precision)
-            due = (step + 1) % c.log_every == 0 or step + 1 == steps
-            if due or (step + 1) % c.checkpoint_every == 0:
-                _check_finite(loss.item(), step + 1, folder)  # also waits for the GPU, which the clock needs
-            train_seconds += time.perf_counter() - step_began
-            if due:
-                speed = (step + 1 - since[0]) * config.tokens_per_step / (train_seconds - since[1])
-                since = (step + 1, train_seconds)
+            log, save = ((step + 1) % every == 0 or step + 1 == steps for every in (c.log_every, c.checkpoint_every))
+            with clock.training(config.tokens_per_step):
+                loss, norm = _train_step(model, optimizers, data, config, step, lr, precision)
+                if (log or save) and not math.isfinite(loss.item()):  # .item() also waits for the GPU, as a clock must
+                    raise FloatingPointError(f"{folder}: the loss is {loss.item()} at step {step + 1}; lower train.lr")
+            if log:
                 record = {"train/loss": loss.item(), "train/lr": lr, "grad/norm": norm.item()}
-                record["perf/tokens_per_s"] = speed
+                record["perf/tokens_per_s"] = clock.speed()
 
-        summary = _summary(config, model, data, precision, val, train_seconds, env)
+        summary = _summary(config, model, data, precision, val, clock.train_seconds, env)
         _write_json(folder / "summary.json", summary)
-        metrics.close({k: v for k, v in summary.items() if not isinstance(v, dict)})
+        metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
     return summary
 
 
@@ -150,11 +145,6 @@ def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> No
     for key in ("threads", "device_name", "torch", "precision"):
         if state["environment"][key] != env[key]:
             print(f"warning: {key} was {state['environment'][key]}, is {env[key]}: not bitwise the same from here on")
-
-
-def _check_finite(loss: float, step: int, folder: Path) -> None:
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"{folder}: the loss is {loss} at step {step}; a lower train.lr may help")
 
 
 def _summary(

@@ -28,7 +28,13 @@ class Metrics:
         self.file.flush()
         self.mirror.log(record)
 
-    def close(self, summary: dict[str, Any] | None = None) -> None:
-        """Close the file, and the wandb run with its summary."""
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Give wandb the final figures."""
+        self.mirror.summarize(summary)
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.file.close()
-        self.mirror.finish(summary)
+        self.mirror.close(failed=kind is not None)

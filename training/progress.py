@@ -30,13 +30,15 @@ def progress_bar(console: Console) -> Progress:
 class Display:
     """The watcher's view of one run; use it as a context."""
 
-    def __init__(self, name: str, start: int, steps: int):
+    def __init__(self, name: str, start: int, steps: int, resumed: bool):
         self.console = Console(highlight=False)
         self.steps, self.name = steps, name
         self.latest: dict[str, Any] = {}
         self.bar = progress_bar(self.console) if self.console.is_terminal else None
         if self.bar:
             self.task = self.bar.add_task(name, total=steps, completed=start, record={})
+        if resumed:
+            self.say(f"{name}: resumed at step {start} of {steps}")
 
     def __enter__(self) -> "Display":
         if self.bar:

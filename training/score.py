@@ -32,8 +32,8 @@ def score_run(folder: Path, device_name: str) -> dict[str, Score]:
             continue
         with autocast(precision, device):
             scores[name] = score = evaluate(model, split, config.train.batch_size)
-        print(
-            f"{name:<5} loss {score.loss:.4f} nats/token  perplexity {score.perplexity:.3f}  "
-            f"{score.bits_per_byte:.4f} bits/byte  ({len(split.tokens_N) - 1:,} tokens, step {state['step']}, {precision})"
+        figures = (
+            f"loss {score.loss:.4f} nats/token  perplexity {score.perplexity:.3f}  {score.bits_per_byte:.4f} bits/byte"
         )
+        print(f"{name:<5} {figures}  ({len(split.tokens_N) - 1:,} tokens, step {state['step']}, {precision})")
     return scores

@@ -31,7 +31,9 @@ class WandbMirror:
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False) else "offline"
         settings = wandb.Settings(init_timeout=15, console="off", x_disable_stats=True)
+        self.id = self.id or uuid.uuid4().hex[:8]
         arguments: dict[str, Any] = {
+            "id": self.id,
             "project": config.wandb.project,
             "group": config.wandb.group or None,
             "job_type": "train",
@@ -41,14 +43,15 @@ class WandbMirror:
             "dir": folder,
             "settings": settings,
         }
-        self.id = self.id or uuid.uuid4().hex[:8]
-        arguments["id"] = self.id
         try:
-            self.run = wandb.init(mode=mode, resume="allow" if mode == "online" else None, **arguments)
+            if mode == "online":
+                arguments["resume"] = "allow"
+            self.run = wandb.init(mode=mode, **arguments)  # pyright: ignore[reportArgumentType]  (checked by wandb)
         except Exception as error:
             if mode != "online":
                 raise
             self.say(f"wandb: cannot go online ({type(error).__name__}); this run is kept offline")
+            arguments.pop("resume")
             self.run = wandb.init(mode="offline", **arguments)
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
@@ -60,12 +63,15 @@ class WandbMirror:
         if self.run is not None:
             self._guard(self.run.log, record, step=record["step"])
 
-    def finish(self, summary: dict[str, Any] | None = None) -> None:
-        """Write the summary, if the run finished, and close."""
-        if self.run is not None and summary is not None:
-            self._guard(self.run.summary.update, summary)
+    def summarize(self, summary: dict[str, Any]) -> None:
+        """Mirror the final figures."""
         if self.run is not None:
-            self._guard(self.run.finish, exit_code=0 if summary is not None else 1)
+            self._guard(self.run.summary.update, summary)
+
+    def close(self, failed: bool) -> None:
+        """End the wandb run."""
+        if self.run is not None:
+            self._guard(self.run.finish, exit_code=int(failed))
         self.run = None
 
     def _guard(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:

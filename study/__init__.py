@@ -1,0 +1,1 @@
+"""Many runs: grid, executor, results, report."""

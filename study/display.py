@@ -1,0 +1,99 @@
+"""What a study shows while it runs: a bar for each run and one for all on a terminal, plain lines elsewhere."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from model.config import ModelConfig
+from model.size import size
+from training.progress import figures, progress_bar
+
+if TYPE_CHECKING:
+    from study.executor import Job
+
+QUIET_SECONDS = 30.0  # between two lines on the whole study, where there is no terminal
+
+
+class StudyDisplay:
+    """The watcher's view of a study; use it as a context."""
+
+    def __init__(self, name: str, jobs: list["Job"], parallel: int):
+        self.console = Console(highlight=False)
+        self.name, self.jobs, self.parallel = name, jobs, parallel
+        self.began = self.spoke = time.monotonic()
+        self.steps_before = sum(job.steps_left for job in jobs)
+        self.first: dict[str, dict[str, Any]] = {}  # record of each run that this process saw
+        self.speeds: dict[str, float] = {}  # steps per second of each run since
+        self.bar = progress_bar(self.console) if self.console.is_terminal else None
+
+    def __enter__(self) -> "StudyDisplay":
+        if self.bar:
+            self.bar.start()
+            self.total = self.bar.add_task(self.name, total=self.steps_before, record={})
+            self.tasks = {
+                job.name: self.bar.add_task(
+                    job.name,
+                    total=job.config.steps,
+                    completed=job.config.steps - job.steps_left,
+                    record={},
+                    start=False,
+                )
+                for job in self.jobs
+            }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def sizes(self, models: dict[str, tuple[ModelConfig, int]]) -> None:
+        """Print how well the runs match in size: parameters and training FLOPs per token, each against the first."""
+        first = None
+        for model, n_vocab in dict.fromkeys(models.values()):
+            cost = size(model, n_vocab)
+            first = first or cost
+            weights, flops = cost.total / first.total - 1, cost.flops_per_token / first.flops_per_token - 1
+            self.say(
+                f"{model.activation:>12}  {cost.total:>12,} parameters ({weights:+.2%})"
+                f"  {cost.flops_per_token / 1e6:>9,.1f} MFLOP per training token ({flops:+.2%})"
+            )
+
+    def update(self, job: "Job", records: list[dict[str, Any]]) -> None:
+        """Show what is new of a run."""
+        for record in records:
+            first = self.first.setdefault(job.name, record)
+            if record["step"] > first["step"]:
+                self.speeds[job.name] = (record["step"] - first["step"]) / (record["time"] - first["time"])
+        ended = job.status in ("finished", "failed")
+        if self.bar:
+            self.bar.start_task(self.tasks[job.name])
+            label = f"{job.name} (failed)" if job.status == "failed" else job.name
+            self.bar.update(
+                self.tasks[job.name], completed=job.record.get("step", 0), record=job.record, description=label
+            )
+            self.bar.update(self.total, completed=self.steps_before - sum(j.steps_left for j in self.jobs))
+        else:
+            for record in records:
+                if "val/loss" in record:
+                    self.say(f"{job.name}  step {record['step']}/{job.config.steps}  {figures(record)}")
+            if time.monotonic() - self.spoke > QUIET_SECONDS and (left := self.seconds_left()):
+                self.spoke = time.monotonic()
+                self.say(f"{self.name}: about {left / 60:.0f} min left")
+        if ended and job.status == "failed":
+            log = (job.folder / "log.txt").read_text(errors="replace").strip().splitlines()
+            self.say(
+                f"{job.name} failed; the others go on. {job.folder / 'log.txt'} ends with: {log[-1] if log else ''}"
+            )
+
+    def seconds_left(self) -> float | None:
+        """Estimate the time left from the speed of the runs so far; None before the first records."""
+        if not self.speeds:
+            return None
+        left = [job.steps_left for job in self.jobs]
+        speed = sum(self.speeds.values()) / len(self.speeds)
+        return max(sum(left) / self.parallel, max(left)) / speed

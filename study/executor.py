@@ -1,0 +1,178 @@
+"""Runs of a study in parallel, one process for each core, under one live display."""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from filelock import FileLock, Timeout
+
+from data.dataset import prepare
+from errors import Interrupted, UserError
+from model.activations import load_plugin
+from study.config import Tree
+from study.display import StudyDisplay
+from training.config import RunConfig, read_toml
+from training.device import cores, pick_device
+from training.folder import read_summary
+from training.interrupt import Interrupt
+from training.loop import train
+
+POLL_SECONDS = 0.25
+
+
+@dataclasses.dataclass
+class Job:
+    """A run of the study while it executes. What it does is read from its folder."""
+
+    name: str
+    config: RunConfig
+    folder: Path
+    process: BaseProcess | None = None
+    status: str = "waiting"  # then running, finished or failed
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)  # the newest value of each metric
+    offset: int = 0
+
+    @property
+    def steps_left(self) -> int:
+        """Steps still to train."""
+        return 0 if self.status in ("finished", "failed") else self.config.steps - self.record.get("step", 0)
+
+    def read_new(self) -> list[dict[str, Any]]:
+        """Return the records written since the last call."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self.offset:  # cut back by a resumed run
+                self.offset = 0
+            file.seek(self.offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self.offset += len(whole + newline)
+        records = [json.loads(line) for line in whole.splitlines()]
+        for record in records:
+            self.record |= record
+        return records
+
+
+def run_study(runs: dict[str, RunConfig], tree: Tree, folder: Path, plugin: Path | None = None) -> list[str]:
+    """Train every run that is not finished and return the names of those that failed.
+
+    Raises:
+        UserError: the folder holds another study, or another process works on it.
+        Interrupted: a signal came; every run has written a checkpoint.
+    """
+    with _open_study(folder, tree), Interrupt() as interrupt:
+        on_cpu = all(pick_device(config.train.device).type == "cpu" for config in runs.values())
+        data = {config.data: prepare(config.data) for config in runs.values()}  # once, here, not in every process
+        parallel = min(len(runs), cores()) if on_cpu else 1
+        jobs = [Job(name, _placed(config, folder, parallel), folder / name) for name, config in runs.items()]
+        for job in jobs:
+            job.status = "finished" if read_summary(job.folder) else "waiting"
+        with StudyDisplay(folder.name, jobs, parallel) as display:
+            display.sizes({job.name: (job.config.model, data[job.config.data].tokenizer.n_vocab) for job in jobs})
+            _execute(jobs, parallel, plugin, interrupt, display)
+        if interrupt.signum:
+            raise Interrupted(interrupt.signum, f"{folder}: stopped; the same command resumes it")
+    return [job.name for job in jobs if job.status == "failed"]
+
+
+@contextlib.contextmanager
+def _open_study(folder: Path, tree: Tree) -> Iterator[None]:
+    path = folder / "study.toml"
+    if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - {".lock"}:
+        raise UserError(f"{folder} exists and is not a study (it has no study.toml). Choose another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            if path.exists():
+                old = read_toml(path)
+                keys = sorted({(s, key) for t in (old, tree) for s, part in t.items() for key in part})
+                pairs = [(s, key, old.get(s, {}).get(key), tree.get(s, {}).get(key)) for s, key in keys]
+                lines = [f"{s}.{key}: {a!r} in the folder, {b!r} asked for" for s, key, a, b in pairs if a != b]
+                if lines:
+                    raise UserError(
+                        f"{folder} holds another study:\n  " + "\n  ".join(lines) + "\nChoose another --out."
+                    )
+            path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+            yield
+    except Timeout:
+        raise UserError(f"{folder} is being written by another process; wait for it or choose another --out.") from None
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"--out {folder}: {error.strerror}.") from None
+
+
+def _placed(config: RunConfig, folder: Path, parallel: int) -> RunConfig:
+    """Give a run its share of the cores and its study's name as wandb group, unless the config says otherwise."""
+    threads = config.train.threads or max(1, cores() // parallel)
+    group = config.wandb.group or folder.name
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, threads=threads),
+        wandb=dataclasses.replace(config.wandb, group=group),
+    )
+
+
+def _execute(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: Interrupt, display: StudyDisplay) -> None:
+    context = multiprocessing.get_context("spawn")
+    asked = False
+    while any(job.status in ("waiting", "running") for job in jobs):
+        running = [job for job in jobs if job.status == "running"]
+        waiting = [job for job in jobs if job.status == "waiting"]
+        if interrupt.signum and not running:
+            return
+        if interrupt.signum and not asked:
+            asked = True
+            for job in running:
+                assert job.process is not None
+                job.process.terminate()  # SIGTERM: it saves and ends
+        elif waiting and len(running) < parallel and not interrupt.signum:
+            job = waiting[0]
+            job.process = context.Process(target=_child, args=(job.config, job.folder, plugin))
+            job.process.start()
+            job.status = "running"
+            continue
+        for job in running:
+            assert job.process is not None
+            alive = job.process.is_alive()  # asked first, so that the last records are not missed
+            records = job.read_new()
+            if not alive:
+                job.status = "finished" if read_summary(job.folder) else "waiting" if asked else "failed"
+            display.update(job, records)
+        time.sleep(POLL_SECONDS)
+
+
+def _child(config: RunConfig, folder: Path, plugin: Path | None) -> None:
+    """Train in a process of its own, its output in log.txt of the run's folder."""
+    os.setsid()  # Ctrl-C on the terminal reaches the study, which asks each run once
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("ab") as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        if plugin:
+            load_plugin(plugin)
+        train(config, folder)
+    except Interrupted as stopped:
+        sys.exit(stopped.code)
+    except UserError as error:
+        print(error)
+        sys.exit(2)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

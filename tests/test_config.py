@@ -1,0 +1,144 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from errors import UserError
+from study.config import axes, expand, merge, parse_command, run_name
+from training.config import RunConfig, build, differences, read_toml, write_toml
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+
+
+def test_a_config_written_and_read_back_is_equal(tmp_path, tiny):
+    write_toml(tiny(), tmp_path / "config.toml")
+    assert build(read_toml(tmp_path / "config.toml"), "it") == tiny()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_shipped_config_loads(path):
+    runs = expand(merge(path, {}), str(path))
+    assert all(isinstance(config, RunConfig) for config in runs.values())
+
+
+def test_the_default_is_the_five_that_everyone_knows():
+    quick = next(path for path in CONFIGS if path.name == "quick.toml")
+    runs = expand(merge(quick, {}), "quick")
+    assert list(runs) == ["sigmoid", "relu", "gelu", "silu", "swiglu"]
+    assert (
+        len({dataclasses.replace(c, model=dataclasses.replace(c.model, activation="gelu")) for c in runs.values()}) == 1
+    )
+
+
+def test_steps_cover_the_budget():
+    config = build({"train": {"tokens": 1000, "batch_size": 3}, "model": {"context": 10}}, "it")
+    assert config.tokens_per_step == 30
+    assert config.steps == 34
+
+
+MISTAKES = {
+    "model.activaton=relu": ["activaton", "'activation'"],
+    "modle.n_layer=2": ["modle", "'model'"],
+    "model.activation=rellu": ["rellu", "'relu'"],
+    "train.optimizer=adam": ["'adam'", "'adamw'", "muon"],
+    "train.schedule=cosin": ["'cosin'", "'cosine'"],
+    "train.tokens=0": ["train.tokens = 0", "greater than 0"],
+    "train.tokens=-5": ["train.tokens = -5", "greater than 0"],
+    "train.tokens=1.5": ["train.tokens = 1.5"],
+    "train.lr=fast": ["train.lr = 'fast'"],
+    "train.seed=-1": ["train.seed = -1"],
+    "model.n_head=5": ["d_model 128", "5 heads", "4"],
+    "train.accumulate=3": ["batch_size 16", "3"],
+    "train.warmup=0.9": ["warmup 0.9", "decay 0.95"],
+    "data.tokenizer=byte": ["'byte'", "'bytes'"],
+    "data.val_fraction=0": ["data.val_fraction = 0"],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_with_the_nearest_valid_name(mistake):
+    path, _, text = mistake.partition("=")
+    section, key = path.split(".")
+    value = float(text) if "." in text else int(text) if text.lstrip("-").isdigit() else text
+    with pytest.raises(UserError) as error:
+        build({section: {key: value}}, "a.toml")
+    assert str(error.value).startswith("a.toml:")
+    for part in MISTAKES[mistake]:
+        assert part in str(error.value)
+
+
+def test_all_mistakes_are_listed_at_once():
+    with pytest.raises(UserError) as error:
+        build({"train": {"tokens": 0, "lrr": 1}, "model": {"n_layer": "four"}}, "a.toml")
+    assert [word in str(error.value) for word in ("train.tokens", "'lrr'", "model.n_layer")] == [True] * 3
+
+
+def test_broken_and_missing_files_are_named(tmp_path):
+    (tmp_path / "bad.toml").write_text("[train\nlr = 1")
+    with pytest.raises(UserError, match=r"bad.toml cannot be read as TOML"):
+        read_toml(tmp_path / "bad.toml")
+    with pytest.raises(UserError, match=r"Did you mean .*bad\.toml"):
+        read_toml(tmp_path / "bda.toml")
+    (tmp_path / "flat.toml").write_text("lr = 1")
+    with pytest.raises(UserError, match="every key stands in a section"):
+        merge(tmp_path / "flat.toml", {})
+
+
+def test_differences_leave_out_where_a_run_runs():
+    one = build({"train": {"threads": 1, "device": "cpu", "lr": 0.1}}, "it")
+    two = build({"train": {"threads": 2, "device": "auto", "lr": 0.2}, "wandb": {"mode": "offline"}}, "it")
+    assert differences(one, two) == ["train.lr: 0.1 in the folder, 0.2 asked for"]
+
+
+def test_flags_stand_above_the_file_and_the_file_above_the_defaults(tmp_path):
+    (tmp_path / "a.toml").write_text('[train]\nlr = 0.5\nseed = 7\n[model]\nactivation = ["relu", "gelu"]')
+    command = parse_command([str(tmp_path / "a.toml"), "--train.lr=3e-3", "--model.d-model", "64"], Path("none"))
+    tree = merge(command.config, command.flags)
+    assert tree == {
+        "train": {"lr": 3e-3, "seed": 7},
+        "model": {"activation": ["relu", "gelu"], "d_model": 64},
+    }
+    assert command.out == Path("runs/a")
+    assert {c.train.batch_size for c in expand(tree, "it").values()} == {RunConfig().train.batch_size}
+
+
+def test_a_flag_may_make_or_end_a_study(tmp_path):
+    (tmp_path / "a.toml").write_text('[model]\nactivation = ["relu", "gelu"]')
+    one = parse_command([str(tmp_path / "a.toml"), "--model.activation=silu"], Path("none"))
+    assert list(expand(merge(one.config, one.flags), "it")) == [""]
+    many = parse_command([str(tmp_path / "a.toml"), "--train.seed=[1, 2]", '--model.activation=["silu"]'], Path("none"))
+    assert list(expand(merge(many.config, many.flags), "it")) == ["silu-seed1", "silu-seed2"]
+
+
+def test_a_number_given_for_a_name_stays_text():
+    command = parse_command(["a.toml", "--wandb.project=2024"], Path("none"))
+    assert command.flags == {"wandb": {"project": "2024"}}
+
+
+def test_lists_make_every_combination_once_and_in_order():
+    tree = {"model": {"activation": ["relu", "gelu"]}, "train": {"seed": [1, 2], "lr": [0.1]}}
+    runs = expand(tree, "it")
+    assert list(runs) == ["relu-seed1-lr0.1", "relu-seed2-lr0.1", "gelu-seed1-lr0.1", "gelu-seed2-lr0.1"]
+    assert (runs["gelu-seed2-lr0.1"].model.activation, runs["gelu-seed2-lr0.1"].train.seed) == ("gelu", 2)
+
+
+@pytest.mark.parametrize("values", [[], ["relu", "relu"]])
+def test_a_list_needs_values_and_each_once(values):
+    with pytest.raises(UserError, match="each once"):
+        axes({"model": {"activation": values}})
+
+
+def test_run_names_are_safe_as_folders():
+    name = run_name({("data", "corpus"): "../../etc/passwd", ("model", "activation"): "relu"})
+    assert name == "relu-corpus.._.._etc_passwd"
+    assert Path(name).name == name
+
+
+@given(st.floats(1e-8, 1e3), st.integers(0, 2**40), st.integers(1, 10**12))
+def test_numbers_survive_the_file_exactly(tmp_path_factory, lr, seed, tokens):
+    path = tmp_path_factory.mktemp("config") / "c.toml"
+    config = build({"train": {"lr": lr, "seed": seed, "tokens": tokens}}, "it")
+    write_toml(config, path)
+    assert build(read_toml(path), "it") == config

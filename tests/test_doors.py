@@ -1,0 +1,143 @@
+"""The three commands as a user types them, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def door(*arguments, **env):
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
+
+
+@pytest.fixture
+def flags(corpus):
+    small = ["--model.n_layer=1", "--model.n_head=2", "--model.d_model=24", "--model.context=16"]
+    return [f"--data.corpus={corpus}", "--data.tokenizer=bytes", *small, "--train.tokens=6400", "--train.threads=1"]
+
+
+@pytest.fixture
+def run(flags, tmp_path):
+    done = door("train.py", "configs/single.toml", *flags, f"--out={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tmp_path / "run"
+
+
+def test_train_evaluate_and_sample_one_run(run, flags):
+    summary = json.loads((run / "summary.json").read_text())
+    scored = door("eval.py", run)
+    assert f"val   loss {summary['val/loss']:.4f} nats/token" in scored.stdout
+    assert f"{summary['test/bits_per_byte']:.4f} bits/byte" in scored.stdout
+    again = door("train.py", "configs/single.toml", *flags, f"--out={run}")
+    assert again.stdout.startswith("finished")
+    one, two, other = (door("sample.py", run, "--prompt=the king", f"--seed={s}").stdout for s in (1, 1, 2))
+    assert one == two != other
+    assert one.startswith("the king")
+
+
+@pytest.mark.parametrize("prompt", ["", "x" * 500, "日本語 \U0001f600", "the"])
+def test_any_prompt_can_be_continued(run, prompt):
+    done = door("sample.py", run, f"--prompt={prompt}", "--tokens=40", "--samples=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(prompt) >= 2
+
+
+def test_a_study_ends_with_its_table_and_report(flags, tmp_path):
+    done = door("train.py", *flags, f"--out={tmp_path / 'quick'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("sigmoid", "relu", "gelu", "silu", "swiglu"):
+        assert name in done.stdout
+    assert "plotly" in (tmp_path / "quick" / "report.html").read_text(encoding="utf-8").lower()
+    (tmp_path / "quick" / "report.html").unlink()
+    compared = door("eval.py", tmp_path / "quick")
+    assert compared.returncode == 0, compared.stderr
+    assert (tmp_path / "quick" / "report.html").exists()
+    several = door(
+        "eval.py", tmp_path / "quick" / "relu", tmp_path / "quick" / "gelu", f"--out={tmp_path / 'two.html'}"
+    )
+    assert several.returncode == 0, several.stderr
+    assert (tmp_path / "two.html").exists()
+
+
+def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_path):
+    plugin = tmp_path / "acts.py"
+    plugin.write_text(
+        "import torch\nfrom model.activations import Activation, pointwise\n"
+        "ACTIVATIONS = {'sine': Activation(pointwise(torch.sin))}\n"
+    )
+    arguments = ("configs/single.toml", *flags, "--model.activation=sine", f"--out={tmp_path / 'run'}")
+    assert door("train.py", *arguments).returncode == 2
+    assert not (tmp_path / "run").exists()
+    done = door("train.py", *arguments, f"--plugin={plugin}")
+    assert done.returncode == 0, done.stderr
+    without = door("sample.py", tmp_path / "run")
+    assert without.returncode == 2
+    assert "--plugin" in without.stderr
+    assert door("sample.py", tmp_path / "run", f"--plugin={plugin}").returncode == 0
+
+
+MISTAKES = {
+    "train.py --model.activation=rellu": "Did you mean 'relu'?",
+    "train.py --model.activaton=relu": "--model.activation",
+    "train.py --data.corpus=shakespear": "Did you mean 'shakespeare'?",
+    "train.py --data.corpus=nowhere.txt": "no such file",
+    "train.py --data.tokenizer=gtp2": "Did you mean 'gpt2'?",
+    "train.py --train.optimizer=admw": "Did you mean 'adamw'?",
+    "train.py --train.tokens=0": "train.tokens",
+    "train.py --train.lr=high": "train.lr",
+    "train.py --model.n_head=7": "7 heads",
+    "train.py configs/quikc.toml": "Did you mean 'configs/quick.toml'?",
+    "train.py --train.device=mps configs/single.toml": "not on this machine",
+    "train.py --out=pyproject.toml": "pyproject.toml",
+    "eval.py": "name a run",
+    "eval.py nowhere": "nowhere",
+    "eval.py configs": "configs",
+    "sample.py configs": "not a run folder",
+    "sample.py nowhere --temperature=-1": "--temperature -1.0",
+    "sample.py nowhere --tokens=0": "--tokens 0",
+    "sample.py nowhere --top-p=2": "--top-p 2.0",
+    "sample.py nowhere --plugin=nowhere.py": "no such file",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_ends_with_code_2_and_a_hint_before_anything_is_done(command, cache):
+    done = door(*command.split())
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert MISTAKES[command] in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(cache.rglob("*.whl"))  # nothing was fetched
+
+
+@pytest.mark.parametrize("name", ["train.py", "eval.py", "sample.py"])
+def test_help_documents_and_imports_nothing_slow(name):
+    done = door("-X", "importtime", name, "--help")
+    assert done.returncode == 0
+    for slow in ("torch", "wandb", "datasets", "plotly", "pandas", "scipy", "transformers"):
+        assert f"| {slow}\n" not in done.stderr
+
+
+def test_help_documents_every_field_with_its_default():
+    text = " ".join(door("train.py", "--help").stdout.split())
+    for part in (
+        "--train.lr FLOAT",
+        "(default: 0.001)",
+        "budget, tokens",
+        "--data.corpus",
+        "--model.activation",
+        "--wandb.mode",
+    ):
+        assert part in text
+
+
+def test_numbers_that_are_no_run(tmp_path):
+    (tmp_path / "config.toml").write_text("[model]\nn_layer = 'many'")
+    done = door("sample.py", tmp_path)
+    assert done.returncode == 2
+    assert "model.n_layer" in done.stderr

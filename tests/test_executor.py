@@ -1,0 +1,113 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from errors import UserError
+from study.config import expand
+from study.executor import run_study
+from training.config import tree as plain
+from training.folder import read_summary
+from training.loop import train
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def study(tiny):
+    """Return a function from axes to the tree of a study of tiny runs."""
+
+    def make(activation=("relu", "gelu", "swiglu"), **changes):
+        tree = plain(tiny(**changes))
+        tree["model"]["activation"] = list(activation)
+        return tree
+
+    return make
+
+
+def losses(folder):
+    return [json.loads(line).get("train/loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_study_is_its_runs_each_as_if_alone(study, tmp_path, capfd):
+    tree = study()
+    runs = expand(tree, "it")
+    assert run_study(runs, tree, tmp_path / "study") == []
+    for name, config in runs.items():
+        train(config, tmp_path / "alone" / name)
+        assert losses(tmp_path / "study" / name) == losses(tmp_path / "alone" / name)
+    shown = capfd.readouterr().out
+    assert "parameters (+0.00%)" in shown
+    before = (tmp_path / "study" / "relu" / "metrics.jsonl").stat().st_mtime_ns
+    assert run_study(runs, tree, tmp_path / "study") == []  # finished runs are skipped
+    assert (tmp_path / "study" / "relu" / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(study, tmp_path, capfd):
+    plugin = tmp_path / "acts.py"
+    plugin.write_text(
+        "import torch\nfrom model.activations import Activation, pointwise\n"
+        "ACTIVATIONS = {'broken': Activation(pointwise(lambda u: torch.cat([u, u])))}\n"
+    )
+    code = (
+        "import sys; from pathlib import Path; from model.activations import load_plugin\n"
+        "from study.config import expand; from study.executor import run_study; import json\n"
+        "if __name__ == '__main__':\n"
+        "    load_plugin(Path(sys.argv[1])); tree = json.loads(sys.argv[2])\n"
+        "    print('FAILED', run_study(expand(tree, 'it'), tree, Path(sys.argv[3]), Path(sys.argv[1])))\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    tree = study(["relu", "broken", "gelu"])
+    command = [sys.executable, str(script), str(plugin), json.dumps(tree), str(tmp_path / "study")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert "FAILED ['broken']" in done.stdout, done.stdout + done.stderr
+    assert "broken failed; the others go on" in done.stdout
+    assert read_summary(tmp_path / "study" / "relu")
+    assert read_summary(tmp_path / "study" / "gelu")
+    assert "RuntimeError" in (tmp_path / "study" / "broken" / "log.txt").read_text()
+
+
+def test_another_study_in_the_folder_is_refused(study, tmp_path):
+    tree = study(["relu"])
+    run_study(expand(tree, "it"), tree, tmp_path / "study")
+    other = study(["relu", "gelu"])
+    with pytest.raises(UserError, match=r"model.activation: \['relu'\] in the folder, \['relu', 'gelu'\] asked for"):
+        run_study(expand(other, "it"), other, tmp_path / "study")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"")
+    with pytest.raises(UserError, match="is not a study"):
+        run_study(expand(tree, "it"), tree, tmp_path / "photos")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_study_that_is_stopped_or_killed_ends_in_the_same_results(corpus, tmp_path, signum, code):
+    flags = [f"--data.corpus={corpus}", "--data.tokenizer=bytes", '--model.activation=["relu", "gelu", "silu"]']
+    flags += ["--model.d_model=24", "--model.n_layer=2", "--model.context=16", "--train.batch_size=4"]
+    flags += ["--train.tokens=25600", "--train.checkpoint_every=20", "--train.threads=1", "--train.eval_every=50"]
+    command = [sys.executable, "train.py", "configs/quick.toml", *flags]
+    subprocess.run([*command, f"--out={tmp_path / 'whole'}"], cwd=ROOT, check=True, capture_output=True)
+
+    process = subprocess.Popen(
+        [*command, f"--out={tmp_path / 'parts'}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "parts").glob("*/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signum)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    deadline = time.monotonic() + 60  # orphans of a killed study save and end by themselves
+    while True:
+        done = subprocess.run([*command, f"--out={tmp_path / 'parts'}"], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode == 0 or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("relu", "gelu", "silu"):
+        assert losses(tmp_path / "parts" / name) == losses(tmp_path / "whole" / name)

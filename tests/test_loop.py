@@ -1,0 +1,180 @@
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.batches import train_batch
+from errors import Interrupted, UserError
+from training import checkpoint, loop
+from training.folder import read_run_config
+from training.loop import train
+
+TIMES = {"time", "perf/tokens_per_s"}
+
+
+def records(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def weights(folder):
+    path = checkpoint.newest(folder / "checkpoints")
+    assert path is not None
+    return load_file(path / "model.safetensors")
+
+
+def same_weights(one, other):
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Return a function that makes the next run receive a real signal within the given step."""
+
+    def arrange(step, signum=signal.SIGTERM):
+        def batch(tokens_N, seed, at, *shape):
+            if at == step:
+                monkeypatch.setattr(loop, "train_batch", train_batch)
+                os.kill(os.getpid(), signum)
+            return train_batch(tokens_N, seed, at, *shape)
+
+        monkeypatch.setattr(loop, "train_batch", batch)
+
+    return arrange
+
+
+def test_a_run_is_a_folder_that_tells_all(tiny, tmp_path):
+    config = tiny()
+    summary = train(config, tmp_path / "run")
+    assert read_run_config(tmp_path / "run") == config
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    found = records(tmp_path / "run")
+    assert [r["step"] for r in found] == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    assert [r["step"] for r in found if "val/loss" in r] == [0, 8, 16, 20]
+    assert all(r["tokens"] == r["step"] * 4 * 16 for r in found)
+    assert found[-1]["val/loss"] == summary["val/loss"] < found[0]["val/loss"] - 1
+    assert summary["tokens"] == 20 * 4 * 16
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000018", "step-00000020"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("step", [0, 7, 12, 18])
+def test_stopping_and_resuming_equals_never_stopping_bit_for_bit(tiny, tmp_path, stop_at, step, optimizer):
+    config = tiny(train={"optimizer": optimizer}, model={"activation": "swiglu"})
+    train(config, tmp_path / "whole")
+    stop_at(step)
+    with pytest.raises(Interrupted) as stopped:
+        train(config, tmp_path / "parts")
+    assert stopped.value.code == 143
+    train(config, tmp_path / "parts")
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+    assert same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(tiny, tmp_path, monkeypatch):
+    train(tiny(), tmp_path / "whole")
+
+    def batch(tokens_N, seed, step, *shape):
+        if step == 15:
+            raise OSError("the disk is gone")
+        return train_batch(tokens_N, seed, step, *shape)
+
+    monkeypatch.setattr(loop, "train_batch", batch)
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(tiny(), tmp_path / "parts")
+    monkeypatch.undo()
+    assert records(tmp_path / "parts")[-1]["step"] == 14  # beyond the checkpoint of step 12, and cut back to it
+    monkeypatch.setenv("ACTGPT_CACHE", str(tmp_path / "cache"))
+    train(tiny(), tmp_path / "parts")
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+    assert same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_ctrl_c_has_its_own_code(tiny, tmp_path, stop_at):
+    stop_at(3, signal.SIGINT)
+    with pytest.raises(Interrupted, match="stopped at step 4 of 20") as stopped:
+        train(tiny(), tmp_path / "run")
+    assert stopped.value.code == 130
+
+
+def test_evaluating_more_often_changes_nothing_in_training(tiny, tmp_path):
+    train(tiny(train={"eval_every": 100}), tmp_path / "seldom")
+    train(tiny(train={"eval_every": 1}), tmp_path / "often")
+    seldom = {r["step"]: r["train/loss"] for r in records(tmp_path / "seldom") if "train/loss" in r}
+    often = {r["step"]: r["train/loss"] for r in records(tmp_path / "often") if "train/loss" in r}
+    assert seldom == often
+    assert same_weights(tmp_path / "seldom", tmp_path / "often")
+
+
+def test_accumulated_micro_batches_are_the_whole_batch(tiny, tmp_path):
+    train(tiny(), tmp_path / "whole")
+    train(tiny(train={"accumulate": 4}), tmp_path / "micro")
+    whole, micro = (
+        [r["train/loss"] for r in records(tmp_path / name) if "train/loss" in r] for name in ("whole", "micro")
+    )
+    assert len(whole) == 10
+    assert micro == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_seed_decides_everything(tiny, tmp_path):
+    train(tiny(), tmp_path / "a")
+    train(tiny(), tmp_path / "b")
+    train(tiny(train={"seed": 1}), tmp_path / "c")
+    assert records(tmp_path / "a") == records(tmp_path / "b")
+    assert records(tmp_path / "a") != records(tmp_path / "c")
+
+
+def test_a_finished_run_is_not_trained_again(tiny, tmp_path):
+    summary = train(tiny(), tmp_path / "run")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.name != ".lock"}
+    assert train(tiny(), tmp_path / "run") == summary
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.name != ".lock"} == before
+
+
+def test_another_config_is_refused_and_the_difference_shown(tiny, tmp_path):
+    train(tiny(), tmp_path / "run")
+    with pytest.raises(UserError, match=r"train\.lr: 0\.01 in the folder, 0\.02 asked for"):
+        train(tiny(train={"lr": 0.02}), tmp_path / "run")
+    train(tiny(train={"keep": 5}), tmp_path / "run")  # where and how it is kept does not matter
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tiny, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    with pytest.raises(UserError, match="is not a run"):
+        train(tiny(), tmp_path / "thesis")
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+def test_a_context_longer_than_the_corpus_is_refused_with_both_numbers(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"context = 100000 is longer than the training split .* \d+ tokens"):
+        train(tiny(model={"context": 100_000}), tmp_path / "run")
+
+
+def test_other_data_under_a_checkpoint_is_refused(tiny, tmp_path, stop_at, corpus):
+    stop_at(8)
+    with pytest.raises(Interrupted):
+        train(tiny(), tmp_path / "run")
+    corpus.write_text(corpus.read_text() + "\nand a new ending")
+    with pytest.raises(UserError, match="trained on other data"):
+        train(tiny(), tmp_path / "run")
+
+
+def test_a_diverging_run_ends_by_name_and_keeps_its_last_good_checkpoint(tiny, tmp_path, monkeypatch):
+    real = loop._train_step
+
+    def step(model, optimizers, data, config, step, lr, precision):
+        loss, norm = real(model, optimizers, data, config, step, lr, precision)
+        return (loss * float("nan") if step == 13 else loss), norm
+
+    monkeypatch.setattr(loop, "_train_step", step)
+    with pytest.raises(FloatingPointError, match="loss is nan at step 14"):
+        train(tiny(), tmp_path / "run")
+    path = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert path is not None
+    assert path.name == "step-00000012"

@@ -1,0 +1,91 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from training.loop import train
+from training.metrics import Metrics
+from training.wandb_mirror import WandbMirror
+
+
+@pytest.fixture
+def wandb_home(monkeypatch, tmp_path):
+    """wandb as for a user who never logged in, with nothing written outside the test's folder."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+
+
+def history(folder):
+    """The records of an offline wandb run, read by wandb's own tool."""
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    entries = [json.loads(line) for line in output.splitlines()]
+    items = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
+    return entries, [{k: v for k, v in item.items() if not k.startswith("_")} for item in items]
+
+
+def test_the_offline_wandb_file_holds_the_records_of_metrics_jsonl(tiny, tmp_path, wandb_home, capsys):
+    train(tiny(wandb={}), tmp_path / "run")
+    entries, mirrored = history(tmp_path / "run")
+    ours = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert mirrored == ours
+    metrics = [entry["metric"] for entry in entries if entry["type"] == "metric"]
+    assert any(metric.get("step_metric") == "tokens" for metric in metrics)
+    assert "wandb sync" in capsys.readouterr().out
+    config = next(entry["run"]["config"]["update"] for entry in entries if entry["type"] == "run")
+    assert config["model"]["activation"] == "gelu"
+
+
+def test_wandb_mode_disabled_leaves_no_trace(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    train(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+class Broken:
+    """A wandb run whose background process died."""
+
+    calls = 0
+
+    def log(self, *_, **__):
+        self.calls += 1
+        raise ConnectionError("the service is gone")
+
+
+def test_the_first_failure_turns_wandb_off_with_one_warning_and_metrics_go_on(tiny, tmp_path):
+    said = []
+    mirror = WandbMirror(tiny(), tmp_path, None, said.append)
+    mirror.run = broken = Broken()
+    with Metrics(tmp_path / "metrics.jsonl", 0, mirror) as metrics:
+        metrics.log({"step": 1, "tokens": 2})
+        metrics.log({"step": 2, "tokens": 4})
+    assert broken.calls == len(said) == 1
+    assert "ConnectionError" in said[0]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_missing_wandb_does_not_end_a_run(tiny, tmp_path, monkeypatch, wandb_home, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    train(tiny(), tmp_path / "run")
+    assert "wandb is off for this run" in capsys.readouterr().out
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_resuming_cuts_the_file_back_and_numbers_that_json_lacks_become_null(tiny, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    mirror = WandbMirror(tiny(), tmp_path, None, print)
+    with Metrics(path, 0, mirror) as metrics:
+        metrics.log({"step": 1})
+        offset = metrics.offset
+        metrics.log({"step": 2})
+    with Metrics(path, offset, mirror) as metrics:
+        metrics.log({"step": 2, "train/loss": float("inf")})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1},
+        {"step": 2, "train/loss": None},
+    ]

@@ -1,0 +1,64 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from model.config import ModelConfig
+from model.gpt import GPT
+from training.config import TrainConfig
+from training.optim import build_optimizers, lr_factor
+
+
+def test_learning_rates_worked_by_hand():
+    config = TrainConfig(warmup=0.2, decay=0.5, schedule="linear", final_lr=0.0)
+    # 10 steps: two rise (1/3, 2/3), three stay, five fall from 1 by fifths
+    expected = [1 / 3, 2 / 3, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    assert [lr_factor(step, 10, config) for step in range(10)] == pytest.approx(expected)
+
+
+def test_cosine_is_half_way_in_the_middle_and_ends_at_its_final_share():
+    config = TrainConfig(warmup=0.0, decay=1.0, schedule="cosine", final_lr=0.1)
+    assert lr_factor(0, 1000, config) == 1.0
+    assert lr_factor(500, 1000, config) == pytest.approx(0.55)
+    assert lr_factor(999, 1000, config) == pytest.approx(0.1, abs=1e-4)
+
+
+def nanogpt_lr(step, warmup, total, peak, low):
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    return low + 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) * (peak - low)
+
+
+def test_schedule_is_nanogpts_where_decay_follows_warmup_at_once():
+    config = TrainConfig(lr=1e-3, warmup=0.05, decay=0.95, final_lr=0.1)
+    ours = [config.lr * lr_factor(step, 2000, config) for step in range(2000)]
+    assert ours == pytest.approx([nanogpt_lr(step, 100, 2000, 1e-3, 1e-4) for step in range(2000)])
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "prelu"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_every_weight_is_optimised_once_and_only_matrices_decay(optimizer, activation):
+    model = GPT(ModelConfig(activation=activation, n_layer=2, n_head=2, d_model=8, context=4), 11)
+    groups = [g for o in build_optimizers(model, TrainConfig(optimizer=optimizer)) for g in o.param_groups]
+    seen = [id(p) for group in groups for p in group["params"]]
+    assert sorted(seen) == sorted(id(p) for p in model.parameters())
+    assert all((group["weight_decay"] > 0) == (p.ndim >= 2) for group in groups for p in group["params"])
+
+
+def test_muon_takes_the_matrices_of_the_blocks_alone():
+    model = GPT(ModelConfig(activation="swiglu", n_layer=2, n_head=2, d_model=8, context=4), 11)
+    muon, _ = build_optimizers(model, TrainConfig(optimizer="muon"))
+    assert isinstance(muon, torch.optim.Muon)
+    names = {id(p): name for name, p in model.named_parameters()}
+    taken = {names[id(p)].split(".", 2)[2] for group in muon.param_groups for p in group["params"]}
+    assert taken == {"attn.qkv.weight", "attn.out.weight", "ffn.gate.weight", "ffn.up.weight", "ffn.down.weight"}
+
+
+def test_first_adamw_step_is_the_learning_rate_by_the_sign_of_the_gradient():
+    model = nn.Linear(3, 2, bias=False)
+    before = model.weight.detach().clone()
+    (optimizer,) = build_optimizers(model, TrainConfig(lr=0.01, weight_decay=0.0))
+    model.weight.grad = torch.tensor([[1.0, -2.0, 0.5], [-0.1, 3.0, 10.0]])
+    optimizer.step()
+    torch.testing.assert_close(model.weight.detach() - before, -0.01 * model.weight.grad.sign(), rtol=0, atol=1e-5)
