@@ -5,6 +5,7 @@ compute act(x W_gate) * (x W_up) instead of act(x W_up) (Dauphin et al., 2016; S
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -97,21 +98,38 @@ def load_plugin(path: Path) -> None:
     """Run the Python file at `path` and add the dict `ACTIVATIONS` that it defines to the registry.
 
     Raises:
-        UserError: the file is missing, fails, defines no such dict, or redefines a name.
+        UserError: the file is missing, fails, defines no such dict, redefines a name, or a factory makes no module.
     """
     if not path.is_file():
         raise UserError(f"--plugin {path}: there is no such file.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"plugin_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--plugin {path}: a Python file (.py) is expected.")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass in the file looks itself up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f"--plugin {path}: {type(error).__name__}: {error}") from error
     added = getattr(module, "ACTIVATIONS", None)
-    if not isinstance(added, dict) or not all(isinstance(a, Activation) for a in added.values()):
-        raise UserError(f"--plugin {path}: it must define ACTIVATIONS, a dict of name -> model.activations.Activation.")
+    if not isinstance(added, dict) or added is ACTIVATIONS or not _holds_activations(added):
+        raise UserError(
+            f"--plugin {path}: it must define ACTIVATIONS, a dict of its own of name -> model.activations.Activation."
+        )
     if taken := [name for name in added if name in ACTIVATIONS]:
         raise UserError(f"--plugin {path}: the registry already has {', '.join(taken)}; choose another name.")
+    for name, activation in added.items():
+        try:
+            made = activation.factory()
+        except Exception as error:
+            made = f"{type(error).__name__}: {error}"
+        if not isinstance(made, nn.Module):
+            raise UserError(
+                f"--plugin {path}: {name}: factory() must make an nn.Module, such as Activation(nn.ReLU) or "
+                f"Activation(pointwise(torch.relu)), but gave {made}."
+            )
     ACTIVATIONS.update(added)
+
+
+def _holds_activations(added: dict) -> bool:
+    return all(isinstance(name, str) and isinstance(entry, Activation) for name, entry in added.items())

@@ -31,7 +31,13 @@ class KVCache:
         self.kv_L2BHTK = torch.empty(shape, device=device, dtype=dtype)
 
     def extend(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new positions of one layer and return all of its keys and values up to them."""
+        """Write the new positions of one layer and return all of its keys and values up to them.
+
+        Raises:
+            ValueError: several positions come to a cache that is not empty; their mask would be another one.
+        """
+        if self.length and k_BHTK.shape[2] > 1:
+            raise ValueError("a cache that is not empty takes one position at a time")
         end = self.length + k_BHTK.shape[2]
         k_cache, v_cache = self.kv_L2BHTK[layer]
         k_cache[:, :, self.length : end] = k_BHTK

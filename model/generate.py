@@ -18,7 +18,7 @@ def next_token(
     if temperature == 0:
         return logits_BV.argmax(-1)
     logits_BV, order_BV = logits_BV.float().sort(-1, descending=True)
-    probability_BV = (logits_BV / temperature).softmax(-1)
+    probability_BV = ((logits_BV - logits_BV[:, :1]) / temperature).softmax(-1)  # no overflow, however cold
     if top_k > 0:
         probability_BV[:, top_k:] = 0
     if top_p < 1:

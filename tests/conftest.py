@@ -2,11 +2,13 @@ import os
 import random
 
 import pytest
+import torch
 
 from training.config import RunConfig, build
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported: no test waits for the Hub
 os.environ["WANDB_MODE"] = "disabled"  # tests of the mirror say otherwise
+torch.set_num_threads(1)  # small tensors gain nothing from more
 
 
 @pytest.fixture(scope="session")

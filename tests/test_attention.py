@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from model.attention import Attention, KVCache, rotary_table, rotate
+from model.config import ModelConfig
+
+CONFIG = ModelConfig(n_layer=1, n_head=2, d_model=12, context=9)
+
+
+def reference_attention(x_TD: NDArray, qkv: NDArray, out: NDArray, n_head: int) -> NDArray:
+    """Causal attention of one sequence, head by head: the pair (k, k + K/2) is a complex number that turns."""
+    T, D = x_TD.shape
+    K = D // n_head
+    turn_TK = np.exp(1j * np.outer(np.arange(T), 1e4 ** (-2 * np.arange(K // 2) / K)))
+    heads = []
+    for head in range(n_head):
+        q_TK, k_TK, v_TK = (x_TD @ qkv[i * D + head * K : i * D + (head + 1) * K].T for i in range(3))
+        q_TK, k_TK = (turn_TK * (z[:, : K // 2] + 1j * z[:, K // 2 :]) for z in (q_TK, k_TK))
+        score_TT = (q_TK @ k_TK.conj().T).real / np.sqrt(K)
+        score_TT[np.triu_indices(T, 1)] = -np.inf
+        weight_TT = np.exp(score_TT - score_TT.max(1, keepdims=True))
+        heads.append(weight_TT / weight_TT.sum(1, keepdims=True) @ v_TK)
+    return np.concatenate(heads, 1) @ out.T
+
+
+@pytest.fixture
+def attention():
+    torch.manual_seed(0)
+    attention = Attention(CONFIG, layer=0).double()
+    for weight in attention.parameters():
+        torch.nn.init.normal_(weight, std=0.6)
+    return attention
+
+
+def test_is_the_textbook_formula(attention):
+    x_BTD = torch.randn(3, 9, 12, dtype=torch.float64)
+    y_BTD = attention(x_BTD, rotary_table(9, 6).double()).detach()
+    for x_TD, y_TD in zip(x_BTD.numpy(), y_BTD, strict=True):
+        qkv, out = attention.qkv.weight.detach().numpy(), attention.out.weight.detach().numpy()
+        np.testing.assert_allclose(y_TD, reference_attention(x_TD, qkv, out, 2), rtol=1e-5, atol=1e-6)
+
+
+def test_scores_depend_on_the_distance_only():
+    q_K, k_K = torch.randn(2, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q_TK, k_TK = (rotate(z.expand(1, 1, 50, 8), rotary_table(50, 8))[0, 0] for z in (q_K, k_K))
+    score_TT = q_TK @ k_TK.T
+    torch.testing.assert_close(score_TT[1:, 1:], score_TT[:-1, :-1], rtol=0, atol=1e-5)
+    assert score_TT[0].std() > 0.1
+
+
+def test_rotary_table_by_hand():
+    cos_TK, sin_TK = rotary_table(3, 4)  # angles t and t/100
+    assert cos_TK.dtype == torch.float32
+    torch.testing.assert_close(cos_TK, torch.tensor([[1, 1], [0.5403023, 0.9999500], [-0.4161468, 0.9998000]]))
+    torch.testing.assert_close(sin_TK, torch.tensor([[0, 0], [0.8414710, 0.0099998], [0.9092974, 0.0199987]]))
+
+
+def test_rotary_table_is_exact_far_out():
+    angle_TK = np.outer(np.arange(100_000), [1, 1e4 ** (-1 / 3), 1e4 ** (-2 / 3)])
+    table_2TK = rotary_table(100_000, 6)
+    np.testing.assert_allclose(table_2TK, np.stack((np.cos(angle_TK), np.sin(angle_TK))), rtol=0, atol=1e-7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", [1, 4, 8])
+def test_cached_steps_equal_one_pass(attention, first):
+    x_BTD, rotary_2TK = torch.randn(2, 9, 12, dtype=torch.float64), rotary_table(9, 6)
+    cache = KVCache(CONFIG, 2, x_BTD.device, x_BTD.dtype)
+    y_BTD = []
+    for start, end in [(0, first), *((t, t + 1) for t in range(first, 9))]:
+        y_BTD.append(attention(x_BTD[:, start:end], rotary_2TK[:, start:end], cache))
+        cache.length = end
+    torch.testing.assert_close(torch.cat(y_BTD, 1), attention(x_BTD, rotary_2TK), rtol=1e-10, atol=1e-10)

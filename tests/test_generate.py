@@ -1,0 +1,131 @@
+import pytest
+import torch
+from scipy.stats import chisquare
+from test_gpt import loud_model
+from torch import Tensor
+
+from model.activations import ACTIVATIONS
+from model.generate import generate, next_token
+from model.gpt import GPT
+
+CONTEXT = 8
+PROBABILITY = torch.tensor([0.05, 0.40, 0.12, 0.25, 0.18])  # likeliest first: 1, 3, 4, 2, 0
+
+
+def uncached(model: GPT, prompt: list[int], n_tokens: int) -> list[int]:
+    """The likeliest continuation without a cache: a window that, when full, drops to the latter half of a context."""
+    window, new = list(prompt), []
+    with torch.no_grad():
+        for _ in range(n_tokens):
+            if len(window) > model.config.context:
+                window = window[-max(model.config.context // 2, 1) :]
+            new.append(int(model(torch.tensor([window]))[0, -1].argmax()))
+            window.append(new[-1])
+    return new
+
+
+def prompts(*lengths: int) -> Tensor:
+    return torch.randint(11, lengths, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize(("length", "n_tokens"), [(3, CONTEXT - 2), (1, 30)])
+def test_greedy_equals_an_uncached_loop(name, length, n_tokens):
+    model, prompt_BT = loud_model(name), prompts(4, length)
+    new_BN = generate(model, prompt_BT, n_tokens, temperature=0)
+    assert new_BN.tolist() == [uncached(model, row, n_tokens) for row in prompt_BT.tolist()]
+
+
+@pytest.mark.parametrize("length", [CONTEXT - 1, CONTEXT, CONTEXT + 1, 3 * CONTEXT])
+def test_prompts_about_as_long_as_the_context_and_longer(length):
+    model, prompt_BT = loud_model("swiglu"), prompts(4, length)
+    new_BN = generate(model, prompt_BT, 20, temperature=0)
+    assert new_BN.tolist() == [uncached(model, row, 20) for row in prompt_BT.tolist()]
+    assert new_BN.unique().numel() > 5  # a text that varies
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_smallest_contexts(context):
+    model, prompt_BT = loud_model("gelu", context=context), prompts(2, 4)
+    expected = [uncached(model, row, 9) for row in prompt_BT.tolist()]
+    assert generate(model, prompt_BT, 9, temperature=0).tolist() == expected
+
+
+def test_rows_of_a_batch_are_as_alone():
+    model, prompt_BT = loud_model("gelu"), prompts(5, 4)
+    alone = [generate(model, row[None], 20, temperature=0)[0].tolist() for row in prompt_BT]
+    assert generate(model, prompt_BT, 20, temperature=0).tolist() == alone
+
+
+def test_no_tokens():
+    assert generate(loud_model("gelu"), prompts(2, 3), 0).shape == (2, 0)
+
+
+def test_seed_fixes_the_text():
+    model, prompt_BT = loud_model("gelu"), prompts(3, 2)
+
+    def text(seed: int) -> list[list[int]]:
+        return generate(model, prompt_BT, 30, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    first = text(1)
+    torch.manual_seed(99)
+    assert text(1) == first
+    assert text(2) != first
+
+
+def test_generating_leaves_no_trace_in_the_model():
+    model, prompt_BT = loud_model("gelu"), prompts(2, 4)
+    before = model(prompt_BT)
+    assert not generate(model, prompt_BT, 20).requires_grad
+    assert torch.equal(model(prompt_BT), before)
+    assert before.requires_grad
+
+
+def test_bf16_autocast_fills_the_cache():
+    model = loud_model("swiglu").float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generate(model, prompts(2, 3), 20).shape == (2, 20)
+
+
+def draw(n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> Tensor:
+    logits_BV = PROBABILITY.log().expand(n, -1) + 3  # a shift changes nothing
+    return next_token(logits_BV, temperature, top_k, top_p, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("rule", [{"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-3}])
+def test_four_ways_to_take_the_likeliest(rule):
+    assert set(draw(200, **rule).tolist()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        ({}, [1, 3, 4, 2, 0]),
+        ({"temperature": 2.0}, [1, 3, 4, 2, 0]),
+        ({"temperature": 0.5}, [1, 3, 4, 2, 0]),
+        ({"top_k": 2}, [1, 3]),
+        ({"top_k": 4}, [1, 3, 4, 2]),
+        ({"top_k": 99}, [1, 3, 4, 2, 0]),
+        ({"top_p": 0.3}, [1]),
+        ({"top_p": 0.6}, [1, 3]),
+        ({"top_p": 0.7}, [1, 3, 4]),
+        ({"top_p": 0.9}, [1, 3, 4, 2]),
+        ({"top_p": 0.55, "temperature": 0.5}, [1]),  # squares: .16 of .27
+        ({"top_k": 2, "top_p": 0.6}, [1]),  # of the two kept, the first has 62 %
+        ({"top_k": 3, "top_p": 0.6}, [1, 3]),
+    ],
+)
+def test_draws_follow_the_softmax_of_the_kept_tokens(rule, kept):
+    weight = PROBABILITY.double()[kept] ** (1 / rule.get("temperature", 1.0))
+    counts = torch.bincount(draw(20_000, **rule), minlength=5)
+    assert counts.sum() == counts[kept].sum() == 20_000
+    assert (counts[kept] > 0).all()
+    if len(kept) > 1:
+        assert chisquare(counts[kept].numpy(), (20_000 * weight / weight.sum()).numpy()).pvalue > 1e-3
+
+
+def test_rows_have_rules_of_their_own():
+    logits_BV = torch.tensor([[5.0, 4.0, 0.0, 0.0], [0.0, 0.0, 4.0, 5.0]]).repeat(500, 1)
+    drawn = next_token(logits_BV, 1.0, 2, 1.0, torch.Generator().manual_seed(0)).view(500, 2)
+    assert [set(column.tolist()) for column in drawn.T] == [{0, 1}, {2, 3}]
+    assert torch.equal(logits_BV[0], torch.tensor([5.0, 4.0, 0.0, 0.0]))

@@ -1,0 +1,91 @@
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.activations import ACTIVATIONS, Activation
+from model.config import ModelConfig
+from model.gpt import GPT
+
+LEARNED = {"prelu": 0.25, "swish_beta": 1.25}
+
+
+def weights(
+    name: str = "gelu", seed: int = 0, n_layer: int = 3, d_model: int = 12, n_vocab: int = 11
+) -> dict[str, Tensor]:
+    config = ModelConfig(activation=name, n_layer=n_layer, n_head=2, d_model=d_model, context=8)
+    return {key: p.detach() for key, p in GPT(config, n_vocab, seed).named_parameters()}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_same_seed_same_weights_whatever_was_drawn_before(name):
+    first = weights(name, seed=5)
+    torch.manual_seed(123)
+    again, other = weights(name, seed=5), weights(name, seed=6)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not any(torch.equal(first[key], other[key]) for key in first if first[key].ndim == 2)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_networks_that_differ_in_the_activation_start_equal_in_all_else(name):
+    mine, reference = weights(name), weights("swiglu" if ACTIVATIONS[name].gated else "gelu")
+    assert {key for key in mine if ".act." not in key} == reference.keys()
+    assert all(torch.equal(mine[key], reference[key]) for key in reference)
+
+
+def test_gated_and_ungated_start_equal_outside_the_ffn():
+    gated, ungated = weights("swiglu"), weights("gelu")
+    shared = {key for key in ungated if ".ffn." not in key}
+    assert shared == {key for key in gated if ".ffn." not in key}
+    assert all(torch.equal(gated[key], ungated[key]) for key in shared)
+
+
+def test_deeper_network_starts_with_the_same_blocks_but_for_the_branch_ends():
+    shallow, deep = weights(n_layer=2), weights(n_layer=8)
+    for key in shallow:
+        scale = 2 if key.endswith(("out.weight", "down.weight")) else 1  # √(2·8) to √(2·2)
+        torch.testing.assert_close(shallow[key], deep[key] * scale)
+
+
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+@pytest.mark.parametrize("n_layer", [1, 4])
+def test_spread_is_that_of_gpt2(name, n_layer):
+    for key, weight in weights(name, n_layer=n_layer, d_model=96, n_vocab=300).items():
+        if weight.ndim == 1:
+            assert (weight == 1).all(), key
+            continue
+        branch_end = key.endswith(("attn.out.weight", "ffn.down.weight"))
+        sd, n = 0.02 / math.sqrt(2 * n_layer) if branch_end else 0.02, weight.numel()
+        assert weight.std().item() == pytest.approx(sd, abs=5 * sd / math.sqrt(2 * n)), key
+        assert weight.mean().item() == pytest.approx(0, abs=5 * sd / math.sqrt(n)), key
+        assert (weight / sd).pow(4).mean().item() == pytest.approx(3, abs=5 * math.sqrt(96 / n)), key
+
+
+def test_draws_are_independent_between_names_and_seeds():
+    draws = [w.flatten() for s in (0, 1) for w in weights("swiglu", s, d_model=48, n_vocab=128).values() if w.ndim == 2]
+    assert len(draws) == 2 * (1 + 3 * 5)
+    for a, b in combinations(draws, 2):
+        n = min(len(a), len(b))
+        assert torch.corrcoef(torch.stack((a[:n], b[:n])))[0, 1].abs() < 5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_an_activation_learns_starts_as_its_factory_made_it(name):
+    own = [weight for key, weight in weights(name).items() if ".act." in key]
+    assert len(own) == 3
+    assert all((weight == LEARNED[name]).all() for weight in own)
+
+
+def test_a_matrix_that_an_activation_holds_stays_too(monkeypatch):
+    class Mix(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Parameter(torch.full((2, 2), 0.7))
+
+    monkeypatch.setitem(ACTIVATIONS, "mix", Activation(Mix))
+    mine, reference = weights("mix"), weights("gelu")
+    assert all((weight == 0.7).all() for key, weight in mine.items() if ".act." in key)
+    assert all(torch.equal(mine[key], reference[key]) for key in reference)

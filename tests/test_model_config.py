@@ -1,0 +1,58 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from model.activations import ACTIVATIONS
+from model.config import ModelConfig
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_name_is_valid(name):
+    assert ModelConfig(activation=name).activation == name
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"n_head": 3}, r"d_model 128 does not split into 3 heads.*Nearest n_head that fits: 2\."),
+        ({"d_model": 192, "n_head": 7}, r"Nearest n_head that fits: 6\."),
+        ({"d_model": 12, "n_head": 4}, r"4 heads of an even width.*Nearest n_head that fits: 3\."),
+        ({"d_model": 16, "n_head": 99}, r"Nearest n_head that fits: 8\."),
+        ({"d_model": 129, "n_head": 1}, r"d_model must be even"),
+        ({"activation": "rellu"}, r"unknown activation 'rellu'\. Did you mean 'relu'\?"),
+        ({"activation": "Sigmoid"}, r"Did you mean 'sigmoid'\?"),
+        ({"activation": ""}, r"unknown activation ''\. Allowed: sigmoid, relu"),
+        ({"n_layers": 3}, "n_layers\n.*[Uu]nexpected keyword"),
+    ],
+)
+def test_bad_config_is_explained(given, message):
+    with pytest.raises(ValidationError, match=f"(?s){message}"):
+        TypeAdapter(ModelConfig).validate_python(given)
+
+
+@pytest.mark.parametrize("field", ["n_layer", "n_head", "d_model", "context"])
+@pytest.mark.parametrize("value", [0, -4, 4.5, "many", None, [4], float("inf")])
+def test_sizes_are_positive_whole_numbers(field, value):
+    with pytest.raises(ValidationError, match=rf"\n{field}\n"):
+        TypeAdapter(ModelConfig).validate_python({field: value})
+
+
+@pytest.mark.parametrize("value", [3, None, ["gelu"], True])
+def test_activation_is_a_name(value):
+    with pytest.raises(ValidationError, match=r"\nactivation\n.*valid string"):
+        TypeAdapter(ModelConfig).validate_python({"activation": value})
+
+
+def test_is_frozen_and_compares_by_value():
+    config = ModelConfig(n_layer=2)
+    assert config == ModelConfig(n_layer=2) != ModelConfig(n_layer=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.n_layer = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_is_free_of_torch_until_one_is_made():
+    script = "import sys, model.config; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
