@@ -3,7 +3,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.attention import Attention, KVCache, rotary_table, rotate
+from model.attention import PLAIN_UP_TO, Attention, KVCache, attend, rotary_table, rotate
 from model.config import ModelConfig
 
 CONFIG = ModelConfig(n_layer=1, n_head=2, d_model=12, context=9)
@@ -73,3 +73,11 @@ def test_cached_steps_equal_one_pass(attention, first):
         y_BTD.append(attention(x_BTD[:, start:end], rotary_2TK[:, start:end], cache))
         cache.length = end
     torch.testing.assert_close(torch.cat(y_BTD, 1), attention(x_BTD, rotary_2TK), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("T", [1, 2, 7, PLAIN_UP_TO, PLAIN_UP_TO + 1])
+def test_plain_bf16_attention_is_the_fused_one_of_float32(T, causal):
+    q, k, v = torch.randn(3, 2, 3, T, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
+    torch.testing.assert_close(attend(q, k, v, causal).float(), expected, rtol=0.02, atol=0.02)

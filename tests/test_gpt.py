@@ -36,7 +36,7 @@ def reference_logits(model: GPT, tokens_T: NDArray) -> NDArray:
     c = model.config
 
     def norm(x_TD: NDArray, gain: str) -> NDArray:
-        return x_TD / np.sqrt((x_TD**2).mean(1, keepdims=True)) * w[f"{gain}.weight"]
+        return x_TD / np.sqrt((x_TD**2).mean(1, keepdims=True) + 1e-6) * w[f"{gain}.weight"]
 
     x_TD = w["embedding.weight"][tokens_T]
     for i in range(c.n_layer):
