@@ -10,7 +10,13 @@ QUICK = Path(__file__).parent / "configs" / "quick.toml"
 
 def main() -> int:
     """Read the command line and train; returns the exit code."""
-    from study.config import axes, expand, merge, parse_command  # late, since a study's processes import this file too
+    from study.config import (  # late, since a study's processes import this file too
+        axes,
+        expand,
+        merge,
+        parse_command,
+        study_config,
+    )
 
     command = parse_command(sys.argv[1:], QUICK)
     if command.plugin:
@@ -19,13 +25,19 @@ def main() -> int:
         load_plugin(command.plugin)
     tree = merge(command.config, command.flags)
     runs = expand(tree, str(command.config))
+    study = study_config(tree, str(command.config))
 
     from data.corpus import check_corpus
     from training.loop import train
 
     for config in runs.values():
         check_corpus(config.data)
-    if not axes(tree):
+    if command.dry_run:
+        from study.estimate import dry_run
+
+        dry_run(tree, str(command.config))
+        return 0
+    if not axes(tree) and not study.lr:
         summary = train(runs[""], command.out)
         print(
             f"finished: {command.out}  val loss {summary['val/loss']:.4f} nats/token  "
@@ -34,9 +46,9 @@ def main() -> int:
         return 0
 
     from study.compare import compare
-    from study.executor import run_study
+    from study.protocol import run_study
 
-    failed = run_study(runs, tree, command.out, command.plugin)
+    failed = run_study(tree, command.out, command.plugin, str(command.config))
     compare([command.out])
     if failed:
         print(f"failed: {', '.join(failed)}; log.txt of each says why", file=sys.stderr)

@@ -5,14 +5,43 @@ import itertools
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from errors import UserError
-from training.config import SECTIONS, RunConfig, build, read_toml
+from training.config import SECTIONS, STRICT, RunConfig, TrainConfig, build, explain, read_toml
 
 Tree = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, config=STRICT)
+class StudyConfig:
+    """How arms are compared: an arm is what remains of a run when its seed and learning rate are taken away."""
+
+    reference: Annotated[str, Field(description="activation that the others are compared with")] = "gelu"
+    lr: Annotated[
+        tuple[Annotated[float, Field(gt=0)], ...],
+        Field(description="learning rates that each arm is tuned on; none: all runs take train.lr"),
+    ] = ()
+    tune_seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(min_length=1, description="seeds of the tuning runs; none of train.seed"),
+    ] = (1000,)
+    tune_share: Annotated[
+        float, Field(gt=0, le=1, description="budget of a tuning run, as a share of train.tokens")
+    ] = 0.5
+
+    def __post_init__(self):
+        if self.lr and len(set(self.lr)) < 3:
+            raise UserError(
+                f"lr = {list(self.lr)}: a grid has 3 different values or more, else its best lies at an edge."
+            )
+
+
+ALL_SECTIONS: dict[str, type] = SECTIONS | {"study": StudyConfig}
 
 DESCRIPTION = (
     "Train one run, or every run of a study. A field that holds a list is an axis of a study: one run for each value. "
@@ -28,6 +57,7 @@ class Command:
     config: Path
     out: Path
     plugin: Path | None
+    dry_run: bool
     flags: Tree
 
 
@@ -35,12 +65,12 @@ def parse_command(arguments: list[str], default: Path) -> Command:
     """Read the command line; --help and mistakes end the process as tyro does (exit codes 0 and 2)."""
     given = tyro.cli(_flags_type(default), args=arguments, prog="python train.py", description=DESCRIPTION)
     flags: Tree = {}
-    for section, part in SECTIONS.items():
+    for section, part in ALL_SECTIONS.items():
         for field in dataclasses.fields(part):
             text = getattr(getattr(given, section), field.name)
             if text is not None:
                 flags.setdefault(section, {})[field.name] = _value(text, get_args(field.type)[0] is str)
-    return Command(given.config, given.out or Path("runs") / given.config.stem, given.plugin, flags)
+    return Command(given.config, given.out or Path("runs") / given.config.stem, given.plugin, given.dry_run, flags)
 
 
 def _flags_type(default: Path) -> type:
@@ -85,11 +115,12 @@ def _flags_type(default: Path) -> type:
             None,
         ),
     ]
-    for name, part in SECTIONS.items():
+    top.append(("dry_run", Annotated[bool, arg(help="print the runs, their match and the time; train nothing")], False))
+    for name, part in ALL_SECTIONS.items():
         flags = []
         for field in dataclasses.fields(part):
             kind, info = get_args(field.type)
-            metavar = "|".join(get_args(kind)) or kind.__name__.upper()
+            metavar = "LIST" if get_origin(kind) is tuple else "|".join(get_args(kind)) or kind.__name__.upper()
             hint = f"(default: {field.default})"
             argument = arg(metavar=metavar, help=info.description, help_behavior_hint=hint)
             flags.append((field.name, Annotated[str | None, argument], None))
@@ -111,17 +142,40 @@ def merge(path: Path, flags: Tree) -> Tree:
     """Read a TOML file and lay the flags over it."""
     tree = read_toml(path)
     if tables := [name for name, values in tree.items() if not isinstance(values, dict)]:
-        raise UserError(f"{path}: {', '.join(tables)}: every key stands in a section ({', '.join(SECTIONS)}).")
+        raise UserError(f"{path}: {', '.join(tables)}: every key stands in a section ({', '.join(ALL_SECTIONS)}).")
     return {name: tree.get(name, {}) | flags.get(name, {}) for name in [*tree, *flags]}
 
 
 def axes(tree: Tree) -> dict[tuple[str, str], list[Any]]:
     """Return the fields that hold lists: those that vary over the runs of a study."""
-    lists = {(s, key): value for s, part in tree.items() for key, value in part.items() if isinstance(value, list)}
+    parts = [(section, part) for section, part in tree.items() if section != "study"]
+    lists = {(s, key): value for s, part in parts for key, value in part.items() if isinstance(value, list)}
     for (section, key), values in lists.items():
         if not values or len(set(map(repr, values))) < len(values):
             raise UserError(f"{section}.{key} = {values}: a list names one or more values, each once.")
     return lists
+
+
+def study_config(tree: Tree, source: str) -> StudyConfig:
+    """Return the section [study] of a tree.
+
+    Raises:
+        UserError: a key or value is not allowed, or does not go with the runs.
+    """
+    try:
+        study = TypeAdapter(StudyConfig).validate_python(tree.get("study", {}))
+    except ValidationError as error:
+        lines = [explain(problem | {"loc": ("study", *problem["loc"])}, ALL_SECTIONS) for problem in error.errors()]
+        raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    if study.lr:
+        if ("train", "lr") in axes(tree):
+            raise UserError(f"{source}: train.lr is a list and study.lr tunes it: drop one of the two.")
+        seeds = tree.get("train", {}).get("seed", TrainConfig.seed)
+        if both := sorted(set(study.tune_seeds) & set(seeds if isinstance(seeds, list) else [seeds])):
+            raise UserError(
+                f"{source}: seed {both[0]} is in study.tune_seeds and in train.seed: a tuned arm needs fresh seeds."
+            )
+    return study
 
 
 def expand(tree: Tree, source: str) -> dict[str, RunConfig]:
@@ -134,7 +188,7 @@ def expand(tree: Tree, source: str) -> dict[str, RunConfig]:
     runs: dict[str, RunConfig] = {}
     for values in itertools.product(*lists.values()):
         point = dict(zip(lists, values, strict=True))
-        concrete = {name: dict(part) for name, part in tree.items()}
+        concrete = {name: dict(part) for name, part in tree.items() if name != "study"}
         for (section, key), value in point.items():
             concrete[section][key] = value
         name = run_name(point)

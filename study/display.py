@@ -1,6 +1,7 @@
 """What a study shows while it runs: a bar for each run and one for all on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +14,18 @@ if TYPE_CHECKING:
     from study.executor import Job
 
 QUIET_SECONDS = 30.0  # between two lines on the whole study, where there is no terminal
+
+
+def match(models: Iterable[tuple[ModelConfig, int]]) -> list[str]:
+    """Return a line for each model (config, vocabulary): its parameters and FLOPs, and how they match the first's."""
+    costs = {model: size(model, n_vocab) for model, n_vocab in models}
+    first = next(iter(costs.values()))
+    return [
+        f"{model.activation:>12}  {cost.total:>12,} parameters ({cost.total / first.total - 1:+.2%})  "
+        f"{cost.flops_per_token / 1e6:>9,.1f} MFLOP per training token "
+        f"({cost.flops_per_token / first.flops_per_token - 1:+.2%})"
+        for model, cost in costs.items()
+    ]
 
 
 class StudyDisplay:
@@ -50,18 +63,6 @@ class StudyDisplay:
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, markup=False, soft_wrap=True)
-
-    def sizes(self, models: dict[str, tuple[ModelConfig, int]]) -> None:
-        """Print how well the runs match in size: parameters and training FLOPs per token, each against the first."""
-        first = None
-        for model, n_vocab in dict.fromkeys(models.values()):
-            cost = size(model, n_vocab)
-            first = first or cost
-            weights, flops = cost.total / first.total - 1, cost.flops_per_token / first.flops_per_token - 1
-            self.say(
-                f"{model.activation:>12}  {cost.total:>12,} parameters ({weights:+.2%})"
-                f"  {cost.flops_per_token / 1e6:>9,.1f} MFLOP per training token ({flops:+.2%})"
-            )
 
     def update(self, job: "Job", records: list[dict[str, Any]]) -> None:
         """Show what is new of a run."""

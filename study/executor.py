@@ -1,6 +1,5 @@
 """Runs of a study in parallel, one process for each core, under one live display."""
 
-import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -9,20 +8,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-from filelock import FileLock, Timeout
-
 from data.dataset import prepare
 from errors import Interrupted, UserError
 from model.activations import load_plugin
-from study.config import Tree
-from study.display import StudyDisplay
-from training.config import RunConfig, read_toml
+from study.display import StudyDisplay, match
+from training.config import RunConfig
 from training.device import cores, pick_device
 from training.folder import read_summary
 from training.interrupt import Interrupt
@@ -65,65 +59,44 @@ class Job:
         return records
 
 
-def run_study(runs: dict[str, RunConfig], tree: Tree, folder: Path, plugin: Path | None = None) -> list[str]:
-    """Train every run that is not finished and return the names of those that failed.
+def execute(
+    runs: dict[str, RunConfig], folder: Path, group: str, plugin: Path | None, interrupt: Interrupt
+) -> list[str]:
+    """Train every run that is not finished, in `folder/<name>`; return the names of those that failed.
+
+    `group` is the study's name in wandb.
 
     Raises:
-        UserError: the folder holds another study, or another process works on it.
         Interrupted: a signal came; every run has written a checkpoint.
     """
-    with _open_study(folder, tree), Interrupt() as interrupt:
-        on_cpu = all(pick_device(config.train.device).type == "cpu" for config in runs.values())
-        data = {config.data: prepare(config.data) for config in runs.values()}  # once, here, not in every process
-        parallel = min(len(runs), cores()) if on_cpu else 1
-        jobs = [Job(name, _placed(config, folder, parallel), folder / name) for name, config in runs.items()]
-        for job in jobs:
-            job.status = "finished" if read_summary(job.folder) else "waiting"
-        with StudyDisplay(folder.name, jobs, parallel) as display:
-            display.sizes({job.name: (job.config.model, data[job.config.data].tokenizer.n_vocab) for job in jobs})
-            _execute(jobs, parallel, plugin, interrupt, display)
-        if interrupt.signum:
-            raise Interrupted(interrupt.signum, f"{folder}: stopped; the same command resumes it")
+    on_cpu = all(pick_device(config.train.device).type == "cpu" for config in runs.values())
+    data = {config.data: prepare(config.data) for config in runs.values()}  # once, here, not in every process
+    parallel = min(len(runs), cores()) if on_cpu else 1
+    jobs = [Job(name, _placed(config, group, parallel), folder / name) for name, config in runs.items()]
+    for job in jobs:
+        job.status = "finished" if read_summary(job.folder) else "waiting"
+    with StudyDisplay(folder.name, jobs, parallel) as display:
+        for line in match((job.config.model, data[job.config.data].tokenizer.n_vocab) for job in jobs):
+            display.say(line)
+        _run_jobs(jobs, parallel, plugin, interrupt, display)
+        if any(folder.glob("*/wandb/offline-run-*")):
+            display.say(f"wandb: kept offline; to upload it later: wandb sync {folder}/*/wandb/offline-run-*")
+    if interrupt.signum:
+        raise Interrupted(interrupt.signum, f"{group}: stopped; the same command resumes it")
     return [job.name for job in jobs if job.status == "failed"]
 
 
-@contextlib.contextmanager
-def _open_study(folder: Path, tree: Tree) -> Iterator[None]:
-    path = folder / "study.toml"
-    if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - {".lock"}:
-        raise UserError(f"{folder} exists and is not a study (it has no study.toml). Choose another --out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            if path.exists():
-                old = read_toml(path)
-                keys = sorted({(s, key) for t in (old, tree) for s, part in t.items() for key in part})
-                pairs = [(s, key, old.get(s, {}).get(key), tree.get(s, {}).get(key)) for s, key in keys]
-                lines = [f"{s}.{key}: {a!r} in the folder, {b!r} asked for" for s, key, a, b in pairs if a != b]
-                if lines:
-                    raise UserError(
-                        f"{folder} holds another study:\n  " + "\n  ".join(lines) + "\nChoose another --out."
-                    )
-            path.write_text(tomli_w.dumps(tree), encoding="utf-8")
-            yield
-    except Timeout:
-        raise UserError(f"{folder} is being written by another process; wait for it or choose another --out.") from None
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"--out {folder}: {error.strerror}.") from None
-
-
-def _placed(config: RunConfig, folder: Path, parallel: int) -> RunConfig:
+def _placed(config: RunConfig, group: str, parallel: int) -> RunConfig:
     """Give a run its share of the cores and its study's name as wandb group, unless the config says otherwise."""
     threads = config.train.threads or max(1, cores() // parallel)
-    group = config.wandb.group or folder.name
     return dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, threads=threads),
-        wandb=dataclasses.replace(config.wandb, group=group),
+        wandb=dataclasses.replace(config.wandb, group=config.wandb.group or group),
     )
 
 
-def _execute(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: Interrupt, display: StudyDisplay) -> None:
+def _run_jobs(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: Interrupt, display: StudyDisplay) -> None:
     context = multiprocessing.get_context("spawn")
     asked = False
     while any(job.status in ("waiting", "running") for job in jobs):

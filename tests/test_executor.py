@@ -10,7 +10,7 @@ import pytest
 
 from errors import UserError
 from study.config import expand
-from study.executor import run_study
+from study.protocol import run_study
 from training.config import tree as plain
 from training.folder import read_summary
 from training.loop import train
@@ -37,14 +37,14 @@ def losses(folder):
 def test_a_study_is_its_runs_each_as_if_alone(study, tmp_path, capfd):
     tree = study()
     runs = expand(tree, "it")
-    assert run_study(runs, tree, tmp_path / "study") == []
+    assert run_study(tree, tmp_path / "study") == []
     for name, config in runs.items():
         train(config, tmp_path / "alone" / name)
         assert losses(tmp_path / "study" / name) == losses(tmp_path / "alone" / name)
     shown = capfd.readouterr().out
     assert "parameters (+0.00%)" in shown
     before = (tmp_path / "study" / "relu" / "metrics.jsonl").stat().st_mtime_ns
-    assert run_study(runs, tree, tmp_path / "study") == []  # finished runs are skipped
+    assert run_study(tree, tmp_path / "study") == []  # finished runs are skipped
     assert (tmp_path / "study" / "relu" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
@@ -56,10 +56,10 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(study, tmp_path, capf
     )
     code = (
         "import sys; from pathlib import Path; from model.activations import load_plugin\n"
-        "from study.config import expand; from study.executor import run_study; import json\n"
+        "from study.protocol import run_study; import json\n"
         "if __name__ == '__main__':\n"
         "    load_plugin(Path(sys.argv[1])); tree = json.loads(sys.argv[2])\n"
-        "    print('FAILED', run_study(expand(tree, 'it'), tree, Path(sys.argv[3]), Path(sys.argv[1])))\n"
+        "    print('FAILED', run_study(tree, Path(sys.argv[3]), Path(sys.argv[1])))\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
@@ -75,14 +75,14 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(study, tmp_path, capf
 
 def test_another_study_in_the_folder_is_refused(study, tmp_path):
     tree = study(["relu"])
-    run_study(expand(tree, "it"), tree, tmp_path / "study")
+    run_study(tree, tmp_path / "study")
     other = study(["relu", "gelu"])
     with pytest.raises(UserError, match=r"model.activation: \['relu'\] in the folder, \['relu', 'gelu'\] asked for"):
-        run_study(expand(other, "it"), other, tmp_path / "study")
+        run_study(other, tmp_path / "study")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"")
     with pytest.raises(UserError, match="is not a study"):
-        run_study(expand(tree, "it"), tree, tmp_path / "photos")
+        run_study(tree, tmp_path / "photos")
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])

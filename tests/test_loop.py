@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from data.batches import train_batch
 from errors import Interrupted, UserError
 from training import checkpoint, loop
+from training import step as one_step
 from training.folder import read_run_config
 from training.loop import train
 
@@ -38,11 +39,11 @@ def stop_at(monkeypatch):
     def arrange(step, signum=signal.SIGTERM):
         def batch(tokens_N, seed, at, *shape):
             if at == step:
-                monkeypatch.setattr(loop, "train_batch", train_batch)
+                monkeypatch.setattr(one_step, "train_batch", train_batch)
                 os.kill(os.getpid(), signum)
             return train_batch(tokens_N, seed, at, *shape)
 
-        monkeypatch.setattr(loop, "train_batch", batch)
+        monkeypatch.setattr(one_step, "train_batch", batch)
 
     return arrange
 
@@ -84,7 +85,7 @@ def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(tiny, tmp_path, 
             raise OSError("the disk is gone")
         return train_batch(tokens_N, seed, step, *shape)
 
-    monkeypatch.setattr(loop, "train_batch", batch)
+    monkeypatch.setattr(one_step, "train_batch", batch)
     with pytest.raises(OSError, match="the disk is gone"):
         train(tiny(), tmp_path / "parts")
     monkeypatch.undo()
@@ -166,13 +167,13 @@ def test_other_data_under_a_checkpoint_is_refused(tiny, tmp_path, stop_at, corpu
 
 
 def test_a_diverging_run_ends_by_name_and_keeps_its_last_good_checkpoint(tiny, tmp_path, monkeypatch):
-    real = loop._train_step
+    real = loop.train_step
 
-    def step(model, optimizers, data, config, step, lr, precision):
-        loss, norm = real(model, optimizers, data, config, step, lr, precision)
+    def step(model, optimizers, tokens_N, config, step, lr, precision):
+        loss, norm = real(model, optimizers, tokens_N, config, step, lr, precision)
         return (loss * float("nan") if step == 13 else loss), norm
 
-    monkeypatch.setattr(loop, "_train_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     with pytest.raises(FloatingPointError, match="loss is nan at step 14"):
         train(tiny(), tmp_path / "run")
     path = checkpoint.newest(tmp_path / "run" / "checkpoints")

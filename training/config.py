@@ -111,19 +111,20 @@ def build(tree: Mapping[str, Any], source: str) -> RunConfig:
     try:
         return _run_config.validate_python(tree)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [explain(problem, SECTIONS) for problem in error.errors()]
         raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def _explain(problem: Any) -> str:
+def explain(problem: Any, sections: Mapping[str, type]) -> str:
+    """Return one line for one of pydantic's problems: the key, what was given, what is allowed, the nearest name."""
     path = [str(part) for part in problem["loc"]]
     key, given, kind = ".".join(path), problem["input"], problem["type"]
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        fields = SECTIONS if len(path) == 1 else SECTIONS[path[0]].__dataclass_fields__
+        fields = sections if len(path) == 1 else sections[path[0]].__dataclass_fields__
         return unknown("section" if len(path) == 1 else f"key in [{path[0]}]", path[-1], fields)
     if kind == "literal_error":
         literal, *_ = get_args(
-            SECTIONS[path[0]].__dataclass_fields__[path[1]].type
+            sections[path[0]].__dataclass_fields__[path[1]].type
         )  # of Annotated[Literal[...], Field]
         return f"{key}: " + unknown(path[-1], str(given), get_args(literal))
     if kind == "value_error":

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
 
-from data.batches import train_batch
 from data.dataset import Dataset, prepare
 from errors import Interrupted, UserError
 from model.activations import ACTIVATIONS
@@ -28,6 +25,7 @@ from training.metrics import Metrics
 from training.optim import build_optimizers, lr_factor
 from training.progress import Display
 from training.sample import sample
+from training.step import train_step
 from training.wandb_mirror import WandbMirror
 
 
@@ -104,7 +102,7 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
             lr = c.lr * lr_factor(step, steps, c)
             log, save = ((step + 1) % every == 0 or step + 1 == steps for every in (c.log_every, c.checkpoint_every))
             with clock.training(config.tokens_per_step):
-                loss, norm = _train_step(model, optimizers, data, config, step, lr, precision)
+                loss, norm = train_step(model, optimizers, data.train.tokens_N, config, step, lr, precision)
                 if (log or save) and not math.isfinite(loss.item()):  # .item() also waits for the GPU, as a clock must
                     raise FloatingPointError(f"{folder}: the loss is {loss.item()} at step {step + 1}; lower train.lr")
             if log:
@@ -115,27 +113,6 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
         _write_json(folder / "summary.json", summary)
         metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
     return summary
-
-
-def _train_step(
-    model: GPT, optimizers: list[Optimizer], data: Dataset, config: RunConfig, step: int, lr: float, precision: str
-) -> tuple[Tensor, Tensor]:
-    """One optimiser step. Returns the loss of its batch before the update, nats/token, and the norm of the gradient."""
-    c, device = config.train, model.embedding.weight.device
-    x_BT, y_BT = train_batch(data.train.tokens_N, c.seed, step, c.batch_size, config.model.context)
-    loss = torch.zeros((), device=device)
-    for micro_x_BT, micro_y_BT in zip(x_BT.chunk(c.accumulate), y_BT.chunk(c.accumulate), strict=True):
-        with autocast(precision, device):
-            micro = model.loss(micro_x_BT.to(device), micro_y_BT.to(device)) / c.accumulate
-        micro.backward()
-        loss += micro.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip or math.inf)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad()
-    return loss, norm
 
 
 def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> None:

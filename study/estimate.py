@@ -1,0 +1,61 @@
+"""What a study will do and what it will cost, before it does it."""
+
+import statistics
+import time
+
+import torch
+
+from data.dataset import Dataset, prepare
+from model.gpt import GPT
+from study.config import Tree, expand, study_config
+from study.display import match
+from study.tuning import arm_of, arms, tuning_runs
+from training.config import RunConfig
+from training.device import autocast, cores, pick_device, pick_precision
+from training.evaluate import evaluate
+from training.optim import build_optimizers
+from training.step import train_step
+
+STEPS = 8  # timed steps of each arm, after two that are not
+START_SECONDS = 5.0  # of a run: imports, checkpoints, its sample
+
+
+def dry_run(tree: Tree, source: str) -> None:
+    """Print the runs, the match of the arms in parameters and FLOPs, and an estimate of the time that the study takes.
+
+    It times a few steps and one evaluation of each arm on a run's share of the cores. The text is fetched and prepared
+    for that, nothing is trained or written. A learning-rate grid that must be extended takes longer.
+    """
+    study, runs, compared = study_config(tree, source), expand(tree, source), arms(tree, source)
+    trials = {name: tuning_runs(name, config, study.lr, study) for name, config in compared.items()}
+    on_cpu = pick_device(next(iter(runs.values())).train.device).type == "cpu"
+    parallel = min(cores(), len(runs)) if on_cpu else 1
+    torch.set_num_threads(max(1, cores() // parallel))
+    data = {config.data: prepare(config.data) for config in compared.values()}
+    print(*match((c.model, data[c.data].tokenizer.n_vocab) for c in compared.values()), sep="\n")
+    seconds = 0.0
+    for name, config in compared.items():
+        step, score = _measure(config, data[config.data])
+        mine = [run for run in runs.values() if arm_of(run, compared) == name]
+        tuning = [run for _, run in trials[name].values()]
+        for run in [*mine, *tuning]:
+            seconds += START_SECONDS + run.steps * step + (run.steps // run.train.eval_every + 2) * score
+        print(f"{name}: {len(tuning)} tuning runs, {len(mine)} runs, {config.tokens_per_step / step:,.0f} tokens/s")
+    print(f"estimated time: {seconds / parallel / 3600:.2f} h, {parallel} runs at a time")
+
+
+def _measure(config: RunConfig, data: Dataset) -> tuple[float, float]:
+    """Return the seconds of a training step and of a score of the validation split."""
+    device = pick_device(config.train.device)
+    precision = pick_precision(config.train.precision, device)
+    model = GPT(config.model, data.tokenizer.n_vocab).to(device)
+    optimizers = build_optimizers(model, config.train)
+    times = []
+    for step in range(STEPS + 2):
+        began = time.perf_counter()
+        train_step(model, optimizers, data.train.tokens_N, config, step, 0.0, precision)[0].item()
+        times.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    with autocast(precision, device):
+        evaluate(model, data.val, config.train.batch_size)
+    return statistics.median(times[2:]), time.perf_counter() - began

@@ -1,0 +1,85 @@
+"""A study from its config to its results: tuning where it is asked for, then the runs that count, on fresh seeds."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import tomli_w
+from filelock import FileLock, Timeout
+
+from errors import UserError
+from study.config import Tree, expand, study_config
+from study.executor import execute
+from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
+from training.config import RunConfig, read_toml
+from training.folder import read_summary
+from training.interrupt import Interrupt
+
+
+def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str = "the study") -> list[str]:
+    """Train every run of a study that is not finished and return the names of those that failed.
+
+    With a grid in `study.lr`, each arm is tuned first (runs in `folder/tune`), and its runs take the best rate. All
+    that decides what is trained next is read from the folder, so that a killed study goes on as if it never stopped.
+
+    Raises:
+        UserError: the config is not allowed, the folder holds another study, or another process works on it.
+        Interrupted: a signal came; every run has written a checkpoint.
+    """
+    study, runs = study_config(tree, source), expand(tree, source)
+    with _open_study(folder, tree), Interrupt() as interrupt:
+        train_all = partial(execute, group=folder.name, plugin=plugin, interrupt=interrupt)
+        if not study.lr:
+            return train_all(runs, folder)
+        compared = arms(tree, source)
+        grids = dict.fromkeys(compared, study.lr)
+        best: dict[str, float | None] = {}
+        for extended in range(EXTENSIONS + 1):
+            trials = {arm: tuning_runs(arm, config, grids[arm], study) for arm, config in compared.items()}
+            train_all({name: run for trial in trials.values() for name, (_, run) in trial.items()}, folder / "tune")
+            best = {arm: best_lr(_losses(trial, folder / "tune")) for arm, trial in trials.items()}
+            more = {arm: extension(grids[arm], lr) for arm, lr in best.items() if lr is not None}
+            if extended == EXTENSIONS or not any(more.values()):
+                break
+            grids = {arm: (*grid, *filter(None, [more.get(arm)])) for arm, grid in grids.items()}
+        tuned: dict[str, RunConfig] = {}
+        for name, run in runs.items():
+            if lr := best[arm_of(run, compared)]:
+                tuned[name] = dataclasses.replace(run, train=dataclasses.replace(run.train, lr=lr))
+        return [name for name in runs if name not in tuned] + train_all(tuned, folder)
+
+
+def _losses(trial: dict[str, tuple[float, RunConfig]], folder: Path) -> dict[float, list[float]]:
+    losses: dict[float, list[float]] = {}
+    for name, (lr, _) in trial.items():
+        summary = read_summary(folder / name)
+        losses.setdefault(lr, []).append(summary["val/loss"] if summary else math.inf)
+    return losses
+
+
+@contextmanager
+def _open_study(folder: Path, tree: Tree) -> Iterator[None]:
+    path = folder / "study.toml"
+    if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - {".lock"}:
+        raise UserError(f"{folder} exists and is not a study (it has no study.toml). Choose another --out.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            if path.exists():
+                old = read_toml(path)
+                keys = sorted({(s, key) for t in (old, tree) for s, part in t.items() for key in part})
+                pairs = [(s, key, old.get(s, {}).get(key), tree.get(s, {}).get(key)) for s, key in keys]
+                lines = [f"  {s}.{key}: {a!r} in the folder, {b!r} asked for" for s, key, a, b in pairs if a != b]
+                if lines:
+                    raise UserError(
+                        f"{folder} holds another study:\n  " + "\n  ".join(lines) + "\nChoose another --out."
+                    )
+            path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+            yield
+    except Timeout:
+        raise UserError(f"{folder} is being written by another process; wait for it or choose another --out.") from None
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"--out {folder}: {error.strerror}.") from None

@@ -1,0 +1,57 @@
+"""Each arm's own learning rate: a grid on tuning seeds, extended where the best lies at its edge."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from study.config import StudyConfig, Tree, expand
+from training.config import RunConfig, TrainConfig
+
+EXTENSIONS = 2  # at most so many times
+
+
+def arms(tree: Tree, source: str) -> dict[str, RunConfig]:
+    """Return what is compared, by name: the runs of a tree without their seeds."""
+    return expand(tree | {"train": {k: v for k, v in tree.get("train", {}).items() if k != "seed"}}, source)
+
+
+def arm_of(run: RunConfig, among: Mapping[str, RunConfig]) -> str:
+    """Return the name of the arm that a run belongs to: all but its seed is equal."""
+    seedless = dataclasses.replace(run, train=dataclasses.replace(run.train, seed=TrainConfig.seed))
+    return next(name for name, arm in among.items() if arm == seedless)
+
+
+def tuning_runs(
+    arm: str, config: RunConfig, grid: Sequence[float], study: StudyConfig
+) -> dict[str, tuple[float, RunConfig]]:
+    """Return the tuning runs of an arm by name, each with its learning rate: a share of the budget, its own seeds."""
+    tokens = math.ceil(study.tune_share * config.train.tokens)
+    return {
+        f"{arm}-lr{lr:g}-seed{seed}": (
+            lr,
+            dataclasses.replace(config, train=dataclasses.replace(config.train, lr=lr, seed=seed, tokens=tokens)),
+        )
+        for lr in grid
+        for seed in study.tune_seeds
+    }
+
+
+def best_lr(losses: Mapping[float, Sequence[float]]) -> float | None:
+    """Return the learning rate of the lowest mean loss over the tuning seeds; None if no rate finished on all of them.
+
+    `losses` holds infinity for a run that failed or diverged.
+    """
+    means = {lr: fmean(values) for lr, values in losses.items()}
+    best = min(means, key=means.__getitem__)
+    return best if math.isfinite(means[best]) else None
+
+
+def extension(grid: Sequence[float], best: float) -> float | None:
+    """Return the learning rate beyond the edge that `best` lies at, at the grid's own ratio; None inside the grid."""
+    low, *_, high = ordered = sorted(grid)
+    if best == high:
+        return float(f"{high * high / ordered[-2]:.3g}")
+    if best == low:
+        return float(f"{low * low / ordered[1]:.3g}")
+    return None

@@ -1,0 +1,89 @@
+import json
+import math
+
+import pytest
+
+from errors import UserError
+from study.config import StudyConfig, study_config
+from study.protocol import run_study
+from study.tuning import arm_of, arms, best_lr, extension, tuning_runs
+from training.config import read_toml
+from training.config import tree as plain
+
+TREE = {
+    "model": {"activation": ["relu", "gelu"], "n_layer": [1, 2]},
+    "train": {"seed": [0, 1], "tokens": 1001},
+    "study": {"lr": [0.1, 0.2, 0.4], "tune_seeds": [7, 8], "tune_share": 0.25},
+}
+
+
+def test_an_arm_is_a_run_without_its_seed():
+    compared = arms(TREE, "it")
+    assert list(compared) == ["relu-n_layer1", "relu-n_layer2", "gelu-n_layer1", "gelu-n_layer2"]
+    for name, config in compared.items():
+        assert arm_of(config, compared) == name
+
+
+def test_tuning_runs_take_a_share_of_the_budget_on_seeds_of_their_own():
+    study = study_config(TREE, "it")
+    trials = tuning_runs("relu-n_layer1", arms(TREE, "it")["relu-n_layer1"], study.lr, study)
+    assert list(trials)[:3] == ["relu-n_layer1-lr0.1-seed7", "relu-n_layer1-lr0.1-seed8", "relu-n_layer1-lr0.2-seed7"]
+    assert {(lr, run.train.lr) for lr, run in trials.values()} == {(0.1, 0.1), (0.2, 0.2), (0.4, 0.4)}
+    assert {run.train.seed for _, run in trials.values()} == {7, 8}
+    assert {run.train.tokens for _, run in trials.values()} == {251}
+
+
+def test_the_best_rate_is_that_of_the_lowest_mean_and_finished_everywhere():
+    assert best_lr({0.1: [3.0, 3.2], 0.2: [2.9, 3.1], 0.4: [2.0, math.inf]}) == 0.2
+    assert best_lr({0.1: [math.inf], 0.2: [math.inf]}) is None
+
+
+@pytest.mark.parametrize(
+    ("grid", "best", "more"),
+    [((1, 2, 4), 2, None), ((1, 2, 4), 4, 8), ((4, 1, 2), 1, 0.5), ((1e-3, 3e-3, 1e-2), 1e-2, 0.0333)],
+)
+def test_a_grid_grows_beyond_the_edge_by_its_own_ratio(grid, best, more):
+    assert extension(grid, best) == more
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"study": {"lr": [0.1, 0.2]}}, "3 different values"),
+        ({"study": {"lr": [0.1, 0.2, -1]}}, "study.lr.2 = -1: input should be greater than 0"),
+        ({"study": {"lr": [0.1, 0.2, 0.4], "tune_seeds": [0]}}, "fresh seeds"),
+        ({"study": {"lr": [0.1, 0.2, 0.4]}, "train": {"lr": [1, 2]}}, "drop one of the two"),
+        ({"study": {"refrence": "relu"}}, "Did you mean 'reference'"),
+        ({"study": {"tune_share": 2}}, "study.tune_share = 2"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(change, message):
+    with pytest.raises(UserError) as error:
+        study_config(change, "it")
+    assert message in str(error.value)
+
+
+def test_no_grid_is_no_tuning():
+    assert study_config({"train": {"seed": [1, 2]}}, "it") == StudyConfig()
+
+
+@pytest.fixture
+def tuned(tiny):
+    tree = plain(tiny(train={"tokens": 16 * 4 * 10}))
+    tree["model"]["activation"] = ["relu", "gelu"]
+    tree["train"]["seed"] = [0, 1]
+    return tree | {"study": {"lr": [1e-4, 3e-4, 1e-3], "tune_share": 0.5}}
+
+
+def test_each_arm_trains_fresh_seeds_at_the_best_rate_of_its_own_tuning(tuned, tmp_path):
+    assert run_study(tuned, tmp_path / "study") == []
+    trials = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "study" / "tune").glob("*/summary.json")}
+    rates = {name: read_toml(tmp_path / "study" / "tune" / name / "config.toml")["train"]["lr"] for name in trials}
+    for arm in ("relu", "gelu"):
+        mine = [name for name in trials if name.startswith(arm)]
+        # so short a run gains from any higher rate: the grid grows by its two extensions
+        assert sorted(rates[name] for name in mine) == [1e-4, 3e-4, 1e-3, 0.00333, 0.0111]
+        best = min(mine, key=lambda name: trials[name]["val/loss"])
+        for seed in (0, 1):
+            config = read_toml(tmp_path / "study" / f"{arm}-seed{seed}" / "config.toml")["train"]
+            assert (config["lr"], config["seed"]) == (rates[best], seed)
