@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -70,7 +71,10 @@ def parse_command(arguments: list[str], default: Path) -> Command:
             text = getattr(getattr(given, section), field.name)
             if text is not None:
                 flags.setdefault(section, {})[field.name] = _value(text, get_args(field.type)[0] is str)
-    return Command(given.config, given.out or Path("runs") / given.config.stem, given.plugin, given.dry_run, flags)
+    name = given.config.stem
+    if "WANDB_SWEEP_ID" in os.environ:  # an agent gives every run of a sweep the same config and out
+        name += f"-{os.environ.get('WANDB_RUN_ID', '')}"
+    return Command(given.config, given.out or Path("runs") / name, given.plugin, given.dry_run, flags)
 
 
 def _flags_type(default: Path) -> type:

@@ -12,10 +12,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from data.dataset import prepare
 from errors import Interrupted, UserError
 from model.activations import load_plugin
-from study.display import StudyDisplay, match
+from study.display import StudyDisplay
 from training.config import RunConfig
 from training.device import cores, pick_device
 from training.folder import read_summary
@@ -23,6 +22,7 @@ from training.interrupt import Interrupt
 from training.loop import train
 
 POLL_SECONDS = 0.25
+ORPHAN_SECONDS = 60.0  # in which a run of a study that was killed saves and lets go of its folder
 
 
 @dataclasses.dataclass
@@ -70,14 +70,11 @@ def execute(
         Interrupted: a signal came; every run has written a checkpoint.
     """
     on_cpu = all(pick_device(config.train.device).type == "cpu" for config in runs.values())
-    data = {config.data: prepare(config.data) for config in runs.values()}  # once, here, not in every process
     parallel = min(len(runs), cores()) if on_cpu else 1
     jobs = [Job(name, _placed(config, group, parallel), folder / name) for name, config in runs.items()]
     for job in jobs:
         job.status = "finished" if read_summary(job.folder) else "waiting"
     with StudyDisplay(folder.name, jobs, parallel) as display:
-        for line in match((job.config.model, data[job.config.data].tokenizer.n_vocab) for job in jobs):
-            display.say(line)
         _run_jobs(jobs, parallel, plugin, interrupt, display)
         if any(folder.glob("*/wandb/offline-run-*")):
             display.say(f"wandb: kept offline; to upload it later: wandb sync {folder}/*/wandb/offline-run-*")
@@ -136,7 +133,7 @@ def _child(config: RunConfig, folder: Path, plugin: Path | None) -> None:
     try:
         if plugin:
             load_plugin(plugin)
-        train(config, folder)
+        train(config, folder, ORPHAN_SECONDS)
     except Interrupted as stopped:
         sys.exit(stopped.code)
     except UserError as error:

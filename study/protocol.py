@@ -10,11 +10,14 @@ from pathlib import Path
 import tomli_w
 from filelock import FileLock, Timeout
 
+from data.dataset import prepare
 from errors import UserError
 from study.config import Tree, expand, study_config
+from study.display import match
 from study.executor import execute
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
 from training.config import RunConfig, read_toml
+from training.device import pick_device
 from training.folder import read_summary
 from training.interrupt import Interrupt
 
@@ -31,6 +34,10 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
     """
     study, runs = study_config(tree, source), expand(tree, source)
     with _open_study(folder, tree), Interrupt() as interrupt:
+        for config in runs.values():
+            pick_device(config.train.device)  # before anything is fetched
+        data = {config.data: prepare(config.data) for config in runs.values()}  # once, here, not in every process
+        print(*match((run.model, data[run.data].tokenizer.n_vocab) for run in runs.values()), sep="\n", flush=True)
         train_all = partial(execute, group=folder.name, plugin=plugin, interrupt=interrupt)
         if not study.lr:
             return train_all(runs, folder)

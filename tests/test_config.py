@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,3 +143,22 @@ def test_numbers_survive_the_file_exactly(tmp_path_factory, lr, seed, tokens):
     config = build({"train": {"lr": lr, "seed": seed, "tokens": tokens}}, "it")
     write_toml(config, path)
     assert build(read_toml(path), "it") == config
+
+
+def test_the_command_line_of_a_sweep_agent_is_understood(monkeypatch):
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = yaml.safe_load((CONFIGS[0].parent / "wandb-sweep.yaml").read_text())
+    chosen = {name: {"value": entry["values"][-1]} for name, entry in sweep["parameters"].items()}
+    arguments = create_sweep_command_args({"args": chosen})["args"]
+    template = create_sweep_command(list(sweep["command"]))
+    assert template[:3] == ["${env}", "${interpreter}", "${program}"]
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    line = [part for chunk in template[3:] for part in (arguments if chunk == "${args}" else [chunk])]
+    assert "--model.activation=swiglu" in line
+    command = parse_command(line, Path("none"))
+    assert command.out == Path("runs/single-r1")
+    single = CONFIGS[0].parent / command.config.name
+    (run,) = expand(merge(single, command.flags), "sweep").values()
+    assert (run.model.activation, run.train.lr, run.train.seed) == ("swiglu", 0.008, 4)

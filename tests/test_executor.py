@@ -12,7 +12,7 @@ from errors import UserError
 from study.config import expand
 from study.protocol import run_study
 from training.config import tree as plain
-from training.folder import read_summary
+from training.folder import read_run_config, read_summary
 from training.loop import train
 
 ROOT = Path(__file__).parent.parent
@@ -85,29 +85,47 @@ def test_another_study_in_the_folder_is_refused(study, tmp_path):
         run_study(tree, tmp_path / "photos")
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_study_that_is_stopped_or_killed_ends_in_the_same_results(corpus, tmp_path, signum, code):
-    flags = [f"--data.corpus={corpus}", "--data.tokenizer=bytes", '--model.activation=["relu", "gelu", "silu"]']
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The command of a small tuned study, without --out, and the results of one that ran in peace."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "corpus.txt").write_text("\n".join(f"the {n} of the {n * n % 97}" for n in range(3000)))
+    flags = [f"--data.corpus={folder / 'corpus.txt'}", "--data.tokenizer=bytes", '--model.activation=["relu", "gelu"]']
     flags += ["--model.d_model=24", "--model.n_layer=2", "--model.context=16", "--train.batch_size=4"]
     flags += ["--train.tokens=25600", "--train.checkpoint_every=20", "--train.threads=1", "--train.eval_every=50"]
+    flags += ["--study.lr=[4e-3, 64e-3, 1.0]", "--study.tune_share=0.2"]
     command = [sys.executable, "train.py", "configs/quick.toml", *flags]
-    subprocess.run([*command, f"--out={tmp_path / 'whole'}"], cwd=ROOT, check=True, capture_output=True)
+    env = os.environ | {"ACTGPT_CACHE": str(folder / "cache")}
+    subprocess.run([*command, f"--out={folder / 'study'}"], cwd=ROOT, check=True, capture_output=True, env=env)
+    return command, env, results(folder / "study")
 
-    process = subprocess.Popen(
-        [*command, f"--out={tmp_path / 'parts'}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "parts").glob("*/checkpoints/step-*")) and time.monotonic() < deadline:
+
+def results(folder):
+    """Training losses and learning rate of every run, tuning runs too."""
+    return {
+        path.parent.relative_to(folder).as_posix(): (losses(path.parent), read_run_config(path.parent).train.lr)
+        for path in folder.rglob("summary.json")
+    }
+
+
+@pytest.mark.parametrize(
+    ("moment", "signum", "code"),
+    [
+        ("tune/*/checkpoints/step-*", signal.SIGKILL, -9),
+        ("tune/*/summary.json", signal.SIGINT, 130),
+        ("*/checkpoints/step-*", signal.SIGTERM, 143),
+    ],
+)
+def test_a_study_that_is_stopped_or_killed_ends_in_the_same_results(uninterrupted, tmp_path, moment, signum, code):
+    command, env, expected = uninterrupted
+    command = [*command, f"--out={tmp_path / 'study'}"]
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 100
+    while not any((tmp_path / "study").glob(moment)) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signum)
-    process.communicate(timeout=60)
+    process.communicate(timeout=100)
     assert process.returncode == code
-    deadline = time.monotonic() + 60  # orphans of a killed study save and end by themselves
-    while True:
-        done = subprocess.run([*command, f"--out={tmp_path / 'parts'}"], cwd=ROOT, capture_output=True, text=True)
-        if done.returncode == 0 or time.monotonic() > deadline:
-            break
-        time.sleep(1)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("relu", "gelu", "silu"):
-        assert losses(tmp_path / "parts" / name) == losses(tmp_path / "whole" / name)
+    assert results(tmp_path / "study") == expected

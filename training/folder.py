@@ -15,8 +15,10 @@ OWN_FILES = {".lock", "log.txt"}  # may be there before the run is
 
 
 @contextmanager
-def open_run(folder: Path, config: RunConfig) -> Iterator[dict[str, Any] | None]:
+def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator[dict[str, Any] | None]:
     """Hold the folder of a run while it is written; yields the summary if the run is finished already.
+
+    `patience` is how long to wait, seconds, for another process that holds it.
 
     Raises:
         UserError: another process holds it, it is something else, or it holds a run with another config.
@@ -28,7 +30,7 @@ def open_run(folder: Path, config: RunConfig) -> Iterator[dict[str, Any] | None]
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}.") from None
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder / ".lock", timeout=patience):
             if (folder / "config.toml").exists():
                 if lines := differences(read_run_config(folder), config):
                     raise UserError(

@@ -29,15 +29,17 @@ from training.step import train_step
 from training.wandb_mirror import WandbMirror
 
 
-def train(config: RunConfig, folder: Path) -> dict[str, Any]:
+def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, Any]:
     """Train one run in `folder`, or go on with it, and return its summary (that of `summary.json`).
+
+    `patience` is how long to wait, seconds, for another process that writes there.
 
     Raises:
         UserError: the folder or the data do not fit the config.
         Interrupted: a signal came; a checkpoint is written, and the same call resumes.
         FloatingPointError: the loss is no longer finite; the last checkpoint stays.
     """
-    with open_run(folder, config) as finished, Interrupt() as interrupt:
+    with open_run(folder, config, patience) as finished, Interrupt() as interrupt:
         if finished:
             return finished
         device = pick_device(config.train.device)  # before anything is fetched

@@ -31,7 +31,7 @@ class WandbMirror:
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False) else "offline"
         settings = wandb.Settings(init_timeout=15, console="off", x_disable_stats=True)
-        self.id = self.id or uuid.uuid4().hex[:8]
+        self.id = self.id or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]  # a sweep's agent sets it
         arguments: dict[str, Any] = {
             "id": self.id,
             "project": config.wandb.project,
