@@ -1,31 +1,64 @@
-"""Runs side by side: the table in the terminal and the report beside them."""
+"""Runs side by side: the table in the terminal, the report, and the figures of every run, in one folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError
+from study.effects import Row, compare_arms
 from study.report import write_report
-from study.results import load_runs, print_table, table
+from study.results import load_study, write_csv
+from study.table import columns, cost_columns, headline, notes, scope
 
 
-def compare(paths: Sequence[Path], reference: str = "gelu", out: Path | None = None) -> Path:
-    """Print the table of the runs, write their report and return its path.
+def compare(paths: Sequence[Path], reference: str | None = None, out: Path | None = None) -> Path:
+    """Print the table of the runs, write their report and `results.csv` beside it, and return the report's path.
 
     The report stands in the study's folder, or in the working directory where several folders are named, unless `out`
-    says otherwise.
+    says otherwise. The reference is the study's own unless it is given.
 
     Raises:
         UserError: a path holds no run, or the report cannot be written there.
     """
-    runs = load_runs(paths)
-    print_table(table(runs, reference))
+    study = load_study(paths)
+    rows = compare_arms(study, reference or study.reference)
+    print_table(rows, notes(rows, study))
     path = out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     try:
-        write_report(runs, path, " and ".join(p.name for p in paths), _reproduce(paths), reference)
+        write_report(study, rows, path, " and ".join(p.resolve().name for p in paths), _reproduce(paths))
+        write_csv(study, path.with_name("results.csv"))
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}. Choose another --out.") from None
     print(f"report: {path}")
     return path
+
+
+def print_table(rows: Sequence[Row], remarks: Sequence[str] = (), width: int | None = None) -> None:
+    """Print the table, remarks, and what it shows; a narrow terminal gets as many columns as fit."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=width, highlight=False)
+    grid = Table(box=None, pad_edge=False)
+    grid.add_column("activation", min_width=10, overflow="fold")
+    labels = [f"{row.arm.label} ({row.arm.status})" if row.arm.status else row.arm.label for row in rows]
+    every = [*columns(rows), *cost_columns(rows)]
+    # A verdict is folded; other figures stay whole, and those that find no room are left out.
+    texts = {c.title: [c.text(row).replace(" that ", "\nthat ") for row in rows] for c in every}
+    need = {t: 2 + max(len(line) for text in (t, *found) for line in text.splitlines()) for t, found in texts.items()}
+    room, shown = console.width - min(20, max(map(len, ("activation", *labels)))), set()
+    for title in [c.title for c in sorted(every, key=lambda c: not c.main)]:
+        if need[title] <= room:
+            room -= need[title]
+            shown.add(title)
+    titles = [c.title for c in every if c.title in shown]
+    for title in titles:
+        grid.add_column(title, justify="right", no_wrap=True)
+    for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        grid.add_row(Text(label, style="yellow" if row.arm.status else ""), *(texts[title][i] for title in titles))
+    console.print(grid)
+    for line in (*remarks, headline(rows), scope(rows)):
+        console.print(Text(line), soft_wrap=True)
 
 
 def _reproduce(paths: Sequence[Path]) -> str:

@@ -112,7 +112,6 @@ def results(folder):
     ("moment", "signum", "code"),
     [
         ("tune/*/checkpoints/step-*", signal.SIGKILL, -9),
-        ("tune/*/summary.json", signal.SIGINT, 130),
         ("*/checkpoints/step-*", signal.SIGTERM, 143),
     ],
 )
