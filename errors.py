@@ -1,6 +1,7 @@
 """How a command ends other than well: the user's mistake, a signal; and the exit codes of the doors."""
 
 import difflib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -36,6 +37,9 @@ def door(main: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has had enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Interrupted as stopped:

@@ -16,7 +16,7 @@ class Command:
     """Score one run on its whole validation and test sets, or compare the runs of a study or several runs."""
 
     paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR", help="one run, or a study, or several of them")]
-    reference: Annotated[str, arg(help="activation that differences are taken to")] = "gelu"
+    reference: Annotated[str | None, arg(help="arm that differences are taken to (default: the study's)")] = None
     out: Annotated[Path | None, arg(help="the report (default: report.html in the study, or here for several)")] = None
     device: Annotated[str, arg(help="where one run is scored: auto, cuda, mps or cpu")] = "auto"
     plugin: Annotated[Path | None, arg(help="Python file that adds activations; it is executed")] = None

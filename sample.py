@@ -52,6 +52,7 @@ def main() -> None:
     model, tokenizer = load_run(command.run, pick_device(command.device))
     c = command
     texts = sample(model, tokenizer, c.prompt, c.tokens, c.temperature, c.top_k, c.top_p, c.seed, c.samples)
+    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]  (a prompt may hold any bytes)
     print("\n\n----\n\n".join(c.prompt + text for text in texts))
 
 

@@ -23,9 +23,9 @@ def main() -> int:
         from model.activations import load_plugin
 
         load_plugin(command.plugin)
-    tree = merge(command.config, command.flags)
-    runs = expand(tree, str(command.config))
-    study = study_config(tree, str(command.config))
+    tree, source = merge(command.config, command.flags), f"{command.config} and the flags"
+    runs = expand(tree, source)
+    study = study_config(tree, source)
 
     from data.corpus import check_corpus
     from training.loop import train
@@ -35,7 +35,7 @@ def main() -> int:
     if command.dry_run:
         from study.estimate import dry_run
 
-        dry_run(tree, str(command.config))
+        dry_run(tree, source)
         return 0
     if not axes(tree) and not study.lr:
         summary = train(runs[""], command.out)
@@ -48,7 +48,7 @@ def main() -> int:
     from study.compare import compare
     from study.protocol import run_study
 
-    failed = run_study(tree, command.out, command.plugin, str(command.config))
+    failed = run_study(tree, command.out, command.plugin, source)
     compare([command.out])
     if failed:
         print(f"failed: {', '.join(failed)}; log.txt of each says why", file=sys.stderr)

@@ -10,12 +10,12 @@ from model.gpt import GPT
 def next_token(
     logits_BV: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
 ) -> Tensor:
-    """Draw one token a row, B. Temperature 0 takes the likeliest.
+    """Draw one token a row, B. A temperature of (nearly) 0 takes the likeliest.
 
     `top_k` > 0 keeps the k likeliest tokens (Fan et al., 2018); `top_p` < 1 keeps the smallest set of likeliest tokens
     whose probability reaches p (nucleus sampling, Holtzman et al., 2019).
     """
-    if temperature == 0:
+    if temperature < 1e-6:
         return logits_BV.argmax(-1)
     logits_BV, order_BV = logits_BV.float().sort(-1, descending=True)
     probability_BV = ((logits_BV - logits_BV[:, :1]) / temperature).softmax(-1)  # no overflow, however cold
@@ -24,7 +24,7 @@ def next_token(
     if top_p < 1:
         probability_BV = probability_BV / probability_BV.sum(-1, keepdim=True)
         before_BV = probability_BV.cumsum(-1) - probability_BV
-        probability_BV = probability_BV.masked_fill(before_BV >= top_p, 0)
+        probability_BV[:, 1:] = probability_BV[:, 1:].masked_fill(before_BV[:, 1:] >= top_p, 0)
     drawn_B1 = torch.multinomial(probability_BV, 1, generator=generator)
     return order_BV.gather(1, drawn_B1).squeeze(1)
 

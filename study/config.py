@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from errors import UserError
+from model.config import ModelConfig
 from training.config import SECTIONS, STRICT, RunConfig, TrainConfig, build, explain, read_toml
 
 Tree = dict[str, dict[str, Any]]
@@ -196,6 +197,8 @@ def expand(tree: Tree, source: str) -> dict[str, RunConfig]:
         for (section, key), value in point.items():
             concrete[section][key] = value
         name = run_name(point)
+        if not name and tree.get("study", {}).get("lr"):  # a tuned study of one arm has no list
+            name = str(concrete.get("model", {}).get("activation", ModelConfig.activation))
         if name in runs:
             raise UserError(f"two runs would share the folder name {name!r}.")
         runs[name] = build(concrete, source)

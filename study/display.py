@@ -86,10 +86,9 @@ class StudyDisplay:
                 self.spoke = time.monotonic()
                 self.say(f"{self.name}: about {left / 60:.0f} min left")
         if ended and job.status == "failed":
-            log = (job.folder / "log.txt").read_text(errors="replace").strip().splitlines()
-            self.say(
-                f"{job.name} failed; the others go on. {job.folder / 'log.txt'} ends with: {log[-1] if log else ''}"
-            )
+            path = job.folder / "log.txt"
+            log = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
+            self.say(f"{job.name} failed; the others go on. {path} ends with: {log[-1] if log else '(no log)'}")
 
     def seconds_left(self) -> float | None:
         """Estimate the time left from the speed of the runs so far; None before the first records."""

@@ -31,7 +31,7 @@ def dry_run(tree: Tree, source: str) -> None:
     on_cpu = pick_device(next(iter(runs.values())).train.device).type == "cpu"
     parallel = min(cores(), len(runs)) if on_cpu else 1
     torch.set_num_threads(max(1, cores() // parallel))
-    data = {config.data: prepare(config.data) for config in compared.values()}
+    data = {config: prepare(config) for config in {arm.data for arm in compared.values()}}
     print(*match((c.model, data[c.data].tokenizer.n_vocab) for c in compared.values()), sep="\n")
     seconds = 0.0
     for name, config in compared.items():
@@ -57,5 +57,5 @@ def _measure(config: RunConfig, data: Dataset) -> tuple[float, float]:
         times.append(time.perf_counter() - began)
     began = time.perf_counter()
     with autocast(precision, device):
-        evaluate(model, data.val, config.train.batch_size)
+        evaluate(model, data.val, config.train.batch_size // config.train.accumulate)
     return statistics.median(times[2:]), time.perf_counter() - began

@@ -1,5 +1,6 @@
 """Runs of a study in parallel, one process for each core, under one live display."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -8,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -52,8 +54,12 @@ class Job:
                 self.offset = 0
             file.seek(self.offset)
             whole, newline, _ = file.read().rpartition(b"\n")
+        try:
+            records = [json.loads(line) for line in whole.splitlines()]
+        except ValueError:  # cut back and written again between two looks: read it from the start next time
+            self.offset = 0
+            return []
         self.offset += len(whole + newline)
-        records = [json.loads(line) for line in whole.splitlines()]
         for record in records:
             self.record |= record
         return records
@@ -109,7 +115,8 @@ def _run_jobs(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: In
         elif waiting and len(running) < parallel and not interrupt.signum:
             job = waiting[0]
             job.process = context.Process(target=_child, args=(job.config, job.folder, plugin))
-            job.process.start()
+            with _ignoring_ctrl_c():
+                job.process.start()
             job.status = "running"
             continue
         for job in running:
@@ -120,6 +127,19 @@ def _run_jobs(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: In
                 job.status = "finished" if read_summary(job.folder) else "waiting" if asked else "failed"
             display.update(job, records)
         time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _ignoring_ctrl_c() -> Iterator[None]:
+    """A process started here ignores Ctrl-C while it imports, until its run takes signals itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _child(config: RunConfig, folder: Path, plugin: Path | None) -> None:

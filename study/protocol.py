@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import tomli_w
-from filelock import FileLock, Timeout
 
 from data.dataset import prepare
 from errors import UserError
@@ -16,10 +15,11 @@ from study.config import Tree, expand, study_config
 from study.display import match
 from study.executor import execute
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
-from training.config import RunConfig, read_toml
+from training.config import WHERE, RunConfig, read_toml
 from training.device import pick_device
-from training.folder import read_summary
+from training.folder import CHOOSE, hold, read_summary
 from training.interrupt import Interrupt
+from training.loop import check_context
 
 
 def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str = "the study") -> list[str]:
@@ -33,10 +33,12 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
         Interrupted: a signal came; every run has written a checkpoint.
     """
     study, runs = study_config(tree, source), expand(tree, source)
+    for config in runs.values():
+        pick_device(config.train.device)  # before anything is fetched
+    data = {config: prepare(config) for config in {run.data for run in runs.values()}}  # here, not in every process
+    for run in runs.values():
+        check_context(run, data[run.data])
     with _open_study(folder, tree), Interrupt() as interrupt:
-        for config in runs.values():
-            pick_device(config.train.device)  # before anything is fetched
-        data = {config.data: prepare(config.data) for config in runs.values()}  # once, here, not in every process
         print(*match((run.model, data[run.data].tokenizer.n_vocab) for run in runs.values()), sep="\n", flush=True)
         train_all = partial(execute, group=folder.name, plugin=plugin, interrupt=interrupt)
         if not study.lr:
@@ -62,8 +64,8 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
 def _losses(trial: dict[str, tuple[float, RunConfig]], folder: Path) -> dict[float, list[float]]:
     losses: dict[float, list[float]] = {}
     for name, (lr, _) in trial.items():
-        summary = read_summary(folder / name)
-        losses.setdefault(lr, []).append(summary["val/loss"] if summary else math.inf)
+        loss = (read_summary(folder / name) or {}).get("val/loss", math.inf)
+        losses.setdefault(lr, []).append(loss if math.isfinite(loss) else math.inf)
     return losses
 
 
@@ -71,22 +73,17 @@ def _losses(trial: dict[str, tuple[float, RunConfig]], folder: Path) -> dict[flo
 def _open_study(folder: Path, tree: Tree) -> Iterator[None]:
     path = folder / "study.toml"
     if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - {".lock"}:
-        raise UserError(f"{folder} exists and is not a study (it has no study.toml). Choose another --out.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            if path.exists():
-                old = read_toml(path)
-                keys = sorted({(s, key) for t in (old, tree) for s, part in t.items() for key in part})
-                pairs = [(s, key, old.get(s, {}).get(key), tree.get(s, {}).get(key)) for s, key in keys]
-                lines = [f"  {s}.{key}: {a!r} in the folder, {b!r} asked for" for s, key, a, b in pairs if a != b]
-                if lines:
-                    raise UserError(
-                        f"{folder} holds another study:\n  " + "\n  ".join(lines) + "\nChoose another --out."
-                    )
+        raise UserError(f"{folder} exists and is not a study (it has no study.toml). {CHOOSE}")
+    with hold(folder):
+        if path.exists() and any(folder.rglob("metrics.jsonl")):
+            old = read_toml(path)
+            keys = sorted({(s, key) for t in (old, tree) for s, part in t.items() for key in part})
+            pairs = [(f"{s}.{key}", old.get(s, {}).get(key), tree.get(s, {}).get(key)) for s, key in keys]
+            lines = [
+                f"{key}: {a!r} in the folder, {b!r} asked for" for key, a, b in pairs if a != b and key not in WHERE
+            ]
+            if lines:
+                raise UserError("\n  ".join([f"{folder} holds another study:", *lines, CHOOSE]))
+        else:  # a study that never began leaves no trace of its config
             path.write_text(tomli_w.dumps(tree), encoding="utf-8")
-            yield
-    except Timeout:
-        raise UserError(f"{folder} is being written by another process; wait for it or choose another --out.") from None
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"--out {folder}: {error.strerror}.") from None
+        yield

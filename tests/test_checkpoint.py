@@ -77,7 +77,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, capsys, nam
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     assert newest.name == "step-00000001"
-    warning = capsys.readouterr().out
+    warning = capsys.readouterr().err
     assert "step-00000002" in warning
     assert name in warning
 
@@ -88,3 +88,11 @@ def test_all_damaged_is_an_error_and_none_is_none(tmp_path):
     (path / "state.json").write_text(json.dumps({"step": 0}))
     with pytest.raises(UserError, match=r"step-00000001: state\.json is missing or does not match"):
         checkpoint.newest(tmp_path)
+
+
+def test_what_was_just_saved_is_never_pruned_in_favour_of_a_later_damaged_one(tmp_path):
+    for n in (50, 100):
+        path = save(tmp_path, n, *make())
+    (path / "state.json").unlink()
+    save(tmp_path, 60, *make(), keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000060"]

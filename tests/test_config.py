@@ -52,7 +52,7 @@ MISTAKES = {
     "train.seed=-1": ["train.seed = -1"],
     "model.n_head=5": ["d_model 128", "5 heads", "4"],
     "train.accumulate=3": ["batch_size 16", "3"],
-    "train.warmup=0.9": ["warmup 0.9", "decay 0.95"],
+    "train.warmup=1.5": ["train.warmup = 1.5"],
     "data.tokenizer=byte": ["'byte'", "'bytes'"],
     "data.val_fraction=0": ["data.val_fraction = 0"],
 }

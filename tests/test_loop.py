@@ -179,3 +179,19 @@ def test_a_diverging_run_ends_by_name_and_keeps_its_last_good_checkpoint(tiny, t
     path = checkpoint.newest(tmp_path / "run" / "checkpoints")
     assert path is not None
     assert path.name == "step-00000012"
+
+
+def test_a_refused_run_leaves_its_folder_free_for_the_way_out(tiny, tmp_path):
+    with pytest.raises(UserError, match="longer than the training split"):
+        train(tiny(model={"context": 100_000}), tmp_path / "run")
+    train(tiny(), tmp_path / "run")
+
+
+def test_stopping_again_before_the_first_new_record_keeps_the_metrics_whole(tiny, tmp_path, stop_at):
+    train(tiny(), tmp_path / "whole")
+    for step in (9, 10, 11):
+        stop_at(step)
+        with pytest.raises(Interrupted):
+            train(tiny(), tmp_path / "parts")
+    train(tiny(), tmp_path / "parts")
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")

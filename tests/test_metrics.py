@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from errors import UserError
 from training.loop import train
 from training.metrics import Metrics
 from training.wandb_mirror import WandbMirror
@@ -89,3 +90,24 @@ def test_resuming_cuts_the_file_back_and_numbers_that_json_lacks_become_null(tin
         {"step": 1},
         {"step": 2, "train/loss": None},
     ]
+
+
+def test_a_file_shorter_than_its_checkpoint_is_refused_and_never_padded(tiny, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(UserError, match="shorter than at the last checkpoint"):
+        Metrics(path, 100, WandbMirror(tiny(), tmp_path, None, print))
+    with Metrics(path, 3, WandbMirror(tiny(), tmp_path, None, print)) as metrics:
+        assert metrics.offset == 3  # also before the first record
+
+
+def test_a_key_without_a_network_keeps_the_run_offline(tiny, tmp_path, wandb_home, monkeypatch, capsys):
+    import wandb
+
+    def login(**_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(wandb, "login", login)
+    train(tiny(wandb={}), tmp_path / "run")
+    assert "cannot log in" in capsys.readouterr().out
+    assert len(history(tmp_path / "run")[1]) == 11

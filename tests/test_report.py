@@ -69,6 +69,7 @@ def tuned(tmp_path_factory):
             write_run(study / f"{i}-{seed}", activation, loss, seed=seed, lr=0.01)
         for lr, worse in ((0.005, 0.2), (0.01, 0), (0.02, 0.3)):
             write_run(study / "tune" / f"{i}-{lr}", activation, 4.5 + gap + worse, tokens=500, seed=1000, lr=lr)
+    write_run(study / "tune" / "too-high", loss=None, tokens=500, seed=1000, lr=0.04)
     write_plan(
         study, model={"activation": list(gaps)}, train={"seed": [0, 1, 2, 3, 4]}, study={"lr": [0.005, 0.01, 0.02]}
     )
@@ -234,8 +235,9 @@ def test_a_study_with_seeds_and_tuning_is_told_from_verdict_to_protocol(browser,
         assert column(page, names.index("95 % interval") + 1)[1] == "–"
         page.locator("#course").get_by_role("columnheader", name="to 100 %").get_by_role("button").click()
         assert column(page, page.locator("#course thead th").count(), "course") == ["×0.88", "×1.00", "never"]
+        assert "have no loss: too-high." in page.locator("#rates .intro").inner_text()
         protocol = page.locator("#protocol").inner_text()
-        assert "tuning learning rates\n0.005 · 0.01 · 0.02" in protocol
+        assert "tuning learning rates\n0.005 · 0.01 · 0.02 · 0.04" in protocol
         assert "tuning tokens\n500" in protocol
         assert page.locator(".sample").count() == 3  # one seed each
         assert "[study]" in page.locator("#config").inner_text()

@@ -87,3 +87,8 @@ def test_each_arm_trains_fresh_seeds_at_the_best_rate_of_its_own_tuning(tuned, t
         for seed in (0, 1):
             config = read_toml(tmp_path / "study" / f"{arm}-seed{seed}" / "config.toml")["train"]
             assert (config["lr"], config["seed"]) == (rates[best], seed)
+
+
+def test_a_tuned_study_of_one_arm_is_called_by_its_activation():
+    tree = {"model": {"activation": "silu"}, "study": {"lr": [0.1, 0.2, 0.4]}}
+    assert list(arms(tree, "it")) == ["silu"]

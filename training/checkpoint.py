@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def save(
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
     _fsync(folder)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    others = sorted(path for path in folder.glob("step-*") if path != target)
+    before = [path for path in others if path.name < target.name]
+    later = [path for path in others if path.name > target.name]  # damaged, or this step would not have been trained
+    for old in before[: max(len(before) - keep + 1, 0)] + later:
         shutil.rmtree(old)
     return target
 
@@ -58,7 +62,7 @@ def save(
 def newest(folder: Path) -> Path | None:
     """Return the newest intact checkpoint in `folder`, or None if there is none at all.
 
-    A damaged one is named on standard output and the one before it is used.
+    A damaged one is named on standard error and the one before it is used.
 
     Raises:
         UserError: there are checkpoints, and all are damaged.
@@ -71,7 +75,7 @@ def newest(folder: Path) -> Path | None:
             problems.append(str(error))
             continue
         for problem in problems:
-            print(f"warning: {problem}; using {path.name}", flush=True)
+            print(f"warning: {problem}; using {path.name}", file=sys.stderr, flush=True)
         return path
     if problems:
         raise UserError(f"no intact checkpoint in {folder}: {'; '.join(problems)}. Delete the folder to start over.")

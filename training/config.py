@@ -14,14 +14,14 @@ from data.config import DataConfig
 from errors import UserError, unknown
 from model.config import ModelConfig
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     """How a run trains. `threads` and `device` say where: they may differ when a run is resumed."""
 
-    seed: Annotated[int, Field(ge=0, description="fixes the initial weights and the order of the data")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="fixes the initial weights and the order of the data")] = 0
     tokens: Annotated[int, Field(gt=0, description="budget, tokens; rounded up to whole steps")] = 1_000_000
     batch_size: Annotated[int, Field(gt=0, description="sequences of `context` tokens per step")] = 16
     accumulate: Annotated[int, Field(gt=0, description="micro-batches a step is split into; divides batch_size")] = 1
@@ -36,7 +36,7 @@ class TrainConfig:
     clip: Annotated[float, Field(ge=0, description="largest norm of the gradient; 0: no clipping")] = 1.0
     warmup: Annotated[float, Field(ge=0, le=1, description="share of the steps in which lr rises from 0")] = 0.05
     schedule: Annotated[Literal["cosine", "linear"], Field(description="shape of the decay")] = "cosine"
-    decay: Annotated[float, Field(ge=0, le=1, description="share of the steps, at the end, in which lr falls")] = 0.95
+    decay: Annotated[float, Field(ge=0, le=1, description="share of the steps, the last, in which lr falls")] = 1.0
     final_lr: Annotated[float, Field(ge=0, le=1, description="lr at the end, as a share of the peak")] = 0.1
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], Field(description="auto: bf16 autocast where it is native, else fp32")
@@ -53,8 +53,6 @@ class TrainConfig:
     def __post_init__(self):
         if self.batch_size % self.accumulate:
             raise UserError(f"batch_size {self.batch_size} does not split into {self.accumulate} equal micro-batches.")
-        if self.warmup + self.decay > 1:
-            raise UserError(f"warmup {self.warmup} and decay {self.decay} together exceed the whole run (1).")
 
 
 @dataclass(frozen=True, config=STRICT)

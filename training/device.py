@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from errors import UserError
+from errors import UserError, unknown
 
 
 def pick_device(name: str) -> torch.device:
@@ -20,13 +20,13 @@ def pick_device(name: str) -> torch.device:
     Raises:
         UserError: this machine has no such device.
     """
+    if name not in ("auto", "cuda", "mps", "cpu"):
+        raise UserError(unknown("device", name, ["auto", "cuda", "mps", "cpu"]))
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(n for n, available in there.items() if available)
     if not there[name]:
-        raise UserError(
-            f"train.device = {name!r}: not on this machine, which has {', '.join(n for n in there if there[n])}."
-        )
+        raise UserError(f"device {name!r}: not on this machine, which has {', '.join(n for n in there if there[n])}.")
     return torch.device(name)
 
 
@@ -56,6 +56,10 @@ def peak_memory(device: torch.device) -> int:
     """Return the most memory this process has held, bytes: on the GPU if it trains there, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent held before it started this process
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

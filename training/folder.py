@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from errors import UserError
 from training.config import RunConfig, build, differences, read_toml, write_toml
 
+CHOOSE = "Choose another --out."
 OWN_FILES = {".lock", "log.txt"}  # may be there before the run is
 
 
@@ -25,24 +26,34 @@ def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator
     """
     if folder.is_dir() and not (folder / "config.toml").exists() and {p.name for p in folder.iterdir()} - OWN_FILES:
         raise UserError(f"{folder} exists and is not a run (it has no config.toml). Choose another --out.")
+    with hold(folder, patience):
+        if (folder / "metrics.jsonl").exists():  # a run that never began leaves no trace of its config
+            if lines := differences(read_run_config(folder), config):
+                raise UserError("\n  ".join([f"{folder} holds a run with another config:", *lines, CHOOSE]))
+        else:
+            write_toml(config, folder / "config.toml")
+        yield read_summary(folder)
+
+
+@contextmanager
+def hold(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Make a folder and keep other processes from writing to it.
+
+    Raises:
+        UserError: it cannot be made or written, or another process holds it for longer than `patience` seconds.
+    """
+    lock = FileLock(folder / ".lock", timeout=patience)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{folder} is being written by another process; wait for it. {CHOOSE}") from None
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}.") from None
     try:
-        with FileLock(folder / ".lock", timeout=patience):
-            if (folder / "config.toml").exists():
-                if lines := differences(read_run_config(folder), config):
-                    raise UserError(
-                        f"{folder} holds a run with another config:\n  "
-                        + "\n  ".join(lines)
-                        + "\nChoose another --out."
-                    )
-            else:
-                write_toml(config, folder / "config.toml")
-            yield read_summary(folder)
-    except Timeout:
-        raise UserError(f"{folder} is being written by another process; wait for it or choose another --out.") from None
+        yield
+    finally:
+        lock.release()
 
 
 def read_run_config(folder: Path) -> RunConfig:
@@ -59,4 +70,7 @@ def read_run_config(folder: Path) -> RunConfig:
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """Return the final figures of a finished run, None for an unfinished one."""
     path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or damaged: the run writes it again
+        return None

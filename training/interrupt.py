@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 
@@ -26,5 +27,7 @@ class Interrupt:
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.signum:
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # the cursor that a progress bar hid
             os._exit(128 + signum)
         self.signum = signum

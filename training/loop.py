@@ -39,17 +39,23 @@ def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, A
         Interrupted: a signal came; a checkpoint is written, and the same call resumes.
         FloatingPointError: the loss is no longer finite; the last checkpoint stays.
     """
-    with open_run(folder, config, patience) as finished, Interrupt() as interrupt:
+    with open_run(folder, config, patience) as finished:
         if finished:
             return finished
         device = pick_device(config.train.device)  # before anything is fetched
         data = prepare(config.data)
-        if len(data.train.tokens_N) <= config.model.context:
-            raise UserError(
-                f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}, "
-                f"{len(data.train.tokens_N)} tokens."
-            )
-        return _run(config, folder, data, device, interrupt)
+        check_context(config, data)
+        with Interrupt() as interrupt:
+            return _run(config, folder, data, device, interrupt)
+
+
+def check_context(config: RunConfig, data: Dataset) -> None:
+    """Raise `UserError` if the training split does not fill one context."""
+    if len(data.train.tokens_N) <= config.model.context:
+        raise UserError(
+            f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}, "
+            f"{len(data.train.tokens_N)} tokens."
+        )
 
 
 def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, interrupt: Interrupt) -> dict[str, Any]:
@@ -84,7 +90,7 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
             if step > start or not resumed:  # a checkpoint comes after the records of its step
                 if step % c.eval_every == 0 or last:
                     with autocast(precision, device):
-                        val = evaluate(model, data.val, c.batch_size).named("val")
+                        val = evaluate(model, data.val, c.batch_size // c.accumulate).named("val")
                     record |= val
                 if record:
                     record = {"step": step, "tokens": step * config.tokens_per_step, "time": clock.time} | record
@@ -137,7 +143,11 @@ def _summary(
 ) -> dict[str, Any]:
     device = model.embedding.weight.device
     with autocast(precision, device):
-        test = evaluate(model, data.test, config.train.batch_size).named("test") if data.test else {}
+        test = (
+            evaluate(model, data.test, config.train.batch_size // config.train.accumulate).named("test")
+            if data.test
+            else {}
+        )
         text = sample(model, data.tokenizer, prompt="", n_tokens=300, temperature=0.8, top_k=50, seed=0)[0]
     tokens = config.steps * config.tokens_per_step
     count = dataclasses.asdict(size(config.model, data.tokenizer.n_vocab))

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from errors import UserError
 from training.wandb_mirror import WandbMirror
 
 
@@ -12,8 +13,11 @@ class Metrics:
     """One JSON record a line, in order of steps. A resumed run cuts the file back to its checkpoint's `offset`."""
 
     def __init__(self, path: Path, offset: int, mirror: WandbMirror):
+        if offset and (not path.exists() or path.stat().st_size < offset):
+            raise UserError(f"{path} is shorter than at the last checkpoint: it was cut or replaced. Restore it.")
         self.file = path.open("a+b")
         self.file.truncate(offset)
+        self.file.seek(offset)
         self.mirror = mirror
 
     @property

@@ -11,7 +11,8 @@ from training.config import TrainConfig
 
 def lr_factor(step: int, steps: int, config: TrainConfig) -> float:
     """Return the learning rate of a step (counted from 0) as a share of the peak: rise, plateau, fall."""
-    warmup, decay = round(config.warmup * steps), round(config.decay * steps)
+    warmup = round(config.warmup * steps)
+    decay = min(round(config.decay * steps), steps - warmup)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if step < steps - decay:

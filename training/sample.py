@@ -41,7 +41,7 @@ def sample(
 ) -> list[str]:
     """Return `count` continuations of `prompt`, without it. An empty prompt begins a document."""
     device = model.embedding.weight.device
-    ids = [tokenizer.eot, *tokenizer.encode(prompt)] if not prompt else tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt) or [tokenizer.eot]
     prompt_BT = torch.tensor([ids], device=device).expand(count, -1)
     generator = torch.Generator(device).manual_seed(seed)
     new_BN = generate(model, prompt_BT, n_tokens, temperature, top_k, top_p, generator)

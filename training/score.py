@@ -31,7 +31,7 @@ def score_run(folder: Path, device_name: str) -> dict[str, Score]:
         if split is None:
             continue
         with autocast(precision, device):
-            scores[name] = score = evaluate(model, split, config.train.batch_size)
+            scores[name] = score = evaluate(model, split, config.train.batch_size // config.train.accumulate)
         figures = (
             f"loss {score.loss:.4f} nats/token  perplexity {score.perplexity:.3f}  {score.bits_per_byte:.4f} bits/byte"
         )

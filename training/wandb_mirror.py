@@ -28,8 +28,8 @@ class WandbMirror:
         import wandb  # half a second
 
         os.environ.setdefault("WANDB_SILENT", "true")
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False) else "offline"
+        if mode in ("auto", "online"):
+            mode = "online" if self._can_log_in(wandb) else "offline"
         settings = wandb.Settings(init_timeout=15, console="off", x_disable_stats=True)
         self.id = self.id or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]  # a sweep's agent sets it
         arguments: dict[str, Any] = {
@@ -52,11 +52,19 @@ class WandbMirror:
                 raise
             self.say(f"wandb: cannot go online ({type(error).__name__}); this run is kept offline")
             arguments.pop("resume")
+            wandb.teardown()  # else the id counts as taken
             self.run = wandb.init(mode="offline", **arguments)
         self.run.define_metric("tokens")
         self.run.define_metric("*", step_metric="tokens")
         if self.run.settings.mode != "online":
             self.say(f"wandb: offline; to upload it later: wandb sync {Path(self.run.dir).parent}")
+
+    def _can_log_in(self, wandb: Any) -> bool:
+        try:
+            return bool(wandb.login(prompt=False))
+        except Exception as error:  # a key that wandb refuses, or no network to check it
+            self.say(f"wandb: cannot log in ({type(error).__name__}); this run is kept offline")
+            return False
 
     def log(self, record: dict[str, Any]) -> None:
         """Mirror one record."""
