@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import tomli_w
 
 from data.dataset import prepare
 from errors import UserError
-from study.config import Tree, expand, study_config
+from study.config import StudyConfig, Tree, expand, study_config
 from study.display import match
 from study.executor import execute
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
@@ -35,30 +35,45 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
     study, runs = study_config(tree, source), expand(tree, source)
     for config in runs.values():
         pick_device(config.train.device)  # before anything is fetched
-    data = {config: prepare(config) for config in {run.data for run in runs.values()}}  # here, not in every process
-    for run in runs.values():
-        check_context(run, data[run.data])
-    with _open_study(folder, tree), Interrupt() as interrupt:
+    with _open_study(folder, tree) as begun:
+        data = {config: prepare(config) for config in {run.data for run in runs.values()}}  # not in every process
+        for run in runs.values():
+            check_context(run, data[run.data])
+        if not begun:
+            (folder / "study.toml").write_text(tomli_w.dumps(tree), encoding="utf-8")
         print(*match((run.model, data[run.data].tokenizer.n_vocab) for run in runs.values()), sep="\n", flush=True)
-        train_all = partial(execute, group=folder.name, plugin=plugin, interrupt=interrupt)
-        if not study.lr:
-            return train_all(runs, folder)
-        compared = arms(tree, source)
-        grids = dict.fromkeys(compared, study.lr)
-        best: dict[str, float | None] = {}
-        for extended in range(EXTENSIONS + 1):
-            trials = {arm: tuning_runs(arm, config, grids[arm], study) for arm, config in compared.items()}
-            train_all({name: run for trial in trials.values() for name, (_, run) in trial.items()}, folder / "tune")
-            best = {arm: best_lr(_losses(trial, folder / "tune")) for arm, trial in trials.items()}
-            more = {arm: extension(grids[arm], lr) for arm, lr in best.items() if lr is not None}
-            if extended == EXTENSIONS or not any(more.values()):
-                break
-            grids = {arm: (*grid, *filter(None, [more.get(arm)])) for arm, grid in grids.items()}
-        tuned: dict[str, RunConfig] = {}
-        for name, run in runs.items():
-            if lr := best[arm_of(run, compared)]:
-                tuned[name] = dataclasses.replace(run, train=dataclasses.replace(run.train, lr=lr))
-        return [name for name in runs if name not in tuned] + train_all(tuned, folder)
+        with Interrupt() as interrupt:
+            train_all = partial(execute, group=folder.name, plugin=plugin, interrupt=interrupt)
+            return _stages(runs, tree, study, folder, source, train_all)
+
+
+def _stages(
+    runs: dict[str, RunConfig],
+    tree: Tree,
+    study: StudyConfig,
+    folder: Path,
+    source: str,
+    train_all: Callable[[dict[str, RunConfig], Path], list[str]],
+) -> list[str]:
+    """Tune if there is a grid, then train the runs that count; return the names of those that failed."""
+    if not study.lr:
+        return train_all(runs, folder)
+    compared = arms(tree, source)
+    grids = dict.fromkeys(compared, study.lr)
+    best: dict[str, float | None] = {}
+    for extended in range(EXTENSIONS + 1):
+        trials = {arm: tuning_runs(arm, config, grids[arm], study) for arm, config in compared.items()}
+        train_all({name: run for trial in trials.values() for name, (_, run) in trial.items()}, folder / "tune")
+        best = {arm: best_lr(_losses(trial, folder / "tune")) for arm, trial in trials.items()}
+        more = {arm: extension(grids[arm], lr) for arm, lr in best.items() if lr is not None}
+        if extended == EXTENSIONS or not any(more.values()):
+            break
+        grids = {arm: (*grid, *filter(None, [more.get(arm)])) for arm, grid in grids.items()}
+    tuned: dict[str, RunConfig] = {}
+    for name, run in runs.items():
+        if lr := best[arm_of(run, compared)]:
+            tuned[name] = dataclasses.replace(run, train=dataclasses.replace(run.train, lr=lr))
+    return [name for name in runs if name not in tuned] + train_all(tuned, folder)
 
 
 def _losses(trial: dict[str, tuple[float, RunConfig]], folder: Path) -> dict[float, list[float]]:
@@ -70,20 +85,18 @@ def _losses(trial: dict[str, tuple[float, RunConfig]], folder: Path) -> dict[flo
 
 
 @contextmanager
-def _open_study(folder: Path, tree: Tree) -> Iterator[None]:
+def _open_study(folder: Path, tree: Tree) -> Iterator[bool]:
+    """Hold the folder of a study; yields whether it holds runs of this study already."""
     path = folder / "study.toml"
     if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - {".lock"}:
         raise UserError(f"{folder} exists and is not a study (it has no study.toml). {CHOOSE}")
     with hold(folder):
-        if path.exists() and any(folder.rglob("metrics.jsonl")):
-            old = read_toml(path)
-            keys = sorted({(s, key) for t in (old, tree) for s, part in t.items() for key in part})
-            pairs = [(f"{s}.{key}", old.get(s, {}).get(key), tree.get(s, {}).get(key)) for s, key in keys]
-            lines = [
-                f"{key}: {a!r} in the folder, {b!r} asked for" for key, a, b in pairs if a != b and key not in WHERE
-            ]
-            if lines:
-                raise UserError("\n  ".join([f"{folder} holds another study:", *lines, CHOOSE]))
-        else:  # a study that never began leaves no trace of its config
-            path.write_text(tomli_w.dumps(tree), encoding="utf-8")
-        yield
+        begun = path.exists() and any(folder.rglob("metrics.jsonl"))
+        old = read_toml(path) if begun else tree
+        keys = sorted({(s, key) for t in (old, tree) for s, part in t.items() for key in part})
+        pairs = [(f"{s}.{key}", old.get(s, {}).get(key), tree.get(s, {}).get(key)) for s, key in keys]
+        unequal = [pair for pair in pairs if pair[1] != pair[2] and pair[0] not in WHERE]
+        if unequal:
+            lines = [f"{key}: {a!r} in the folder, {b!r} asked for" for key, a, b in unequal]
+            raise UserError("\n  ".join([f"{folder} holds another study:", *lines, CHOOSE]))
+        yield begun
