@@ -47,6 +47,6 @@ class GPT(nn.Module):
         return F.linear(self.norm(x_BTD), self.embedding.weight)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, reduction: str = "mean") -> Tensor:
-        """Return the cross-entropy of the targets, in nats: the mean over tokens, or their sum."""
+        """Return the cross-entropy of the targets, in nats: the mean over tokens, their sum, or each ("none", N)."""
         logits_BTV = self(tokens_BT)
         return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction=reduction)

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+import numpy as np
+
 from study.arms import Arm, make_arms, reference_of
 from study.results import Study
-from study.statistics import Curve, Effect, area, at_share, holm, pair, paired, tokens_to, verdict
+from study.statistics import Curve, Effect, area, at_share, block_bootstrap, holm, pair, paired, tokens_to, verdict
 
 SMALLEST = 0.01  # nats per token: the smallest effect that matters, 1 % of perplexity
 MINIMUM_SEEDS = 5
 EARLY = 0.25  # share of the budget at which the early gap is taken
+BLOCK_TOKENS = 2048  # of validation text that the block bootstrap keeps together: about a scene of a play
 SHARES = (0.5, 0.75, 1.0)  # shares of the budget whose reference loss an arm has to reach
 NO_DIFFERENCE = "no difference that matters"
 VERDICTS = ("better", NO_DIFFERENCE, "not shown", "worse")
@@ -31,7 +34,8 @@ class Row:
     """An arm's line: what it differs from its reference by, in nats per token.
 
     `note` says why there is no comparison, `reason` why the verdict is what it is. `shared` is the difference at the
-    reference's best tuning rate `shared_lr`, taken from the tuning runs.
+    reference's best tuning rate `shared_lr`, taken from the tuning runs. `noise` is half the 95 % interval of `final`
+    that the choice of validation text alone would give, these networks being as they are.
     """
 
     arm: Arm
@@ -40,6 +44,7 @@ class Row:
     partner: Arm | None = None
     note: str = ""
     final: Effect | None = None
+    noise: float | None = None
     p: float = math.nan
     verdict: str = ""
     reason: str = ""
@@ -98,8 +103,10 @@ def _row(arm: Arm, arms: Sequence[Arm], reference: str) -> Row:
         gaps = pair(arm.finals("val/loss"), partner.finals("val/loss"))
     except ValueError as error:
         return replace(row, note=str(error).rstrip("."))
+    if partner is not arm and not any(gaps):  # a field that nothing reads, a name that fell through
+        return replace(row, note=f"every loss equals that of {partner.label} to the last bit: nothing differs")
     shared_lr, shared = _shared(arm, partner)
-    row = replace(row, final=paired(gaps), shared_lr=shared_lr, shared=shared)
+    row = replace(row, final=paired(gaps), noise=_noise(arm, partner), shared_lr=shared_lr, shared=shared)
     curves = paired_curves(arm, partner)
     try:
         early = [at_share(a, EARLY) - at_share(b, EARLY) for a, b in curves]
@@ -119,6 +126,19 @@ def _judged(row: Row, p: float) -> Row:
         return row
     name, reason = judge(row.final, p)
     return replace(row, p=p, verdict=name, reason=reason)
+
+
+def _noise(arm: Arm, partner: Arm) -> float | None:
+    """Return half the bootstrap's interval of the gap, averaged over seeds window by window."""
+    windows = [run.windows for a in (arm, partner) for run in sorted(a.runs, key=lambda run: run.seed)]
+    if arm is partner or len({len(w) for w in windows}) != 1 or not len(windows[0]):
+        return None
+    block = max(1, BLOCK_TOKENS // arm.runs[0].settings["model.context"])
+    if len(windows[0]) < 2 * block:
+        return None
+    gaps = np.mean(windows[: len(windows) // 2], axis=0) - np.mean(windows[len(windows) // 2 :], axis=0)
+    _, low, high = block_bootstrap(gaps, block, draws=1000, seed=0)
+    return (high - low) / 2
 
 
 def _area(ours: Curve, theirs: Curve) -> float:

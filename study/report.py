@@ -76,6 +76,7 @@ def sections(study: Study, rows: Sequence[Row], command: str) -> list[Section]:
     loss, reference = loss_figure(rows), rows[0].reference
     windowed, seeds = bool(loss) and "range" in loss["layout"]["yaxis"], max(row.arm.seeds for row in rows)
     over_seeds = SEEDS_TEXT * (seeds > 1)
+    noise = NOISE_TEXT * any(row.noise for row in rows)
     every = [
         Section(
             "final",
@@ -84,7 +85,7 @@ def sections(study: Study, rows: Sequence[Row], command: str) -> list[Section]:
             final_figure(rows),
             FINAL_TEXT + DOTS_TEXT * (seeds > 1),
         ),
-        Section("results", "Results", "table", table(columns(rows), notes(rows, study)), TABLE_TEXT),
+        Section("results", "Results", "table", table(columns(rows), notes(rows, study)), TABLE_TEXT + noise),
         Section("loss", "Loss", "figure", loss, LOSS_TEXT + over_seeds + WINDOW_TEXT * windowed),
         Section(
             "difference", f"Difference to {reference}", "figure", difference_figure(rows), DIFFERENCE_TEXT + over_seeds
@@ -116,6 +117,10 @@ SEEDS_TEXT = " Lines are means over seeds; bands span the lowest and the highest
 WINDOW_TEXT = " The first fall is out of view: select “from the start” to see it."
 DIFFERENCE_TEXT = f"Validation loss minus the reference’s of the same seed and tokens. Shaded: ±{SMALLEST:g}."
 TABLE_TEXT = "Losses in nats per token on the whole validation set, after the last step. Select a heading to sort."
+NOISE_TEXT = (
+    " “Text noise” is half the 95 % interval of the difference over blocks of the validation text, the trained "
+    "networks being as they are (block bootstrap); the interval over seeds beside it decides."
+)
 COURSE_TEXT = (
     "Differences to {0} in nats per token{1}; a change below zero is a gap that closes. "
     "“To 50 %”: tokens to the loss that {0} has at half its budget, as a multiple of its own."

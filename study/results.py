@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from errors import UserError
 from training.config import WHERE
 
@@ -65,6 +67,12 @@ class Run:
         sections = ((s, part) for s, part in self.config.items() if isinstance(part, dict) and s != "wandb")
         flat = {f"{section}.{field}": value for section, part in sections for field, value in part.items()}
         return {key: value for key, value in flat.items() if key not in WHERE}
+
+    @cached_property
+    def windows(self) -> np.ndarray:
+        """The loss of each whole validation window after the last step, nats per token; empty where there is none."""
+        path = self.folder / "val_windows.npy"
+        return np.load(path, allow_pickle=False) if self.status == "finished" and path.exists() else np.empty(0)
 
     def final(self, metric: str) -> float | None:
         """Return a figure of a finished run's summary, or None: a partial figure is never passed off as a final one."""

@@ -40,6 +40,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("sd", lambda row: row.arm.sd("val/loss"), ".4f"),
         Column(against, lambda row: row.final.mean if row.final else None, "+z.3f", True),
         Column("95 % interval", lambda row: _half(row.final), lambda row: interval(row.final), True),
+        Column("text noise", lambda row: row.noise, lambda row: f"±{row.noise:.3f}"),
         Column("p (Holm)", lambda row: None if math.isnan(row.p) else row.p, lambda row: _p(row.p)),
         Column("verdict", _rank, lambda row: row.verdict, True),
         _mean("perplexity", "val/loss", lambda row: f"{math.exp(row.arm.mean('val/loss') or 0):.2f}"),

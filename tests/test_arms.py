@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 from test_results import write_plan, write_run
@@ -78,6 +79,28 @@ def test_an_arm_of_five_seeds_by_hand(seeded):
     assert "5 seeds, paired" in scope(rows)
     assert "each arm at its own learning rate" in scope(rows)
     assert cells(rows, columns)["95 % interval"] == ["[+0.195, +0.305]", "-"]
+
+
+def test_text_noise_is_the_bootstrap_of_gaps_averaged_over_seeds(seeded):
+    draw = np.random.default_rng(0)
+    level, gaps = draw.normal(4, 1, 512), draw.normal(0.25, 0.1, (5, 512))
+    for seed in range(5):
+        np.save(seeded / f"gelu-seed{seed}" / "val_windows.npy", level + seed)
+        np.save(seeded / f"sigmoid-seed{seed}" / "val_windows.npy", level + seed + gaps[seed])
+    row = rows_of(seeded)[0]
+    error = gaps.mean(axis=0).std() / math.sqrt(512)  # the windows are independent
+    assert row.noise == pytest.approx(stats.norm.ppf(0.975) * error, rel=0.2)
+    assert cells([row], columns)["text noise"] == [f"±{row.noise:.3f}"]
+    (seeded / "gelu-seed3" / "val_windows.npy").unlink()
+    assert rows_of(seeded)[0].noise is None
+
+
+def test_an_arm_equal_to_its_reference_to_the_last_bit_is_no_arm(tmp_path):
+    write_arm(tmp_path / "study", "gelu", GELU)
+    write_arm(tmp_path / "study", "relu", GELU)
+    row = by_label(rows_of(tmp_path / "study"))["relu"]
+    assert row.final is None
+    assert "to the last bit" in row.note
 
 
 def test_holm_is_over_the_comparisons_of_the_table(seeded):

@@ -29,6 +29,8 @@ def test_score_is_the_mean_over_every_token_but_the_first(model, n_tokens, batch
     assert score.loss == pytest.approx(np.mean(nats), rel=1e-6)
     assert score.perplexity == pytest.approx(math.exp(np.mean(nats)), rel=1e-6)
     assert score.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / 100, rel=1e-6)
+    whole = (n_tokens - 1) // 5
+    assert score.windows == pytest.approx(np.reshape(nats[: 5 * whole], (whole, 5)).mean(axis=1), rel=1e-6)
 
 
 def test_a_uniform_model_scores_the_logarithm_of_the_vocabulary(model):

@@ -14,7 +14,7 @@ def write_run(folder, activation="gelu", loss: float | None = 4.0, tokens=1000, 
     folder.mkdir(parents=True)
     config = {
         "data": {"corpus": "shakespeare", "tokenizer": "bytes"},
-        "model": {"activation": activation, "n_layer": 2},
+        "model": {"activation": activation, "n_layer": 2, "context": 128},
         "train": {"seed": 0, "tokens": tokens, "lr": 0.001, "threads": 1} | train,
         "wandb": {"mode": "disabled", "group": folder.name},
     }

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.dataset import Dataset, prepare
@@ -90,7 +91,9 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
             if step > start or not resumed:  # a checkpoint comes after the records of its step
                 if step % c.eval_every == 0 or last:
                     with autocast(precision, device):
-                        val = evaluate(model, data.val, c.batch_size // c.accumulate).named("val")
+                        score = evaluate(model, data.val, c.batch_size // c.accumulate)
+                    np.save(folder / "val_windows.npy", score.windows.astype(np.float32))
+                    val = score.named("val")
                     record |= val
                 if record:
                     record = {"step": step, "tokens": step * config.tokens_per_step, "time": clock.time} | record
