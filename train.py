@@ -11,8 +11,8 @@ QUICK = Path(__file__).parent / "configs" / "quick.toml"
 def main() -> int:
     """Read the command line and train; returns the exit code."""
     from study.config import (  # late, since a study's processes import this file too
-        axes,
         expand,
+        is_study,
         merge,
         parse_command,
         study_config,
@@ -25,7 +25,7 @@ def main() -> int:
         load_plugin(command.plugin)
     tree, source = merge(command.config, command.flags), f"{command.config} and the flags"
     runs = expand(tree, source)
-    study = study_config(tree, source)
+    study_config(tree, source)
 
     from data.corpus import check_corpus
     from training.loop import train
@@ -37,7 +37,7 @@ def main() -> int:
 
         dry_run(tree, source)
         return 0
-    if not axes(tree) and not study.lr:
+    if not is_study(tree):
         summary = train(runs[""], command.out)
         print(
             f"finished: {command.out}  val loss {summary['val/loss']:.4f} nats/token  "

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import tomllib
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -16,7 +17,11 @@ from errors import UserError
 from model.config import ModelConfig
 from training.config import SECTIONS, STRICT, RunConfig, TrainConfig, build, explain, read_toml
 
-Tree = dict[str, dict[str, Any]]
+Tree = dict[str, Any]  # sections, as in TOML
+Key = tuple[str, str]  # of a field: section, name
+Point = dict[Key, Any]  # what sets a run apart
+TABLES = ("grid", "prediction")  # lists of tables
+NOT_TRAINED = ("study", "claim")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -144,16 +149,36 @@ def _value(text: str, is_string: bool) -> Any:
 
 
 def merge(path: Path, flags: Tree) -> Tree:
-    """Read a TOML file and lay the flags over it."""
+    """Read a TOML file and lay the flags over it, over every [[grid]] of it too."""
     tree = read_toml(path)
-    if tables := [name for name, values in tree.items() if not isinstance(values, dict)]:
-        raise UserError(f"{path}: {', '.join(tables)}: every key stands in a section ({', '.join(ALL_SECTIONS)}).")
-    return {name: tree.get(name, {}) | flags.get(name, {}) for name in [*tree, *flags]}
+    tables = {name: values for name, values in tree.items() if name not in TABLES}
+    lists = {name: values for name, values in tree.items() if name in TABLES}
+    if wrong := [name for name, values in tables.items() if not isinstance(values, dict)]:
+        raise UserError(f"{path}: {', '.join(wrong)}: every key stands in a section ({', '.join(ALL_SECTIONS)}).")
+    if wrong := [name for name, values in lists.items() if not _is_tables(values)]:
+        raise UserError(f"{path}: {', '.join(wrong)}: written as [[{wrong[0]}]], once for each.")
+    if "grid" in lists:
+        above = {(section, key) for section, part in flags.items() for key in part}
+        lists["grid"] = [_without(grid, above) for grid in lists["grid"]]
+    return lists | {name: tables.get(name, {}) | flags.get(name, {}) for name in [*tables, *flags]}
 
 
-def axes(tree: Tree) -> dict[tuple[str, str], list[Any]]:
-    """Return the fields that hold lists: those that vary over the runs of a study."""
-    parts = [(section, part) for section, part in tree.items() if section != "study"]
+def _is_tables(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, dict) for v in values)
+
+
+def _without(tree: Tree, keys: Container[tuple[str, str]]) -> Tree:
+    return {
+        section: {key: value for key, value in part.items() if (section, key) not in keys}
+        if isinstance(part, dict)
+        else part
+        for section, part in tree.items()
+    }
+
+
+def axes(tree: Tree) -> dict[Key, list[Any]]:
+    """Return the fields of a grid that hold lists: those that vary over its runs."""
+    parts = [(section, part) for section, part in tree.items() if section in SECTIONS]
     lists = {(s, key): value for s, part in parts for key, value in part.items() if isinstance(value, list)}
     for (section, key), values in lists.items():
         if not values or len(set(map(repr, values))) < len(values):
@@ -161,51 +186,93 @@ def axes(tree: Tree) -> dict[tuple[str, str], list[Any]]:
     return lists
 
 
+def grids(tree: Tree) -> list[tuple[Tree, list[Key]]]:
+    """Return the grids of a tree, each laid over what they share, with the fields that it sets itself.
+
+    Without a [[grid]], the tree is the only one.
+    """
+    shared = {name: part for name, part in tree.items() if name not in TABLES}
+    found = []
+    for own in tree.get("grid", [{}]):
+        if wrong := [name for name, part in own.items() if not isinstance(part, dict)]:
+            raise UserError(f"[[grid]]: {', '.join(wrong)}: every key stands in a section, such as model.{wrong[0]}.")
+        laid = shared | {name: shared.get(name, {}) | part for name, part in own.items()}
+        found.append((laid, [(section, key) for section in own if section != "study" for key in own[section]]))
+    return found
+
+
+def is_study(tree: Tree) -> bool:
+    """Whether a tree describes several runs, or the tuning of one."""
+    return "grid" in tree or bool(axes(tree)) or bool(tree.get("study", {}).get("lr"))
+
+
+def points(tree: Tree) -> Iterator[tuple[Point, Tree]]:
+    """Yield each combination of the listed values: what it sets, and the sections of its run, [study] among them."""
+    for grid, own in grids(tree):
+        lists = axes(grid)
+        for values in itertools.product(*lists.values()):
+            listed = dict(zip(lists, values, strict=True))
+            point = {(s, key): listed.get((s, key), grid[s][key]) for s, key in dict.fromkeys([*own, *lists])}
+            sections = {name: dict(part) for name, part in grid.items() if isinstance(part, dict)}
+            for (section, key), value in point.items():
+                sections[section][key] = value
+            yield point, sections
+
+
 def study_config(tree: Tree, source: str) -> StudyConfig:
-    """Return the section [study] of a tree.
+    """Return the section [study] of a tree, or of one of its grids.
 
     Raises:
         UserError: a key or value is not allowed, or does not go with the runs.
     """
-    try:
-        study = TypeAdapter(StudyConfig).validate_python(tree.get("study", {}))
-    except ValidationError as error:
-        lines = [explain(problem | {"loc": ("study", *problem["loc"])}, ALL_SECTIONS) for problem in error.errors()]
-        raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
-    if study.lr:
-        if ("train", "lr") in axes(tree):
+    for grid, _ in grids(tree):
+        study = _study(grid, source)
+        if study.lr and ("train", "lr") in axes(grid):
             raise UserError(f"{source}: train.lr is a list and study.lr tunes it: drop one of the two.")
-        seeds = tree.get("train", {}).get("seed", TrainConfig.seed)
-        if both := sorted(set(study.tune_seeds) & set(seeds if isinstance(seeds, list) else [seeds])):
+        seeds = grid.get("train", {}).get("seed", TrainConfig.seed)
+        if study.lr and (both := sorted(set(study.tune_seeds) & set(seeds if isinstance(seeds, list) else [seeds]))):
             raise UserError(
                 f"{source}: seed {both[0]} is in study.tune_seeds and in train.seed: a tuned arm needs fresh seeds."
             )
-    return study
+    return _study(tree, source)
+
+
+def _study(tree: Tree, source: str) -> StudyConfig:
+    try:
+        return TypeAdapter(StudyConfig).validate_python(tree.get("study", {}))
+    except ValidationError as error:
+        lines = [explain(problem | {"loc": ("study", *problem["loc"])}, ALL_SECTIONS) for problem in error.errors()]
+        raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
 def expand(tree: Tree, source: str) -> dict[str, RunConfig]:
     """Return the runs of a tree by name: one for each combination of the listed values; one, named "", without lists.
 
+    A run that two grids describe is there once.
+
     Raises:
         UserError: a key or value is not allowed, in any of the runs.
     """
-    lists = axes(tree)
-    runs: dict[str, RunConfig] = {}
-    for values in itertools.product(*lists.values()):
-        point = dict(zip(lists, values, strict=True))
-        concrete = {name: dict(part) for name, part in tree.items() if name != "study"}
-        for (section, key), value in point.items():
-            concrete[section][key] = value
+    return {name: run for name, (run, _) in planned(tree, source).items()}
+
+
+def planned(tree: Tree, source: str) -> dict[str, tuple[RunConfig, StudyConfig]]:
+    """Return the runs as `expand`, each with the [study] of its grid."""
+    runs: dict[str, tuple[RunConfig, StudyConfig]] = {}
+    for point, sections in points(tree):
         name = run_name(point)
-        if not name and tree.get("study", {}).get("lr"):  # a tuned study of one arm has no list
-            name = str(concrete.get("model", {}).get("activation", ModelConfig.activation))
+        if not name and is_study(tree):  # a tuned study of one arm has no list
+            name = str(sections.get("model", {}).get("activation", ModelConfig.activation))
+        run = build({name: part for name, part in sections.items() if name not in NOT_TRAINED}, source)
+        if any(run == other for other, _ in runs.values()):
+            continue
         if name in runs:
             raise UserError(f"two runs would share the folder name {name!r}.")
-        runs[name] = build(concrete, source)
+        runs[name] = run, _study(sections, source)
     return runs
 
 
-def run_name(point: dict[tuple[str, str], Any]) -> str:
+def run_name(point: Point) -> str:
     """Return the folder name of a run from the values that set it apart: `relu`, `relu-seed2`, `gelu-lr0.003-seed1`."""
     parts = [str(v) for (_, key), v in point.items() if key == "activation"]
     parts += [f"{key}{value}" for (_, key), value in point.items() if key != "activation"]

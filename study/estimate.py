@@ -26,15 +26,16 @@ def dry_run(tree: Tree, source: str) -> None:
     It times a few steps and one evaluation of each arm on a run's share of the cores. The text is fetched and prepared
     for that, nothing is trained or written. A learning-rate grid that must be extended takes longer.
     """
-    study, runs, compared = study_config(tree, source), expand(tree, source), arms(tree, source)
-    trials = {name: tuning_runs(name, config, study.lr, study) for name, config in compared.items()}
+    study_config(tree, source)
+    runs, compared = expand(tree, source), arms(tree, source)
+    trials = {name: tuning_runs(name, config, study, study.lr) for name, (config, study) in compared.items()}
     on_cpu = pick_device(next(iter(runs.values())).train.device).type == "cpu"
     parallel = min(cores(), len(runs)) if on_cpu else 1
     torch.set_num_threads(max(1, cores() // parallel))
-    data = {config: prepare(config) for config in {arm.data for arm in compared.values()}}
-    print(*match((c.model, data[c.data].tokenizer.n_vocab) for c in compared.values()), sep="\n")
+    data = {config: prepare(config) for config in {run.data for run in runs.values()}}
+    print(*match((c.model, data[c.data].tokenizer.n_vocab) for c, _ in compared.values()), sep="\n")
     seconds = 0.0
-    for name, config in compared.items():
+    for name, (config, _) in compared.items():
         step, score = _measure(config, data[config.data])
         mine = [run for run in runs.values() if arm_of(run, compared) == name]
         tuning = [run for _, run in trials[name].values()]

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
 from data.dataset import prepare
 from errors import UserError
-from study.config import StudyConfig, Tree, expand, study_config
+from study.config import Tree, expand, study_config
 from study.display import match
 from study.executor import execute
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
@@ -32,7 +33,8 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
         UserError: the config is not allowed, the folder holds another study, or another process works on it.
         Interrupted: a signal came; every run has written a checkpoint.
     """
-    study, runs = study_config(tree, source), expand(tree, source)
+    study_config(tree, source)
+    runs = expand(tree, source)
     for config in runs.values():
         pick_device(config.train.device)  # before anything is fetched
     with _open_study(folder, tree) as begun:
@@ -44,36 +46,37 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
         print(*match((run.model, data[run.data].tokenizer.n_vocab) for run in runs.values()), sep="\n", flush=True)
         with Interrupt() as interrupt:
             train_all = partial(execute, group=folder.name, plugin=plugin, interrupt=interrupt)
-            return _stages(runs, tree, study, folder, source, train_all)
+            return _stages(runs, tree, folder, source, train_all)
 
 
 def _stages(
     runs: dict[str, RunConfig],
     tree: Tree,
-    study: StudyConfig,
     folder: Path,
     source: str,
     train_all: Callable[[dict[str, RunConfig], Path], list[str]],
 ) -> list[str]:
-    """Tune if there is a grid, then train the runs that count; return the names of those that failed."""
-    if not study.lr:
-        return train_all(runs, folder)
+    """Tune the arms that have a grid of learning rates, then train the runs that count; return those that failed."""
     compared = arms(tree, source)
-    grids = dict.fromkeys(compared, study.lr)
+    rates = {arm: study.lr for arm, (_, study) in compared.items() if study.lr}
     best: dict[str, float | None] = {}
     for extended in range(EXTENSIONS + 1):
-        trials = {arm: tuning_runs(arm, config, grids[arm], study) for arm, config in compared.items()}
+        trials = {arm: tuning_runs(arm, *compared[arm], tried) for arm, tried in rates.items()}
+        if not trials:
+            break
         train_all({name: run for trial in trials.values() for name, (_, run) in trial.items()}, folder / "tune")
         best = {arm: best_lr(_losses(trial, folder / "tune")) for arm, trial in trials.items()}
-        more = {arm: extension(grids[arm], lr) for arm, lr in best.items() if lr is not None}
+        more = {arm: extension(rates[arm], lr) for arm, lr in best.items() if lr is not None}
         if extended == EXTENSIONS or not any(more.values()):
             break
-        grids = {arm: (*grid, *filter(None, [more.get(arm)])) for arm, grid in grids.items()}
-    tuned: dict[str, RunConfig] = {}
+        rates = {arm: (*tried, *filter(None, [more.get(arm)])) for arm, tried in rates.items()}
+    ready: dict[str, RunConfig] = {}
     for name, run in runs.items():
-        if lr := best[arm_of(run, compared)]:
-            tuned[name] = dataclasses.replace(run, train=dataclasses.replace(run.train, lr=lr))
-    return [name for name in runs if name not in tuned] + train_all(tuned, folder)
+        arm = arm_of(run, compared)
+        lr = best.get(arm, run.train.lr)
+        if lr is not None:
+            ready[name] = dataclasses.replace(run, train=dataclasses.replace(run.train, lr=lr))
+    return [name for name in runs if name not in ready] + train_all(ready, folder)
 
 
 def _losses(trial: dict[str, tuple[float, RunConfig]], folder: Path) -> dict[float, list[float]]:
@@ -93,10 +96,15 @@ def _open_study(folder: Path, tree: Tree) -> Iterator[bool]:
     with hold(folder):
         begun = path.exists() and any(folder.rglob("metrics.jsonl"))
         old = read_toml(path) if begun else tree
-        keys = sorted({(s, key) for t in (old, tree) for s, part in t.items() for key in part})
-        pairs = [(f"{s}.{key}", old.get(s, {}).get(key), tree.get(s, {}).get(key)) for s, key in keys]
+        flat = [{f"{s}.{key}": value for s, part in t.items() for key, value in _entries(part)} for t in (old, tree)]
+        pairs = [(key, flat[0].get(key), flat[1].get(key)) for key in sorted(flat[0].keys() | flat[1].keys())]
         unequal = [pair for pair in pairs if pair[1] != pair[2] and pair[0] not in WHERE]
         if unequal:
             lines = [f"{key}: {a!r} in the folder, {b!r} asked for" for key, a, b in unequal]
             raise UserError("\n  ".join([f"{folder} holds another study:", *lines, CHOOSE]))
         yield begun
+
+
+def _entries(part: dict[str, Any] | list[Any]) -> list[tuple[str, Any]]:
+    """The keys of a section; of a list of tables, their numbers."""
+    return list(part.items()) if isinstance(part, dict) else [(str(i), value) for i, value in enumerate(part, 1)]

@@ -1,7 +1,6 @@
 """Runs, finished or not, read back from their folders; and `results.csv`, which holds them all in one tidy table."""
 
 import csv
-import itertools
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
+from study.config import points
 from training.config import WHERE
 
 RUN_FOLDER = "a run folder holds config.toml and metrics.jsonl, a study folder holds one such folder per run"
@@ -102,13 +102,9 @@ class Study:
     def missing(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yield the folder and the settings of each run that a study asks for and that has no folder yet."""
         for folder, plan in self.plans.items():
-            listed = {"train.seed": 0} | {
-                f"{s}.{field}": value for s, part in plan.items() if s != "study" for field, value in part.items()
-            }
-            listed = {key: v for key, v in listed.items() if isinstance(v, list) or key == "train.seed"}
             here = [run.settings for run in self.runs if run.folder.parent == folder]
-            for values in itertools.product(*(v if isinstance(v, list) else [v] for v in listed.values())):
-                point = dict(zip(listed, values, strict=True))
+            for values, _ in points(plan):
+                point = {"train.seed": 0} | {f"{section}.{field}": value for (section, field), value in values.items()}
                 if not any(all(s.get(key) == value for key, value in point.items()) for s in here):
                     yield folder, point
 

@@ -5,25 +5,30 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from study.config import StudyConfig, Tree, expand
+from study.config import StudyConfig, Tree, planned
 from training.config import RunConfig, TrainConfig
 
 EXTENSIONS = 2  # at most so many times
 
 
-def arms(tree: Tree, source: str) -> dict[str, RunConfig]:
-    """Return what is compared, by name: the runs of a tree without their seeds."""
-    return expand(tree | {"train": {k: v for k, v in tree.get("train", {}).items() if k != "seed"}}, source)
+def arms(tree: Tree, source: str) -> dict[str, tuple[RunConfig, StudyConfig]]:
+    """Return what is compared, by name: the runs of a tree without their seeds, and how each is tuned."""
+    seedless = [_without_seed(grid) for grid in tree.get("grid", [])]
+    return planned(_without_seed(tree) | ({"grid": seedless} if seedless else {}), source)
 
 
-def arm_of(run: RunConfig, among: Mapping[str, RunConfig]) -> str:
+def _without_seed(tree: Tree) -> Tree:
+    return tree | {"train": {key: value for key, value in tree.get("train", {}).items() if key != "seed"}}
+
+
+def arm_of(run: RunConfig, among: Mapping[str, tuple[RunConfig, StudyConfig]]) -> str:
     """Return the name of the arm that a run belongs to: all but its seed is equal."""
     seedless = dataclasses.replace(run, train=dataclasses.replace(run.train, seed=TrainConfig.seed))
-    return next(name for name, arm in among.items() if arm == seedless)
+    return next(name for name, (arm, _) in among.items() if arm == seedless)
 
 
 def tuning_runs(
-    arm: str, config: RunConfig, grid: Sequence[float], study: StudyConfig
+    arm: str, config: RunConfig, study: StudyConfig, rates: Sequence[float]
 ) -> dict[str, tuple[float, RunConfig]]:
     """Return the tuning runs of an arm by name, each with its learning rate: a share of the budget, its own seeds."""
     tokens = math.ceil(study.tune_share * config.train.tokens)
@@ -32,7 +37,7 @@ def tuning_runs(
             lr,
             dataclasses.replace(config, train=dataclasses.replace(config.train, lr=lr, seed=seed, tokens=tokens)),
         )
-        for lr in grid
+        for lr in rates
         for seed in study.tune_seeds
     }
 

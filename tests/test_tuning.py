@@ -20,13 +20,23 @@ TREE = {
 def test_an_arm_is_a_run_without_its_seed():
     compared = arms(TREE, "it")
     assert list(compared) == ["relu-n_layer1", "relu-n_layer2", "gelu-n_layer1", "gelu-n_layer2"]
-    for name, config in compared.items():
+    for name, (config, _) in compared.items():
         assert arm_of(config, compared) == name
+
+
+def test_each_grid_tunes_on_its_own_rates():
+    slow = {"train": {"optimizer": "sgd"}, "study": {"lr": [1.0, 2.0, 4.0]}}
+    compared = arms(TREE | {"grid": [{"train": {"optimizer": "adamw"}}, slow]}, "it")
+    assert {run.train.optimizer: study.lr for run, study in compared.values()} == {
+        "adamw": (0.1, 0.2, 0.4),
+        "sgd": (1.0, 2.0, 4.0),
+    }
+    assert {study.tune_seeds for _, study in compared.values()} == {(7, 8)}
 
 
 def test_tuning_runs_take_a_share_of_the_budget_on_seeds_of_their_own():
     study = study_config(TREE, "it")
-    trials = tuning_runs("relu-n_layer1", arms(TREE, "it")["relu-n_layer1"], study.lr, study)
+    trials = tuning_runs("relu-n_layer1", *arms(TREE, "it")["relu-n_layer1"], study.lr)
     assert list(trials)[:3] == ["relu-n_layer1-lr0.1-seed7", "relu-n_layer1-lr0.1-seed8", "relu-n_layer1-lr0.2-seed7"]
     assert {(lr, run.train.lr) for lr, run in trials.values()} == {(0.1, 0.1), (0.2, 0.2), (0.4, 0.4)}
     assert {run.train.seed for _, run in trials.values()} == {7, 8}
