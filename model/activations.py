@@ -5,6 +5,7 @@ compute act(x W_gate) * (x W_up) instead of act(x W_up) (Dauphin et al., 2016; S
 """
 
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,14 +17,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError, unknown
+from model.learnable import XIELU, DyT, PolyReLU, SigmoidAffine, Snake, SwishBeta
+
+
+def _unchanged(v: Tensor) -> Tensor:
+    return v
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What the registry holds: `factory()` makes the module, any shape in and the same shape out."""
+    """What the registry holds: `factory()` makes the module, any shape in and the same shape out.
+
+    `on_up` is what a gated FFN does to its other factor: nothing, as a rule.
+
+    Raises:
+        ValueError: `on_up` is given without `gated`, where it would have no use.
+    """
 
     factory: Callable[[], nn.Module]
     gated: bool = False
+    on_up: Callable[[Tensor], Tensor] = _unchanged
+
+    def __post_init__(self):
+        if self.on_up is not _unchanged and not self.gated:
+            raise ValueError("an activation with on_up needs gated=True")
 
 
 class Pointwise(nn.Module):
@@ -38,21 +55,28 @@ class Pointwise(nn.Module):
         return self.formula(u)
 
 
-class SwishBeta(nn.Module):
-    """u·σ(βu) with β learned (Ramachandran et al., 2017). It starts between SiLU (1) and quick GELU (1.702)."""
-
-    def __init__(self):
-        super().__init__()
-        self.beta = nn.Parameter(torch.tensor(1.25))
-
-    def forward(self, u: Tensor) -> Tensor:
-        """Apply the formula, any shape."""
-        return u * torch.sigmoid(self.beta.to(u.dtype) * u)
-
-
 def pointwise(formula: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
     """Return the factory of a weightless activation, such as `pointwise(lambda u: u * u)`."""
     return partial(Pointwise, formula)
+
+
+GELU_MEAN = 1 / (2 * math.sqrt(math.pi))  # E GELU(u) for u ~ N(0, 1)
+
+
+def _penalized_tanh(u: Tensor) -> Tensor:
+    return F.leaky_relu(torch.tanh(u), 0.25)
+
+
+def _quick_gelu(u: Tensor) -> Tensor:
+    return u * torch.sigmoid(1.702 * u)
+
+
+def _relu2(u: Tensor) -> Tensor:
+    return F.relu(u).square()
+
+
+def _tanhexp(u: Tensor) -> Tensor:
+    return u * torch.tanh(u.clamp(max=4).exp())  # beyond, tanh is 1, and eᵘ would overflow in the gradient
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -64,7 +88,14 @@ ACTIVATIONS: dict[str, Activation] = {
     "swiglu": Activation(nn.SiLU, gated=True),  # SiLU gate; Shazeer, 2020
     # fixed
     "identity": Activation(nn.Identity),  # u: a linear FFN, the control
+    "sigmoid_centered": Activation(pointwise(lambda u: torch.tanh(u / 2) / 2)),  # σ(u) − ½, with no digits cancelled
+    "sigmoid_unit": Activation(pointwise(lambda u: 2 * torch.tanh(u / 2))),  # 4(σ(u) − ½): slope 1 at 0
+    "sigmoid_steep": Activation(pointwise(lambda u: torch.sigmoid(4 * u))),  # σ(4u): slope 1 at 0
+    "hard_sigmoid": Activation(pointwise(lambda u: (u / 6 + 0.5).clamp(0, 1))),  # Howard et al., 2019
     "tanh": Activation(nn.Tanh),  # tanh u
+    "lecun_tanh": Activation(pointwise(lambda u: 1.7159 * torch.tanh(2 * u / 3))),  # LeCun et al., 1998
+    "penalized_tanh": Activation(pointwise(_penalized_tanh)),  # tanh u, below 0 a quarter of it; Xu et al., 2016
+    "hardtanh": Activation(nn.Hardtanh),  # min(max(−1, u), 1); Collobert, 2004
     "softsign": Activation(nn.Softsign),  # u/(1 + |u|); Glorot & Bengio, 2010
     "relu6": Activation(nn.ReLU6),  # min(max(0, u), 6); Krizhevsky, 2010
     "leaky_relu": Activation(nn.LeakyReLU),  # max(0.01u, u); Maas et al., 2013
@@ -72,19 +103,34 @@ ACTIVATIONS: dict[str, Activation] = {
     "selu": Activation(nn.SELU),  # 1.0507·(u, below 0 1.6733(eᵘ − 1)); Klambauer et al., 2017
     "celu": Activation(partial(nn.CELU, alpha=2.0)),  # u, below 0 2(e^(u/2) − 1); Barron, 2017 (with α = 1 it is ELU)
     "softplus": Activation(nn.Softplus),  # ln(1 + eᵘ); Dugas et al., 2000
+    "gelu_plus": Activation(pointwise(lambda u: F.gelu(u) + 1.129)),  # σ's share of the mean, GELU's slope
+    "gelu_centered": Activation(pointwise(lambda u: F.gelu(u) - GELU_MEAN)),  # mean 0 at u ~ N(0, 1), GELU's slope
     "gelu_tanh": Activation(partial(nn.GELU, approximate="tanh")),  # u/2·(1 + tanh(√(2/π)(u + 0.044715u³))); GPT-2
-    "quick_gelu": Activation(pointwise(lambda u: u * torch.sigmoid(1.702 * u))),  # u·σ(1.702u); CLIP, 2021
+    "quick_gelu": Activation(pointwise(_quick_gelu)),  # u·σ(1.702u); CLIP, 2021
     "hard_swish": Activation(nn.Hardswish),  # u·min(max(0, u + 3), 6)/6; Howard et al., 2019
     "mish": Activation(nn.Mish),  # u·tanh(softplus(u)); Misra, 2019
-    "relu2": Activation(pointwise(lambda u: F.relu(u).square())),  # max(0, u)²; Primer, So et al., 2021
-    # learned
+    "tanhexp": Activation(pointwise(_tanhexp)),  # u·tanh(eᵘ); Liu & Di, 2020
+    "lisht": Activation(pointwise(lambda u: u * torch.tanh(u))),  # u·tanh u; Roy et al., 2019
+    "relu2": Activation(pointwise(_relu2)),  # max(0, u)²; Primer, So et al., 2021
+    # learned: the formulas are in model/learnable.py
     "prelu": Activation(nn.PReLU),  # u, below 0 au with a learned from 0.25; He et al., 2015
-    "swish_beta": Activation(SwishBeta),  # u·σ(βu), β learned; Ramachandran et al., 2017
+    "swish_beta": Activation(SwishBeta),  # u·σ(βu); Ramachandran et al., 2017
+    "xielu": Activation(XIELU),  # αₚu² + βu, below 0 αₙ(eᵘ − 1 − u) + βu; Huang & Schlag, 2024
+    "polyrelu": Activation(PolyReLU),  # a cubic in max(0, u); Zhuo et al., 2024
+    "dyt": Activation(DyT),  # γ tanh(αu) + β; Zhu et al., 2025
+    "sigmoid_affine": Activation(SigmoidAffine),  # a·σ(bu + c) + d
+    "snake": Activation(Snake),  # u + sin²(αu)/α; Ziyin et al., 2020
     # gated; Shazeer, 2020
     "glu": Activation(nn.Sigmoid, gated=True),  # sigmoid gate; Dauphin et al., 2016
     "bilinear": Activation(nn.Identity, gated=True),  # a product of two linear maps; Mnih & Hinton, 2007
     "reglu": Activation(nn.ReLU, gated=True),  # ReLU gate
     "geglu": Activation(nn.GELU, gated=True),  # GELU gate
+    "tanhglu": Activation(nn.Tanh, gated=True),  # tanh gate
+    "relu2glu": Activation(pointwise(_relu2), gated=True),  # max(0, u)² gate
+    # g·σ(1.702g)·(v + 1) with g = min(gate, 7), v = min(max(−7, up), 7); gpt-oss, OpenAI, 2025
+    "swiglu_clamped": Activation(
+        pointwise(lambda u: _quick_gelu(u.clamp(max=7))), gated=True, on_up=lambda v: v.clamp(-7, 7) + 1
+    ),
 }
 
 

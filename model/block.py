@@ -1,25 +1,35 @@
 """One pre-norm Transformer block."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from model.attention import Attention, KVCache
 from model.config import ModelConfig
 from model.ffn import FFN
 
-EPS = 1e-6  # under the root of RMSNorm; torch's own default would depend on the dtype
+EPS = 1e-6  # under the root of both norms; torch's own default for RMSNorm would depend on the dtype
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "rms": lambda d_model: nn.RMSNorm(d_model, EPS),  # Zhang & Sennrich, 2019
+    "layer": lambda d_model: nn.LayerNorm(d_model, EPS, bias=False),  # Ba et al., 2016
+    "none": lambda d_model: nn.Identity(),
+}
 
 
 class Block(nn.Module):
-    """x + attn(norm(x)), then x + ffn(norm(x)); RMSNorm (Zhang & Sennrich, 2019)."""
+    """x + attn(norm(x)), then x + ffn(norm(x)), or without the FFN's residual ffn(norm(x))."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.attn_norm = nn.RMSNorm(config.d_model, EPS)
+        self.attn_norm = NORMS[config.norm](config.d_model)
         self.attn = Attention(config, layer)
-        self.ffn_norm = nn.RMSNorm(config.d_model, EPS)
+        self.ffn_norm = NORMS[config.norm](config.d_model)
         self.ffn = FFN(config)
+        self.ffn_residual = config.ffn_residual
 
     def forward(self, x_BTD: Tensor, rotary_2TK: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return the residual stream after this block, BTD."""
         x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotary_2TK, cache)
-        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+        y_BTD = self.ffn(self.ffn_norm(x_BTD))
+        return x_BTD + y_BTD if self.ffn_residual else y_BTD

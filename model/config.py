@@ -1,6 +1,7 @@
 """What a network is, as data. Free of torch, so that the doors answer `--help` at once."""
 
-from typing import Annotated
+import math
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -17,11 +18,26 @@ class ModelConfig:
     n_head: Annotated[int, Field(gt=0, description="attention heads; divides d_model")] = 4
     d_model: Annotated[int, Field(gt=0, description="width of the residual stream")] = 128
     context: Annotated[int, Field(gt=0, description="longest sequence, tokens")] = 128
+    norm: Annotated[
+        Literal["rms", "layer", "none"],
+        Field(description="RMSNorm, LayerNorm without bias, or no norm in the blocks (the last stays)"),
+    ] = "rms"
+    ffn_residual: Annotated[bool, Field(description="add the FFN to its input; false: replace the input by it")] = True
+    ffn_bias: Annotated[bool, Field(description="bias on the FFN's output, 0 at the start")] = False
+    init: Annotated[
+        Literal["gpt2", "second_moment", "slope"],
+        Field(description="FFN weights: GPT-2's, or keeping the second moment, or the gradient's norm"),
+    ] = "gpt2"
+    head: Annotated[
+        Literal["softmax", "sigmoid", "normalized_sigmoid", "sigsoftmax"],
+        Field(description="from scores to probabilities, and the loss that trains them"),
+    ] = "softmax"
 
     def __post_init__(self):
         if self.d_model % self.n_head or (self.d_model // self.n_head) % 2:
-            fits = [n for n in range(1, self.d_model // 2 + 1) if self.d_model % (2 * n) == 0]
-            nearest = min(fits, key=lambda n: abs(n - self.n_head), default=None)
+            half = self.d_model // 2
+            fits = [n for n in range(1, math.isqrt(half) + 1) if self.d_model % (2 * n) == 0]
+            nearest = min(fits + [half // n for n in fits], key=lambda n: (abs(n - self.n_head), n), default=None)
             raise UserError(
                 f"d_model {self.d_model} does not split into {self.n_head} heads of an even width (rotary positions "
                 f"turn pairs). " + (f"Nearest n_head that fits: {nearest}." if nearest else "d_model must be even.")

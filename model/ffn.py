@@ -12,7 +12,7 @@ def ffn_width(d_model: int, gated: bool) -> int:
 
 
 class FFN(nn.Module):
-    """down(act(up x)), or down(act(gate x) * up x) where the activation gates; x_BTD -> x_BTD."""
+    """down(act(up x)), or down(act(gate x) * on_up(up x)) where the activation gates; x_BTD -> x_BTD."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -20,11 +20,11 @@ class FFN(nn.Module):
         width = ffn_width(config.d_model, activation.gated)
         self.gate = nn.Linear(config.d_model, width, bias=False) if activation.gated else None
         self.up = nn.Linear(config.d_model, width, bias=False)
-        self.act = activation.factory()
-        self.down = nn.Linear(width, config.d_model, bias=False)
+        self.act, self.on_up = activation.factory(), activation.on_up
+        self.down = nn.Linear(width, config.d_model, bias=config.ffn_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the block's update, BTD."""
         u_BTF = self.up(x_BTD)
-        h_BTF = self.act(u_BTF) if self.gate is None else self.act(self.gate(x_BTD)) * u_BTF
+        h_BTF = self.act(u_BTF) if self.gate is None else self.act(self.gate(x_BTD)) * self.on_up(u_BTF)
         return self.down(h_BTF)

@@ -41,11 +41,12 @@ def generate(
 ) -> Tensor:
     """Continue each prompt (at least one token) by `n_tokens` and return the new tokens, BN.
 
-    When the context is full, the model goes on from the latter half of it: every token is then predicted from at
-    least half a context, at positions that training has seen, and the cache is rebuilt only now and then.
+    A longer prompt than the context is read from its last `context` tokens. When the context is full, the model goes
+    on from the latter half of it: every token is then predicted from at least half a context, at positions that
+    training has seen, and the cache is rebuilt only now and then.
     """
     batch, context = len(prompt_BT), model.config.context
-    tokens_BT, new_BT = prompt_BT, prompt_BT
+    tokens_BT, new_BT = prompt_BT, prompt_BT[:, -context:]
     dtype = model.embedding.weight.dtype
     if torch.is_autocast_enabled(prompt_BT.device.type):
         dtype = torch.get_autocast_dtype(prompt_BT.device.type)

@@ -1,4 +1,4 @@
-"""A decoder-only Transformer (GPT) with a softmax over the vocabulary.
+"""A decoder-only Transformer (GPT).
 
 Shape suffixes, everywhere: B batch, T time (positions), D width of the residual stream, F width of the FFN, H heads,
 K width of a head, V vocabulary, N any number of tokens.
@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import KVCache, rotary_table
-from model.block import EPS, Block
+from model.block import NORMS, Block
 from model.config import ModelConfig
+from model.head import HEADS, cross_entropy
 from model.init import init_weights
 
 
@@ -23,13 +24,19 @@ class GPT(nn.Module):
         self.config, self.n_vocab = config, n_vocab
         self.embedding = nn.Embedding(n_vocab, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.norm = nn.RMSNorm(config.d_model, EPS)
+        # without any norm the scores would have no scale to start from
+        self.norm = NORMS["rms" if config.norm == "none" else config.norm](config.d_model)
+        self.head = HEADS[config.head](n_vocab)
         rotary_2TK = rotary_table(config.context, config.d_model // config.n_head)
         self.register_buffer("rotary_2TK", rotary_2TK, persistent=False)
-        init_weights(self, seed)
+        init_weights(self, config, seed)
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return the logits of the next token at every position, BTV; with a cache, T positions after those it holds.
+        """Return the logits of the next token at every position, BTV; their softmax is the model's distribution."""
+        return self.head(self.scores(tokens_BT, cache))
+
+    def scores(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return what the head reads, z_BTV; with a cache, for T positions after those that it holds.
 
         Raises:
             ValueError: more positions than `config.context`, the cache included.
@@ -47,6 +54,9 @@ class GPT(nn.Module):
         return F.linear(self.norm(x_BTD), self.embedding.weight)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor, reduction: str = "mean") -> Tensor:
-        """Return the cross-entropy of the targets, in nats: the mean over tokens, their sum, or each ("none", N)."""
-        logits_BTV = self(tokens_BT)
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction=reduction)
+        """Return the cross-entropy of the targets, nats: their mean, sum or each ("none", N). Heads compare on it."""
+        return cross_entropy(self(tokens_BT).flatten(0, 1), targets_BT.flatten(), reduction)
+
+    def train_loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Return what the head is trained on, nats per token: `loss`, but for the sigmoid head's own."""
+        return self.head.loss(self.scores(tokens_BT).flatten(0, 1), targets_BT.flatten())

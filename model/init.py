@@ -6,19 +6,51 @@ import math
 import torch
 from torch import nn
 
+from model.activations import ACTIVATIONS, pointwise
+from model.config import ModelConfig
+from model.ffn import ffn_width
+from model.moments import moments
 
-def init_weights(model: nn.Module, seed: int) -> None:
+
+def ffn_stds(config: ModelConfig) -> dict[str, float]:
+    """Return the standard deviation of each matrix of an FFN, before a branch end is scaled down.
+
+    With inputs of unit variance, `gate` and `up` give pre-activations ~ N(0, 1); then `down` keeps the second moment
+    (`second_moment`: F·std²·E[h²] = 1; after He et al., 2015), or the norm of the gradient that goes back through the
+    FFN (`slope`: F·std²·E‖∂h/∂u‖² = 1).
+    """
+    if config.init == "gpt2":
+        return {"gate": 0.02, "up": 0.02, "down": 0.02}
+    activation = ACTIVATIONS[config.activation]
+    act = moments(activation.factory)
+    second, slope = act.second, act.slope_second
+    if activation.gated:  # h = φ(g)·v with g and v independent
+        up = moments(pointwise(activation.on_up))
+        second, slope = act.second * up.second, act.slope_second * up.second + act.second * up.slope_second
+    gain = second if config.init == "second_moment" else slope
+    std = config.d_model**-0.5
+    return {"gate": std, "up": std, "down": (ffn_width(config.d_model, activation.gated) * gain) ** -0.5}
+
+
+def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Draw GPT-2's initial weights (Radford et al., 2019): N(0, 0.02²), by 1/√(2·layers) less where a branch ends.
 
-    Every matrix has a random stream of its own, named by seed and parameter. So models that differ in one part (the
-    activation, say) start equal in all others. Gains stay 1, and what an activation holds stays as its factory made it.
+    `config.init` sets the FFN's matrices apart (`ffn_stds`). An FFN without a residual is no branch of the residual
+    stream. Every matrix has a random stream of its own, named by seed and parameter. So models that differ in one part
+    (the activation, say) start equal in all others. Gains stay 1, biases are 0, and what an activation or a head holds
+    stays as it was made.
     """
-    branch_ends = [n for n, _ in model.named_parameters() if n.endswith(("attn.out.weight", "ffn.down.weight"))]
+    branch_ends = ("attn.out.weight", "ffn.down.weight") if config.ffn_residual else ("attn.out.weight",)
+    stds = ffn_stds(config)
     for name, parameter in model.named_parameters():
+        if name.endswith("ffn.down.bias"):
+            nn.init.zeros_(parameter)
         if parameter.ndim < 2 or ".act." in name or parameter.is_meta:
             continue
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        std = 0.02 / math.sqrt(len(branch_ends)) if name in branch_ends else 0.02
+        std = stds[name.split(".")[-2]] if ".ffn." in name else 0.02
+        if name.endswith(branch_ends):
+            std /= math.sqrt(2 * config.n_layer)
         with torch.no_grad():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

@@ -22,17 +22,18 @@ class Size:
 def size(config: ModelConfig, n_vocab: int) -> Size:
     """Count a model without building it.
 
-    FLOPs are those of a forward and a backward pass: 6 per weight that multiplies, the output layer included, and
-    12·layers·D·T for attention (PaLM, Chowdhery et al., 2022, appendix B), for one token at full context.
+    FLOPs are those of a forward and a backward pass: 6 per weight of a matrix product (the embedding counts once, as
+    the output layer; gains, biases and what an activation holds do not) and 12·layers·D·T for attention (PaLM,
+    Chowdhery et al., 2022, appendix B), for one token at full context.
     """
     with torch.device("meta"):
         model = GPT(config, n_vocab)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    total = sum(counts.values())
+    products = sum(p.numel() for name, p in model.named_parameters() if p.ndim >= 2 and ".act." not in name)
     return Size(
-        total=total,
+        total=sum(counts.values()),
         embedding=counts["embedding.weight"],
         block=sum(n for name, n in counts.items() if name.startswith("blocks.")),
         ffn=sum(n for name, n in counts.items() if ".ffn." in name),
-        flops_per_token=6 * total + 12 * config.n_layer * config.d_model * config.context,
+        flops_per_token=6 * products + 12 * config.n_layer * config.d_model * config.context,
     )

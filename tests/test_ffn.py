@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from test_activations import FORMULAS, GATED
+from test_activations import GATED, hidden
 
 from model.activations import ACTIVATIONS
 from model.config import ModelConfig
@@ -22,12 +22,11 @@ def loud_ffn(name: str) -> FFN:
 def test_is_two_matrices_around_the_named_formula(name):
     ffn = loud_ffn(name)
     x_ND = np.random.default_rng(0).standard_normal((40, 12))
-    weight = {key: w.numpy() for key, w in ffn.state_dict().items()}
+    weight = {key: w.double().numpy() for key, w in ffn.state_dict().items()}
     u_NF = x_ND @ weight["up.weight"].T
     assert u_NF.min() < -8
     assert u_NF.max() > 8
-    gated, phi = name in GATED, FORMULAS[name]
-    h_NF = phi(x_ND @ weight["gate.weight"].T) * u_NF if gated else phi(u_NF)
+    h_NF = hidden(name, u_NF, x_ND @ weight["gate.weight"].T if name in GATED else None)
     y_ND = ffn(torch.from_numpy(x_ND).view(5, 8, 12)).detach().view(40, 12)
     np.testing.assert_allclose(y_ND, h_NF @ weight["down.weight"].T, rtol=1e-9, atol=1e-9)
 
@@ -49,3 +48,12 @@ def test_act_is_a_submodule_that_sees_the_pre_activation(name):
 def test_gated_width_is_two_thirds(d_model):
     assert ffn_width(d_model, gated=False) == 4 * d_model
     assert 3 * ffn_width(d_model, gated=True) == 2 * ffn_width(d_model, gated=False)
+
+
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_bias_is_on_the_output_alone(name):
+    plain, biased = (FFN(ModelConfig(activation=name, n_head=1, d_model=12, ffn_bias=b)) for b in (False, True))
+    assert {key for key, _ in biased.named_parameters()} - {key for key, _ in plain.named_parameters()} == {"down.bias"}
+    biased.load_state_dict(plain.state_dict() | {"down.bias": torch.arange(12.0)})
+    x_BTD = torch.randn(2, 3, 12)
+    torch.testing.assert_close(biased(x_BTD), plain(x_BTD) + torch.arange(12.0))

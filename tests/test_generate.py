@@ -13,8 +13,8 @@ PROBABILITY = torch.tensor([0.05, 0.40, 0.12, 0.25, 0.18])  # likeliest first: 1
 
 
 def uncached(model: GPT, prompt: list[int], n_tokens: int) -> list[int]:
-    """The likeliest continuation without a cache: a window that, when full, drops to the latter half of a context."""
-    window, new = list(prompt), []
+    """The likeliest continuation without a cache: the end of the prompt, and a full window drops to its latter half."""
+    window, new = prompt[-model.config.context :], []
     with torch.no_grad():
         for _ in range(n_tokens):
             if len(window) > model.config.context:

@@ -1,11 +1,12 @@
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_activations import FORMULAS, GATED
+from test_activations import GATED, hidden
 from test_attention import reference_attention
 
 from model.activations import ACTIVATIONS
@@ -17,15 +18,15 @@ TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
 every_name = pytest.mark.parametrize("name", ACTIVATIONS)
 
 
-def loud_model(name: str, **shape: int) -> GPT:
+def loud_model(name: str, **changes: Any) -> GPT:
     """A small network in float64, its matrices far above their initial size: attention is sharp, neurons are bent."""
-    config = ModelConfig(activation=name, **{"n_layer": 2, "n_head": 2, "d_model": 12, "context": 8, **shape})
+    config = ModelConfig(activation=name, **{"n_layer": 2, "n_head": 2, "d_model": 12, "context": 8, **changes})
     model = GPT(config, n_vocab=11).double()
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if weight.ndim == 2:
                 weight *= 30 if "blocks" in key else 10
-            elif ".act." not in key:
+            elif weight.ndim == 1 and ".act." not in key:
                 weight[:] = torch.linspace(0.5, 2, len(weight))
     return model
 
@@ -36,6 +37,10 @@ def reference_logits(model: GPT, tokens_T: NDArray) -> NDArray:
     c = model.config
 
     def norm(x_TD: NDArray, gain: str) -> NDArray:
+        if c.norm == "none" and gain != "norm":
+            return x_TD
+        if c.norm == "layer":
+            x_TD = x_TD - x_TD.mean(1, keepdims=True)
         return x_TD / np.sqrt((x_TD**2).mean(1, keepdims=True) + 1e-6) * w[f"{gain}.weight"]
 
     x_TD = w["embedding.weight"][tokens_T]
@@ -45,9 +50,9 @@ def reference_logits(model: GPT, tokens_T: NDArray) -> NDArray:
         x_TD = x_TD + reference_attention(norm(x_TD, f"{b}.attn_norm"), *attn, c.n_head)
         y_TD = norm(x_TD, f"{b}.ffn_norm")
         u_TF = y_TD @ w[f"{b}.ffn.up.weight"].T
-        phi = FORMULAS[c.activation]
-        h_TF = phi(y_TD @ w[f"{b}.ffn.gate.weight"].T) * u_TF if c.activation in GATED else phi(u_TF)
-        x_TD = x_TD + h_TF @ w[f"{b}.ffn.down.weight"].T
+        h_TF = hidden(c.activation, u_TF, y_TD @ w[f"{b}.ffn.gate.weight"].T if c.activation in GATED else None)
+        y_TD = h_TF @ w[f"{b}.ffn.down.weight"].T + w.get(f"{b}.ffn.down.bias", 0)
+        x_TD = x_TD + y_TD if c.ffn_residual else y_TD
     return norm(x_TD, "norm") @ w["embedding.weight"].T
 
 
@@ -56,6 +61,27 @@ def test_logits_are_those_of_an_independent_forward(name):
     model = loud_model(name)
     for tokens_T, logits_TV in zip(TOKENS, model(TOKENS).detach(), strict=True):
         np.testing.assert_allclose(logits_TV, reference_logits(model, tokens_T.numpy()), rtol=1e-5, atol=1e-5)
+
+
+OPTIONS = [{"norm": "layer"}, {"norm": "none"}, {"ffn_residual": False}, {"ffn_bias": True}]
+OPTIONS += [{"norm": "none", "ffn_residual": False, "ffn_bias": True}]
+
+
+@pytest.mark.parametrize("name", ["gelu", "sigmoid", "swiglu"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_options_are_those_of_the_independent_forward(name, options):
+    model = loud_model(name, **options)
+    logits_TV = model(TOKENS[:1]).detach()[0]
+    np.testing.assert_allclose(logits_TV, reference_logits(model, TOKENS[0].numpy()), rtol=1e-5, atol=1e-5)
+    model.loss(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_norm_sets_which_weights_there_are():
+    of = {norm: {k for k in loud_model("gelu", norm=norm).state_dict() if "norm" in k} for norm in ("rms", "layer")}
+    assert of["rms"] == of["layer"]
+    assert len(of["rms"]) == 5
+    assert {k for k in loud_model("gelu", norm="none").state_dict() if "norm" in k} == {"norm.weight"}
 
 
 @every_name

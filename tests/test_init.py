@@ -1,21 +1,24 @@
 import math
 from itertools import combinations
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
+from test_activations import LEARNED
 from torch import Tensor, nn
 
 from model.activations import ACTIVATIONS, Activation
 from model.config import ModelConfig
+from model.ffn import FFN
 from model.gpt import GPT
-
-LEARNED = {"prelu": 0.25, "swish_beta": 1.25}
+from model.moments import moments
 
 
 def weights(
-    name: str = "gelu", seed: int = 0, n_layer: int = 3, d_model: int = 12, n_vocab: int = 11
+    name: str = "gelu", seed: int = 0, n_layer: int = 3, d_model: int = 12, n_vocab: int = 11, **options: Any
 ) -> dict[str, Tensor]:
-    config = ModelConfig(activation=name, n_layer=n_layer, n_head=2, d_model=d_model, context=8)
+    config = ModelConfig(activation=name, n_layer=n_layer, n_head=2, d_model=d_model, context=8, **options)
     return {key: p.detach() for key, p in GPT(config, n_vocab, seed).named_parameters()}
 
 
@@ -74,9 +77,10 @@ def test_draws_are_independent_between_names_and_seeds():
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_what_an_activation_learns_starts_as_its_factory_made_it(name):
-    own = [weight for key, weight in weights(name).items() if ".act." in key]
-    assert len(own) == 3
-    assert all((weight == LEARNED[name]).all() for weight in own)
+    own = weights(name)
+    for i in range(3):
+        layer = [weight.flatten() for key, weight in own.items() if key.startswith(f"blocks.{i}.ffn.act.")]
+        np.testing.assert_allclose(torch.cat(layer), LEARNED[name][0], rtol=1e-7)
 
 
 def test_a_matrix_that_an_activation_holds_stays_too(monkeypatch):
@@ -89,3 +93,63 @@ def test_a_matrix_that_an_activation_holds_stays_too(monkeypatch):
     mine, reference = weights("mix"), weights("gelu")
     assert all((weight == 0.7).all() for key, weight in mine.items() if ".act." in key)
     assert all(torch.equal(mine[key], reference[key]) for key in reference)
+
+
+NAMES = ["sigmoid", "sigmoid_centered", "relu", "gelu", "polyrelu", "swiglu", "reglu", "swiglu_clamped"]
+
+
+@pytest.mark.parametrize("init", ["second_moment", "slope"])
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_other_schemes_change_the_scale_of_the_ffn_alone(name, init):
+    mine, reference = weights(name, init=init), weights(name)
+    for key, weight in mine.items():
+        ratio = weight / reference[key]
+        torch.testing.assert_close(ratio, ratio.flatten()[0].expand_as(ratio))
+        assert (ratio.flatten()[0] != 1) == (".ffn." in key), key
+
+
+def scaled_ffn(name: str, init: Literal["second_moment", "slope"]) -> FFN:
+    """The first FFN of a network in that scheme, with its place at a branch end undone."""
+    model = GPT(ModelConfig(activation=name, n_layer=2, n_head=1, d_model=384, context=8, init=init), n_vocab=5)
+    ffn = next(module for module in model.modules() if isinstance(module, FFN))
+    with torch.no_grad():
+        ffn.down.weight *= math.sqrt(2 * 2)
+    return ffn
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_moment_goes_through_unchanged(name):
+    x_ND = torch.randn(2000, 384, generator=torch.Generator().manual_seed(0))
+    ffn = scaled_ffn(name, "second_moment")
+    assert ffn.up(x_ND).std().item() == pytest.approx(1, rel=0.02)
+    assert ffn(x_ND).square().mean().item() == pytest.approx(1, rel=0.08)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_norm_of_the_gradient_goes_through_unchanged(name):
+    x_ND, y_ND = torch.randn(2, 2000, 384, generator=torch.Generator().manual_seed(0))
+    x_ND.requires_grad_()
+    (gradient_ND,) = torch.autograd.grad(scaled_ffn(name, "slope")(x_ND), x_ND, y_ND)
+    assert gradient_ND.square().mean().item() == pytest.approx(1, rel=0.08)
+
+
+def test_schemes_differ_by_the_ratio_of_the_moments():
+    down = "blocks.0.ffn.down.weight"
+    act = moments(ACTIVATIONS["sigmoid"].factory)
+    ratio = weights("sigmoid", init="slope")[down] / weights("sigmoid", init="second_moment")[down]
+    torch.testing.assert_close(ratio, torch.full_like(ratio, math.sqrt(act.second / act.slope_second)))
+
+
+def test_ffn_without_a_residual_is_no_branch_end():
+    mine, reference = weights(ffn_residual=False), weights()
+    for key, weight in mine.items():
+        torch.testing.assert_close(weight, reference[key] * (math.sqrt(6) if key.endswith("down.weight") else 1))
+
+
+def test_options_start_equal_in_all_else_and_biases_at_zero():
+    reference = weights()
+    for mine in (weights(norm="layer"), weights(norm="none"), weights(ffn_bias=True), weights(head="sigmoid")):
+        assert all(torch.equal(mine[key], reference[key]) for key in mine if key in reference)
+    biases = [weight for key, weight in weights(ffn_bias=True).items() if key.endswith("down.bias")]
+    assert len(biases) == 3
+    assert not torch.cat(biases).any()

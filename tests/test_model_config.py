@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import subprocess
 import sys
 
@@ -22,6 +23,13 @@ def test_every_name_is_valid(name):
         ({"d_model": 12, "n_head": 4}, r"4 heads of an even width.*Nearest n_head that fits: 3\."),
         ({"d_model": 16, "n_head": 99}, r"Nearest n_head that fits: 8\."),
         ({"d_model": 129, "n_head": 1}, r"d_model must be even"),
+        ({"d_model": 1_000_000_001}, r"d_model must be even"),
+        ({"d_model": 1_000_000_002, "n_head": 7}, r"Nearest n_head that fits: 3\."),
+        ({"d_model": 4, "n_head": 10**9}, r"Nearest n_head that fits: 2\."),
+        ({"norm": "batch"}, "norm\n.*'rms', 'layer' or 'none'"),
+        ({"init": "xavier"}, "init\n.*'gpt2', 'second_moment' or 'slope'"),
+        ({"head": "softmx"}, "head\n.*'softmax', 'sigmoid', 'normalized_sigmoid' or 'sigsoftmax'"),
+        ({"ffn_bias": "some"}, "ffn_bias\n.*valid boolean"),
         ({"activation": "rellu"}, r"unknown activation 'rellu'\. Did you mean 'relu'\?"),
         ({"activation": "Sigmoid"}, r"Did you mean 'sigmoid'\?"),
         ({"activation": ""}, r"unknown activation ''\. Allowed: sigmoid, relu"),
@@ -31,6 +39,19 @@ def test_every_name_is_valid(name):
 def test_bad_config_is_explained(given, message):
     with pytest.raises(ValidationError, match=f"(?s){message}"):
         TypeAdapter(ModelConfig).validate_python(given)
+
+
+@pytest.mark.timeout(5)
+def test_nearest_number_of_heads_is_that_of_a_plain_search():
+    for d_model, n_head in itertools.product(range(1, 61), range(1, 33)):
+        if fits := [n for n in range(1, d_model + 1) if d_model % (2 * n) == 0]:
+            if n_head in fits:
+                continue
+            message = f"fits: {min(fits, key=lambda n: abs(n - n_head))}\\."
+        else:
+            message = "must be even"
+        with pytest.raises(ValidationError, match=message):
+            ModelConfig(d_model=d_model, n_head=n_head)
 
 
 @pytest.mark.parametrize("field", ["n_layer", "n_head", "d_model", "context"])

@@ -36,10 +36,11 @@ def test_schedule_is_nanogpts_where_decay_follows_warmup_at_once():
     assert ours == pytest.approx([nanogpt_lr(step, 100, 2000, 1e-3, 1e-4) for step in range(2000)])
 
 
-@pytest.mark.parametrize("activation", ["gelu", "swiglu", "prelu"])
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "prelu", "polyrelu"])
+@pytest.mark.parametrize("options", [{}, {"ffn_bias": True, "head": "sigmoid", "norm": "layer"}], ids=str)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
-def test_every_weight_is_optimised_once_and_only_matrices_decay(optimizer, activation):
-    model = GPT(ModelConfig(activation=activation, n_layer=2, n_head=2, d_model=8, context=4), 11)
+def test_every_weight_is_optimised_once_and_only_matrices_decay(optimizer, options, activation):
+    model = GPT(ModelConfig(activation=activation, n_layer=2, n_head=2, d_model=8, context=4, **options), 11)
     groups = [g for o in build_optimizers(model, TrainConfig(optimizer=optimizer)) for g in o.param_groups]
     seen = [id(p) for group in groups for p in group["params"]]
     assert sorted(seen) == sorted(id(p) for p in model.parameters())
@@ -47,7 +48,7 @@ def test_every_weight_is_optimised_once_and_only_matrices_decay(optimizer, activ
 
 
 def test_muon_takes_the_matrices_of_the_blocks_alone():
-    model = GPT(ModelConfig(activation="swiglu", n_layer=2, n_head=2, d_model=8, context=4), 11)
+    model = GPT(ModelConfig(activation="swiglu", n_layer=2, n_head=2, d_model=8, context=4, ffn_bias=True), 11)
     muon, _ = build_optimizers(model, TrainConfig(optimizer="muon"))
     assert isinstance(muon, torch.optim.Muon)
     names = {id(p): name for name, p in model.named_parameters()}

@@ -3,6 +3,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.activations import ACTIVATIONS
 from model.config import ModelConfig
@@ -26,7 +29,7 @@ def test_count_by_hand(name):
     assert s.ffn == 2 * ffn
     assert s.block == 2 * (attention + ffn + norms)
     assert s.total == 60 + 2 * 444 + 6
-    assert s.flops_per_token == 6 * 954 + 12 * 2 * 6 * 4
+    assert s.flops_per_token == 6 * (60 + 2 * (attention + ffn)) + 12 * 2 * 6 * 4
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -37,6 +40,26 @@ def test_total_is_that_of_the_real_network(name):
     assert s.total == sum(p.numel() for p in model.parameters())
     assert s.block == sum(p.numel() for p in model.blocks.parameters())
     assert s.ffn == sum(p.numel() for module in model.modules() if isinstance(module, FFN) for p in module.parameters())
+
+
+def test_what_does_not_multiply_a_matrix_costs_no_flops():
+    plain = size(SMALL, n_vocab=10)
+    extra = {"activation": "polyrelu", "norm": "layer", "ffn_bias": True, "head": "sigmoid"}
+    more = size(dataclasses.replace(SMALL, **extra), n_vocab=10)
+    assert more.total == plain.total + 2 * (4 + 6) + 1
+    assert more.flops_per_token == plain.flops_per_token
+    bare = size(dataclasses.replace(SMALL, norm="none"), n_vocab=10)
+    assert bare.total == plain.total - 2 * 12
+    assert bare.flops_per_token == plain.flops_per_token
+
+
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_flops_are_those_that_a_counter_sees(name):
+    config = with_activation(SMALL, name)
+    model, tokens_BT = GPT(config, n_vocab=10), torch.zeros(1, 4, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(tokens_BT).sum().backward()
+    assert counter.get_total_flops() == 4 * size(config, n_vocab=10).flops_per_token
 
 
 def shapes() -> dict[str, ModelConfig]:

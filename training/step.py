@@ -25,14 +25,14 @@ def train_step(
     """Take the step of that number (from 0) at a learning rate.
 
     Returns:
-        The loss of its batch before the update, nats/token, and the norm of the gradient before clipping.
+        The training loss of its batch before the update, nats/token, and the norm of the gradient before clipping.
     """
     c, device = config.train, model.embedding.weight.device
     x_BT, y_BT = train_batch(tokens_N, c.seed, step, c.batch_size, config.model.context)
     loss = torch.zeros((), device=device)
     for micro_x_BT, micro_y_BT in zip(x_BT.chunk(c.accumulate), y_BT.chunk(c.accumulate), strict=True):
         with autocast(precision, device):
-            micro = model.loss(micro_x_BT.to(device), micro_y_BT.to(device)) / c.accumulate
+            micro = model.train_loss(micro_x_BT.to(device), micro_y_BT.to(device)) / c.accumulate
         micro.backward()
         loss += micro.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip or math.inf)
