@@ -15,6 +15,7 @@ def test_every_name_is_valid(name):
     assert ModelConfig(activation=name).activation == name
 
 
+@pytest.mark.timeout(5)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -41,7 +42,6 @@ def test_bad_config_is_explained(given, message):
         TypeAdapter(ModelConfig).validate_python(given)
 
 
-@pytest.mark.timeout(5)
 def test_nearest_number_of_heads_is_that_of_a_plain_search():
     for d_model, n_head in itertools.product(range(1, 61), range(1, 33)):
         if fits := [n for n in range(1, d_model + 1) if d_model % (2 * n) == 0]:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.activations import ACTIVATIONS
+from model.activations import ACTIVATIONS, Activation
 from model.config import ModelConfig
 from model.ffn import FFN
 from model.gpt import GPT
@@ -42,12 +42,14 @@ def test_total_is_that_of_the_real_network(name):
     assert s.ffn == sum(p.numel() for module in model.modules() if isinstance(module, FFN) for p in module.parameters())
 
 
-def test_what_does_not_multiply_a_matrix_costs_no_flops():
+def test_what_does_not_multiply_a_matrix_costs_no_flops(monkeypatch):
     plain = size(SMALL, n_vocab=10)
     extra = {"activation": "polyrelu", "norm": "layer", "ffn_bias": True, "head": "sigmoid"}
     more = size(dataclasses.replace(SMALL, **extra), n_vocab=10)
     assert more.total == plain.total + 2 * (4 + 6) + 1
     assert more.flops_per_token == plain.flops_per_token
+    monkeypatch.setitem(ACTIVATIONS, "mix", Activation(lambda: torch.nn.Bilinear(2, 2, 2)))
+    assert size(with_activation(SMALL, "mix"), n_vocab=10).flops_per_token == plain.flops_per_token
     bare = size(dataclasses.replace(SMALL, norm="none"), n_vocab=10)
     assert bare.total == plain.total - 2 * 12
     assert bare.flops_per_token == plain.flops_per_token
