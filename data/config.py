@@ -24,7 +24,7 @@ def parse_tokenizer(spec: str) -> tuple[str, int]:
     raise UserError(unknown("tokenizer", spec, [*fixed, "bpe:N"]) + f" N is from {MIN_BPE} to {MAX_BPE}.")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class DataConfig:
     """The corpus, its tokenizer and its splits."""
 

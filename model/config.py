@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 from errors import UserError
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class ModelConfig:
     """The shape of a GPT. The vocabulary size is the tokenizer's and is passed beside it."""
 

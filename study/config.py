@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import tyro
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from errors import UserError
 from model.config import ModelConfig
-from training.config import SECTIONS, STRICT, RunConfig, TrainConfig, build, explain, read_toml
+from training.config import SECTIONS, STRICT, RunConfig, TrainConfig, build, build_sections, read_toml
 
 Tree = dict[str, Any]  # sections, as in TOML
 Key = tuple[str, str]  # of a field: section, name
@@ -29,13 +29,14 @@ class StudyConfig:
     """How arms are compared: an arm is what remains of a run when its seed and learning rate are taken away."""
 
     reference: Annotated[str, Field(description="activation that the others are compared with")] = "gelu"
+    # not strict: TOML has lists, not tuples
     lr: Annotated[
         tuple[Annotated[float, Field(gt=0)], ...],
-        Field(description="learning rates that each arm is tuned on; none: all runs take train.lr"),
+        Field(strict=False, description="learning rates that each arm is tuned on; none: all runs take train.lr"),
     ] = ()
     tune_seeds: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
-        Field(min_length=1, description="seeds of the tuning runs; none of train.seed"),
+        Field(strict=False, min_length=1, description="seeds of the tuning runs; none of train.seed"),
     ] = (1000,)
     tune_share: Annotated[
         float, Field(gt=0, le=1, description="budget of a tuning run, as a share of train.tokens")
@@ -238,11 +239,7 @@ def study_config(tree: Tree, source: str) -> StudyConfig:
 
 
 def _study(tree: Tree, source: str) -> StudyConfig:
-    try:
-        return TypeAdapter(StudyConfig).validate_python(tree.get("study", {}))
-    except ValidationError as error:
-        lines = [explain(problem | {"loc": ("study", *problem["loc"])}, ALL_SECTIONS) for problem in error.errors()]
-        raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    return build_sections({"study": tree.get("study", {})}, ALL_SECTIONS, source)["study"]
 
 
 def expand(tree: Tree, source: str) -> dict[str, RunConfig]:

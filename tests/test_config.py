@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import UserError
-from study.config import axes, expand, is_study, merge, parse_command, points, run_name
-from training.config import RunConfig, build, differences, read_toml, write_toml
+from study.config import ALL_SECTIONS, axes, expand, is_study, merge, parse_command, points, run_name
+from training.config import RunConfig, build, build_sections, differences, read_toml, write_toml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
@@ -69,6 +69,26 @@ def test_a_mistake_is_named_with_the_nearest_valid_name(mistake):
     assert str(error.value).startswith("a.toml:")
     for part in MISTAKES[mistake]:
         assert part in str(error.value)
+
+
+OTHER_TYPES = {int: ["4", 4.0, True], float: ["0.5", True], str: [1, True], bool: [0, "true"], tuple: [4, "4"]}
+
+
+@pytest.mark.parametrize("section", ALL_SECTIONS)
+def test_a_value_of_another_type_is_refused_in_every_field(section):
+    for field in dataclasses.fields(ALL_SECTIONS[section]):
+        for value in OTHER_TYPES[type(field.default)]:
+            with pytest.raises(UserError, match=rf"{section}\.{field.name}"):
+                build_sections({section: {field.name: value}}, ALL_SECTIONS, "it")
+
+
+def test_a_whole_number_is_a_float_too_and_a_list_a_tuple():
+    assert build({"train": {"lr": 1}}, "it").train.lr == 1.0
+    study = build_sections({"study": {"lr": [1, 0.5, 0.25]}}, ALL_SECTIONS, "it")["study"]
+    assert study.lr == (1.0, 0.5, 0.25)
+    for value in (["1", "2", "3"], [True, 2.0, 3.0]):
+        with pytest.raises(UserError, match=r"study\.lr\.0"):
+            build_sections({"study": {"lr": value}}, ALL_SECTIONS, "it")
 
 
 def test_all_mistakes_are_listed_at_once():

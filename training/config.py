@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from data.config import DataConfig
 from errors import UserError, unknown
 from model.config import ModelConfig
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: 4, but not "4", 4.0 or true
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -97,8 +97,6 @@ WHERE = {
     "wandb.group",
 }  # not what is trained
 
-_run_config = TypeAdapter(RunConfig)
-
 
 def build(tree: Mapping[str, Any], source: str) -> RunConfig:
     """Return the run that a tree of sections describes.
@@ -106,24 +104,39 @@ def build(tree: Mapping[str, Any], source: str) -> RunConfig:
     Raises:
         UserError: it lists every bad key and value, with the nearest valid name; `source` says where they stand.
     """
-    try:
-        return _run_config.validate_python(tree)
-    except ValidationError as error:
-        lines = [explain(problem, SECTIONS) for problem in error.errors()]
-        raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    return RunConfig(**build_sections(tree, SECTIONS, source))
 
 
-def explain(problem: Any, sections: Mapping[str, type]) -> str:
+def build_sections(tree: Mapping[str, Any], parts: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the config of each section that a tree holds, made by its dataclass in `parts`.
+
+    Raises:
+        UserError: as `build`.
+    """
+    made, lines = {}, []
+    for section, values in tree.items():
+        if section not in parts:
+            lines.append(unknown("section", section, parts))
+        elif not isinstance(values, Mapping):
+            lines.append(f"{section} = {values!r}: a section is a table, [{section}].")
+        else:
+            try:
+                made[section] = parts[section](**values)
+            except ValidationError as error:
+                lines += [_explain(problem, section, parts[section]) for problem in error.errors()]
+    if lines:
+        raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines))
+    return made
+
+
+def _explain(problem: Any, section: str, part: Any) -> str:
     """Return one line for one of pydantic's problems: the key, what was given, what is allowed, the nearest name."""
-    path = [str(part) for part in problem["loc"]]
+    path = [section, *map(str, problem["loc"])]
     key, given, kind = ".".join(path), problem["input"], problem["type"]
-    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        fields = sections if len(path) == 1 else sections[path[0]].__dataclass_fields__
-        return unknown("section" if len(path) == 1 else f"key in [{path[0]}]", path[-1], fields)
+    if kind == "unexpected_keyword_argument":
+        return unknown(f"key in [{section}]", path[-1], part.__dataclass_fields__)
     if kind == "literal_error":
-        literal, *_ = get_args(
-            sections[path[0]].__dataclass_fields__[path[1]].type
-        )  # of Annotated[Literal[...], Field]
+        literal, *_ = get_args(part.__dataclass_fields__[path[1]].type)  # of Annotated[Literal[...], Field]
         return f"{key}: " + unknown(path[-1], str(given), get_args(literal))
     if kind == "value_error":
         return f"{key}: {problem['ctx']['error']}"
