@@ -30,8 +30,12 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:
 def door(main: Callable[[], int | None]) -> int:
     """Call the main function of a door and return its exit code: 2 for the user's mistake, 130 or 143 for a signal.
 
-    A fault keeps its traceback and exits with 1.
+    A fault keeps its traceback and exits with 1. NO_COLOR is honoured (https://no-color.org).
     """
+    if os.environ.get("NO_COLOR"):  # rich reads it, tyro has to be told
+        import tyro
+
+        tyro._experimental_options["ansi_codes"] = False
     try:
         return main() or 0
     except UserError as error:

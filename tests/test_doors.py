@@ -1,7 +1,9 @@
 """The three commands as a user types them, in processes of their own."""
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +123,29 @@ def test_help_documents_and_imports_nothing_slow(name):
     assert done.returncode == 0
     for slow in ("torch", "wandb", "datasets", "plotly", "pandas", "scipy", "transformers"):
         assert f"| {slow}\n" not in done.stderr
+
+
+def on_a_terminal(*arguments, **env):
+    """Return what a door prints on a terminal."""
+    screen, terminal = pty.openpty()
+    command = [sys.executable, *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=terminal, stderr=terminal, env=os.environ | env) as process:
+        os.close(terminal)
+        printed = b""
+        with contextlib.suppress(OSError), open(screen, "rb", buffering=0) as file:  # OSError: the process has ended
+            while chunk := file.read(1 << 16):
+                printed += chunk
+    assert process.returncode in (0, 2)
+    return printed.decode()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["train.py --help", "train.py --model.lr=1", "eval.py --help", "sample.py --help"]
+)
+def test_no_color_is_honoured(arguments):
+    colour = "\x1b["
+    assert colour in on_a_terminal(*arguments.split(), TERM="xterm", NO_COLOR="")
+    assert colour not in on_a_terminal(*arguments.split(), TERM="xterm", NO_COLOR="1")
 
 
 def test_help_documents_every_field_with_its_default():
