@@ -18,7 +18,7 @@ from study.executor import execute
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
 from training.config import WHERE, RunConfig, read_toml
 from training.device import pick_device
-from training.folder import CHOOSE, hold, read_summary
+from training.folder import CHOOSE, PARTIAL, hold, read_summary, write_whole
 from training.interrupt import Interrupt
 from training.loop import check_context
 
@@ -42,7 +42,7 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
         for run in runs.values():
             check_context(run, data[run.data])
         if not begun:
-            (folder / "study.toml").write_text(tomli_w.dumps(tree), encoding="utf-8")
+            write_whole(folder / "study.toml", tomli_w.dumps(tree))
         print(*match((run.model, data[run.data].tokenizer.n_vocab) for run in runs.values()), sep="\n", flush=True)
         with Interrupt() as interrupt:
             train_all = partial(execute, group=folder.name, plugin=plugin, interrupt=interrupt)
@@ -91,7 +91,7 @@ def _losses(trial: dict[str, tuple[float, RunConfig]], folder: Path) -> dict[flo
 def _open_study(folder: Path, tree: Tree) -> Iterator[bool]:
     """Hold the folder of a study; yields whether it holds runs of this study already."""
     path = folder / "study.toml"
-    if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - {".lock"}:
+    if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - {".lock", PARTIAL}:
         raise UserError(f"{folder} exists and is not a study (it has no study.toml). {CHOOSE}")
     with hold(folder):
         begun = path.exists() and any(folder.rglob("metrics.jsonl"))

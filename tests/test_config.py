@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from errors import UserError
 from study.config import ALL_SECTIONS, axes, expand, is_study, merge, parse_command, points, run_name
-from training.config import RunConfig, build, build_sections, differences, read_toml, write_toml
+from training.config import RunConfig, build, build_sections, differences, read_toml, to_toml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 
 
 def test_a_config_written_and_read_back_is_equal(tmp_path, tiny):
-    write_toml(tiny(), tmp_path / "config.toml")
+    (tmp_path / "config.toml").write_text(to_toml(tiny()), encoding="utf-8")
     assert build(read_toml(tmp_path / "config.toml"), "it") == tiny()
 
 
@@ -162,7 +162,7 @@ def test_run_names_are_safe_as_folders():
 def test_numbers_survive_the_file_exactly(tmp_path_factory, lr, seed, tokens):
     path = tmp_path_factory.mktemp("config") / "c.toml"
     config = build({"train": {"lr": lr, "seed": seed, "tokens": tokens}}, "it")
-    write_toml(config, path)
+    path.write_text(to_toml(config), encoding="utf-8")
     assert build(read_toml(path), "it") == config
 
 

@@ -163,9 +163,9 @@ def tree(config: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def write_toml(config: RunConfig, path: Path) -> None:
-    """Write the fully resolved config; reading it back gives an equal one."""
-    path.write_text(tomli_w.dumps(tree(config)), encoding="utf-8")
+def to_toml(config: RunConfig) -> str:
+    """Return the fully resolved config as TOML; read back, it gives an equal one."""
+    return tomli_w.dumps(tree(config))
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """A run is a folder: who may write to it, and what it holds already."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from errors import UserError
-from training.config import RunConfig, build, differences, read_toml, write_toml
+from training.config import RunConfig, build, differences, read_toml, to_toml
 
 CHOOSE = "Choose another --out."
-OWN_FILES = {".lock", "log.txt"}  # may be there before the run is
+PARTIAL = ".partial"  # what a process that died was writing
+OWN_FILES = {".lock", PARTIAL, "log.txt"}  # may be there before the run is
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator
             if lines := differences(read_run_config(folder), config):
                 raise UserError("\n  ".join([f"{folder} holds a run with another config:", *lines, CHOOSE]))
         else:
-            write_toml(config, folder / "config.toml")
+            write_whole(folder / "config.toml", to_toml(config))
         yield read_summary(folder)
 
 
@@ -54,6 +56,16 @@ def hold(folder: Path, patience: float = 0.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, in a folder that this process holds."""
+    partial = path.with_name(PARTIAL)
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def read_run_config(folder: Path) -> RunConfig:

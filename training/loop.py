@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from training.clock import Clock
 from training.config import RunConfig, tree
 from training.device import autocast, environment, peak_memory, pick_device, pick_precision
 from training.evaluate import evaluate
-from training.folder import open_run
+from training.folder import open_run, write_whole
 from training.interrupt import Interrupt
 from training.metrics import Metrics
 from training.optim import build_optimizers, lr_factor
@@ -121,7 +120,7 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
                 record["perf/tokens_per_s"] = clock.speed()
 
         summary = _summary(config, model, data, precision, val, clock.train_seconds, env)
-        _write_json(folder / "summary.json", summary)
+        write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
         metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
     return summary
 
@@ -173,9 +172,3 @@ def _summary(
         "sample/text": text,
         "environment": env,
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, path)
