@@ -49,7 +49,7 @@ def main() -> None:
 
     if command.plugin:
         load_plugin(command.plugin)
-    model, tokenizer = load_run(command.run, pick_device(command.device))
+    model, tokenizer, _ = load_run(command.run, pick_device(command.device))
     c = command
     texts = sample(model, tokenizer, c.prompt, c.tokens, c.temperature, c.top_k, c.top_p, c.seed, c.samples)
     sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]  (a prompt may hold any bytes)

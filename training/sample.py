@@ -1,6 +1,7 @@
 """Text from a model: a prompt's tokens in, text out."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +13,8 @@ from training import checkpoint
 from training.folder import read_run_config
 
 
-def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer]:
-    """Return the model and tokenizer of a run's newest intact checkpoint.
+def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """Return the model, the tokenizer and the state of a run's newest intact checkpoint.
 
     Raises:
         UserError: it is not a run folder, or has no checkpoint yet.
@@ -23,9 +24,10 @@ def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer]:
     if path is None:
         raise UserError(f"{folder} has no checkpoint yet; train it first.")
     tokenizer = Tokenizer.load(path / "tokenizer.json")
-    model = GPT(config.model, tokenizer.n_vocab)
+    torch.manual_seed(config.train.seed)  # as in training: what a plugin's activation draws is in no checkpoint
+    model = GPT(config.model, tokenizer.n_vocab, config.train.seed)
     checkpoint.load_weights(path, model)
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval(), tokenizer, checkpoint.read_state(path)
 
 
 def sample(

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from data.dataset import prepare
 from errors import UserError
-from training import checkpoint
 from training.device import autocast, pick_device, pick_precision
 from training.evaluate import Score, evaluate
 from training.folder import read_run_config
@@ -19,10 +18,8 @@ def score_run(folder: Path, device_name: str) -> dict[str, Score]:
     """
     config = read_run_config(folder)
     device = pick_device(device_name)
-    model, _ = load_run(folder, device)
+    model, _, state = load_run(folder, device)
     data = prepare(config.data)
-    path = checkpoint.newest(folder / "checkpoints")
-    state = checkpoint.read_state(path) if path else {}
     if state["fingerprint"] != data.fingerprint:
         raise UserError(f"{folder} was trained on other data: the corpus {config.data.corpus} has changed since.")
     precision = pick_precision(config.train.precision, device)
