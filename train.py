@@ -27,17 +27,14 @@ def main() -> int:
     runs = expand(tree, source)
     study_config(tree, source)
 
-    from data.corpus import check_corpus
-    from training.loop import train
-
-    for config in runs.values():
-        check_corpus(config.data)
     if command.dry_run:
         from study.estimate import dry_run
 
         dry_run(tree, source)
         return 0
     if not is_study(tree):
+        from training.loop import train
+
         summary = train(runs[""], command.out)
         print(
             f"finished: {command.out}  val loss {summary['val/loss']:.4f} nats/token  "

@@ -13,6 +13,7 @@ from study.tuning import arm_of, arms, tuning_runs
 from training.config import RunConfig
 from training.device import autocast, cores, pick_device, pick_precision
 from training.evaluate import evaluate
+from training.loop import check_available
 from training.optim import build_optimizers
 from training.step import train_step
 
@@ -29,6 +30,8 @@ def dry_run(tree: Tree, source: str) -> None:
     study_config(tree, source)
     runs, compared = expand(tree, source), arms(tree, source)
     trials = {name: tuning_runs(name, config, study, study.lr) for name, (config, study) in compared.items()}
+    for config in runs.values():
+        check_available(config)
     on_cpu = pick_device(next(iter(runs.values())).train.device).type == "cpu"
     parallel = min(cores(), len(runs)) if on_cpu else 1
     torch.set_num_threads(max(1, cores() // parallel))

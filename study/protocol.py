@@ -17,10 +17,9 @@ from study.display import match
 from study.executor import execute
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
 from training.config import WHERE, RunConfig, read_toml
-from training.device import pick_device
 from training.folder import CHOOSE, PARTIAL, hold, read_summary, write_whole
 from training.interrupt import Interrupt
-from training.loop import check_context
+from training.loop import check_available, check_context
 
 
 def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str = "the study") -> list[str]:
@@ -35,9 +34,13 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
     """
     study_config(tree, source)
     runs = expand(tree, source)
-    for config in runs.values():
-        pick_device(config.train.device)  # before anything is fetched
+    finished = all(read_summary(folder / name) for name in runs)
+    if not finished:
+        for config in runs.values():
+            check_available(config)
     with _open_study(folder, tree) as begun:
+        if finished:
+            return []
         data = {config: prepare(config) for config in {run.data for run in runs.values()}}  # not in every process
         for run in runs.values():
             check_context(run, data[run.data])

@@ -8,8 +8,10 @@ from safetensors.torch import load_file
 
 from data.batches import train_batch
 from errors import Interrupted, UserError
+from study.protocol import run_study
 from training import checkpoint, loop
 from training import step as one_step
+from training.config import tree as plain
 from training.folder import read_run_config
 from training.loop import train
 
@@ -135,6 +137,24 @@ def test_a_finished_run_is_not_trained_again(tiny, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.name != ".lock"}
     assert train(tiny(), tmp_path / "run") == summary
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.name != ".lock"} == before
+
+
+def test_a_finished_run_needs_its_corpus_no_longer(tiny, tmp_path, corpus):
+    summary = train(tiny(), tmp_path / "run")
+    corpus.unlink()
+    assert train(tiny(), tmp_path / "run") == summary
+    with pytest.raises(UserError, match=r"train\.lr: 0\.01 in the folder"):
+        train(tiny(train={"lr": 0.02}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", [{"data": {"corpus": "nowhere.txt"}}, {"train": {"device": "mps"}}])
+def test_what_is_not_on_this_machine_is_refused_before_a_folder_is_made(tiny, tmp_path, change):
+    tree = plain(tiny(**change))
+    tree["model"]["activation"] = ["relu", "gelu"]
+    for begin in (lambda: train(tiny(**change), tmp_path / "run"), lambda: run_study(tree, tmp_path / "run")):
+        with pytest.raises(UserError, match=r"no such file|not on this machine"):
+            begin()
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_config_is_refused_and_the_difference_shown(tiny, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.corpus import check_corpus
 from data.dataset import Dataset, prepare
 from errors import Interrupted, UserError
 from model.activations import ACTIVATIONS
@@ -19,7 +20,7 @@ from training.clock import Clock
 from training.config import RunConfig, tree
 from training.device import autocast, environment, peak_memory, pick_device, pick_precision
 from training.evaluate import evaluate
-from training.folder import open_run, write_whole
+from training.folder import open_run, read_summary, write_whole
 from training.interrupt import Interrupt
 from training.metrics import Metrics
 from training.optim import build_optimizers, lr_factor
@@ -39,14 +40,21 @@ def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, A
         Interrupted: a signal came; a checkpoint is written, and the same call resumes.
         FloatingPointError: the loss is no longer finite; the last checkpoint stays.
     """
+    if not read_summary(folder):
+        check_available(config)
     with open_run(folder, config, patience) as finished:
         if finished:
             return finished
-        device = pick_device(config.train.device)  # before anything is fetched
         data = prepare(config.data)
         check_context(config, data)
         with Interrupt() as interrupt:
-            return _run(config, folder, data, device, interrupt)
+            return _run(config, folder, data, pick_device(config.train.device), interrupt)
+
+
+def check_available(config: RunConfig) -> None:
+    """Raise `UserError` for a corpus or device that cannot be, before a folder is made or anything is fetched."""
+    check_corpus(config.data)
+    pick_device(config.train.device)
 
 
 def check_context(config: RunConfig, data: Dataset) -> None:
