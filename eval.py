@@ -16,9 +16,21 @@ class Command:
     """Score one run on its whole validation and test sets, or compare the runs of a study or several runs."""
 
     paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR", help="one run, or a study, or several of them")]
-    reference: Annotated[str | None, arg(help="arm that differences are taken to (default: the study's)")] = None
-    out: Annotated[Path | None, arg(help="the report (default: report.html in the study, or here for several)")] = None
-    device: Annotated[str, arg(help="where one run is scored: auto, cuda, mps or cpu")] = "auto"
+    reference: Annotated[
+        str | None,
+        arg(
+            help="what differences are taken to: an activation, or such as optimizer=sgd where that varies",
+            help_behavior_hint="(default: the study's)",
+        ),
+    ] = None
+    out: Annotated[
+        Path | None,
+        arg(help="the report", help_behavior_hint="(default: report.html in the study, or here for several)"),
+    ] = None
+    device: Annotated[
+        str | None,
+        arg(help="where one run is scored: auto, cuda, mps or cpu", help_behavior_hint="(default: auto)"),
+    ] = None
     plugin: Annotated[Path | None, arg(help="Python file that adds activations; it is executed")] = None
 
 
@@ -27,15 +39,20 @@ def main() -> None:
     command = tyro.cli(Command, prog="python eval.py")
     if not command.paths:
         raise UserError("name a run, a study, or several of them, such as: python eval.py runs/quick")
+    only = command.paths[0]
+    single = len(command.paths) == 1 and (only / "config.toml").exists()
+    if single and (command.reference is not None or command.out is not None):
+        raise UserError(f"{only} is one run, to be scored: --reference and --out go with a study or several runs.")
+    if not single and command.device is not None:
+        raise UserError("--device goes with one run, to be scored; a study or several runs are read from their files.")
     if command.plugin:
         from model.activations import load_plugin
 
         load_plugin(command.plugin)
-    only = command.paths[0]
-    if len(command.paths) == 1 and (only / "config.toml").exists():
+    if single:
         from training.score import score_run
 
-        score_run(only, command.device)
+        score_run(only, command.device or "auto")
         return
     from study.compare import compare
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, unknown
 from study.effects import Row, compare_arms
 from study.report import write_report
 from study.results import load_study, write_csv
@@ -17,10 +17,12 @@ def compare(paths: Sequence[Path], reference: str | None = None, out: Path | Non
     says otherwise. The reference is the study's own unless it is given.
 
     Raises:
-        UserError: a path holds no run, or the report cannot be written there.
+        UserError: a path holds no run, no arm is the reference given, or the report cannot be written there.
     """
     study = load_study(paths)
     rows = compare_arms(study, reference or study.reference)
+    if reference not in (None, rows[0].reference):  # another took its place
+        raise UserError(unknown("reference", reference, dict.fromkeys(p for r in rows for p in r.arm.parts.values())))
     print_table(rows, notes(rows, study))
     path = out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     try:

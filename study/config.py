@@ -13,7 +13,7 @@ import tyro
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from errors import UserError
+from errors import UserError, unknown
 from model.config import ModelConfig
 from training.config import SECTIONS, STRICT, RunConfig, TrainConfig, build, build_sections, read_toml
 
@@ -28,7 +28,13 @@ NOT_TRAINED = ("study", "claim")
 class StudyConfig:
     """How arms are compared: an arm is what remains of a run when its seed and learning rate are taken away."""
 
-    reference: Annotated[str, Field(description="activation that the others are compared with")] = "gelu"
+    reference: Annotated[
+        str,
+        Field(
+            description="what the others are compared with: an activation, or such as optimizer=sgd where that varies; "
+            "not given and not among them: the first"
+        ),
+    ] = "gelu"
     # not strict: TOML has lists, not tuples
     lr: Annotated[
         tuple[Annotated[float, Field(gt=0)], ...],
@@ -226,6 +232,9 @@ def study_config(tree: Tree, source: str) -> StudyConfig:
     Raises:
         UserError: a key or value is not allowed, or does not go with the runs.
     """
+    reference, allowed = _study(tree, source).reference, _parts(tree)
+    if "reference" in tree.get("study", {}) and reference not in allowed:
+        raise UserError(f"{source}: study.reference: " + unknown("reference", reference, allowed))
     for grid, _ in grids(tree):
         study = _study(grid, source)
         if study.lr and ("train", "lr") in axes(grid):
@@ -240,6 +249,13 @@ def study_config(tree: Tree, source: str) -> StudyConfig:
 
 def _study(tree: Tree, source: str) -> StudyConfig:
     return build_sections({"study": tree.get("study", {})}, ALL_SECTIONS, source)["study"]
+
+
+def _parts(tree: Tree) -> list[str]:
+    """Return what tells the arms of a tree apart, as the table writes it: `relu`, or `optimizer=sgd`."""
+    activations = [str(s.get("model", {}).get("activation", ModelConfig.activation)) for _, s in points(tree)]
+    others = [f"{key}={value}" for point, _ in points(tree) for (_, key), value in point.items()]
+    return [*dict.fromkeys(activations + [part for part in others if not part.startswith(("activation=", "seed="))])]
 
 
 def expand(tree: Tree, source: str) -> dict[str, RunConfig]:

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from test_results import write_plan, write_run
 
+from errors import UserError
 from study.arms import make_arms
 from study.compare import compare, print_table
 from study.effects import NO_DIFFERENCE, compare_arms, judge
@@ -308,6 +309,13 @@ def test_the_printed_table_fits_the_terminal(seeded, capsys, monkeypatch, width)
     assert any("no difference" in line for line in grid)
     assert any("that matters" in line for line in grid)
     assert any(line.startswith("[bold]x") for line in grid)
+
+
+def test_a_reference_that_is_none_of_the_arms_is_refused_where_it_was_asked_for(seeded, tmp_path):
+    with pytest.raises(UserError, match=r"unknown reference 'sigmoi'. Did you mean 'sigmoid'\? Allowed: sigmoid, gelu"):
+        compare([seeded], "sigmoi", tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+    compare([seeded], "sigmoid", tmp_path / "report.html")
 
 
 def test_comparing_writes_the_report_and_the_csv_beside_each_other(seeded, capsys):

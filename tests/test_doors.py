@@ -102,6 +102,7 @@ MISTAKES = {
     "eval.py": "name a run",
     "eval.py nowhere": "nowhere",
     "eval.py configs": "configs",
+    "eval.py configs --device=cpu": "--device goes with one run",
     "sample.py configs": "not a run folder",
     "sample.py nowhere --temperature=-1": "--temperature -1.0",
     "sample.py nowhere --tokens=0": "--tokens 0",
@@ -125,6 +126,14 @@ def test_help_documents_and_imports_nothing_slow(name):
     assert done.returncode == 0
     for slow in ("torch", "wandb", "datasets", "plotly", "pandas", "scipy", "transformers"):
         assert f"| {slow}\n" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--reference=relu", "--out=report.html"])
+def test_scoring_one_run_refuses_what_belongs_to_comparing(tmp_path, flag):
+    (tmp_path / "config.toml").touch()
+    done = door("eval.py", tmp_path, flag)
+    assert done.returncode == 2
+    assert "--reference and --out go with a study or several runs" in done.stderr
 
 
 def on_a_terminal(*arguments, **env):

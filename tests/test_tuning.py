@@ -65,12 +65,23 @@ def test_a_grid_grows_beyond_the_edge_by_its_own_ratio(grid, best, more):
         ({"study": {"lr": [0.1, 0.2, 0.4]}, "train": {"lr": [1, 2]}}, "drop one of the two"),
         ({"study": {"refrence": "relu"}}, "Did you mean 'reference'"),
         ({"study": {"tune_share": 2}}, "study.tune_share = 2"),
+        ({"study": {"reference": "rellu"}, "model": {"activation": ["relu", "silu"]}}, "Did you mean 'relu'?"),
+        ({"study": {"reference": "gelu"}, "model": {"activation": ["relu", "silu"]}}, "Allowed: relu, silu."),
+        ({"study": {"reference": "lr=0.2"}, "train": {"lr": [0.1, 1]}}, "Allowed: gelu, lr=0.1, lr=1.0."),
+        ({"study": {"reference": "seed=1"}, "train": {"seed": [1, 2]}}, "Allowed: gelu."),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(change, message):
     with pytest.raises(UserError) as error:
         study_config(change, "it")
     assert message in str(error.value)
+
+
+def test_a_reference_is_an_activation_or_another_value_that_varies():
+    tree = {"model": {"activation": ["relu", "silu"]}, "train": {"optimizer": ["adamw", "sgd"]}}
+    for reference in ("relu", "silu", "optimizer=sgd"):
+        assert study_config(tree | {"study": {"reference": reference}}, "it").reference == reference
+    assert study_config(tree, "it").reference == "gelu"  # not asked for, so the first takes its place
 
 
 def test_no_grid_is_no_tuning():
