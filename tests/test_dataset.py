@@ -1,5 +1,7 @@
+import errno
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -215,9 +217,31 @@ def test_two_processes_at_once_make_it_once(tmp_path):
 
 
 @pytest.mark.parametrize(("texts", "said"), [([""], "is empty"), (["a"], "too small to split: nothing is left for")])
-def test_too_small_a_corpus_is_refused(tmp_path, texts, said):
+def test_too_small_a_corpus_is_refused_and_leaves_nothing_behind(tmp_path, cache, texts, said):
     with pytest.raises(UserError, match=said):
         prepare(DataConfig(write(tmp_path, texts), "bytes"))
+    assert {path.suffix for path in (cache / "datasets").iterdir()} == {".lock"}
+
+
+def test_a_full_disk_is_named_with_the_way_out_and_nothing_is_left_on_it(tmp_path, cache, monkeypatch):
+    def save(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(dataset_module.Tokenizer, "save", save)
+    with pytest.raises(UserError, match=rf"cache folder {cache} .*No space left on device.* set ACTGPT_CACHE"):
+        prepare(DataConfig(write(tmp_path, ["text " * 100]), "bytes"))
+    assert {path.suffix for path in (cache / "datasets").iterdir()} == {".lock"}
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(tmp_path, cache):
+    config = DataConfig(write(tmp_path, ["text " * 100]), "bytes")
+    folder = prepare(config).folder
+    shutil.rmtree(folder)
+    lock = folder.with_suffix(".lock")
+    lock.unlink()
+    lock.mkdir()
+    with pytest.raises(UserError, match=rf"cache folder {cache} .*{lock}.* set ACTGPT_CACHE"):
+        prepare(config)
 
 
 def test_shakespeare_by_default(wheels):
