@@ -232,8 +232,8 @@ def study_config(tree: Tree, source: str) -> StudyConfig:
     Raises:
         UserError: a key or value is not allowed, or does not go with the runs.
     """
-    reference, allowed = _study(tree, source).reference, _parts(tree)
-    if "reference" in tree.get("study", {}) and reference not in allowed:
+    reference, named = _study(tree, source).reference, "reference" in tree.get("study", {})
+    if named and reference not in (allowed := _parts(tree, source)):
         raise UserError(f"{source}: study.reference: " + unknown("reference", reference, allowed))
     for grid, _ in grids(tree):
         study = _study(grid, source)
@@ -251,11 +251,14 @@ def _study(tree: Tree, source: str) -> StudyConfig:
     return build_sections({"study": tree.get("study", {})}, ALL_SECTIONS, source)["study"]
 
 
-def _parts(tree: Tree) -> list[str]:
+def _parts(tree: Tree, source: str) -> list[str]:
     """Return what tells the arms of a tree apart, as the table writes it: `relu`, or `optimizer=sgd`."""
-    activations = [str(s.get("model", {}).get("activation", ModelConfig.activation)) for _, s in points(tree)]
-    others = [f"{key}={value}" for point, _ in points(tree) for (_, key), value in point.items()]
-    return [*dict.fromkeys(activations + [part for part in others if not part.startswith(("activation=", "seed="))])]
+    fields = dict.fromkeys(key for point, _ in points(tree) for key in point)
+    others = [(section, key) for section, key in fields if key not in ("activation", "seed")]
+    runs = expand(tree, source).values()
+    parts = [run.model.activation for run in runs]
+    parts += [f"{key}={getattr(getattr(run, section), key)}" for section, key in others for run in runs]
+    return [*dict.fromkeys(parts)]
 
 
 def expand(tree: Tree, source: str) -> dict[str, RunConfig]:
