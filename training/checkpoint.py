@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,12 @@ def save(
     state: dict[str, Any],
     tokenizer: Any,
     keep: int,
+    probes: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write `folder/step-<step>` whole or not at all, then drop all but the `keep` newest checkpoints.
 
-    `state` is what else an exact resume needs, as JSON. `tokenizer` writes itself with `save(path)`.
+    `state` is what else an exact resume needs, as JSON, and `probes` as tensors. `tokenizer` writes itself with
+    `save(path)`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".writing-*"):  # of a process that died while saving
@@ -41,7 +44,8 @@ def save(
     target, partial = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
     partial.mkdir()
     save_file(_weights(model), partial / "model.safetensors")
-    save_file(_optimizer_tensors(model, optimizers), partial / "optimizer.safetensors")
+    followed = {f"probes/{name}": tensor for name, tensor in (probes or {}).items()}
+    save_file(_optimizer_tensors(model, optimizers) | followed, partial / "optimizer.safetensors")
     (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
     tokenizer.save(partial / "tokenizer.json")
     manifest = {name: _sha256(partial / name) for name in FILES}
@@ -105,8 +109,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
     model.load_state_dict(load_file(path / "model.safetensors"))
 
 
-def load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) -> None:
-    """Restore the optimisers' state and torch's random state."""
+def load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """Restore the optimisers' state and torch's random state, and return the tensors of the probes."""
     tensors = load_file(path / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng.cpu"))
     if "rng.cuda" in tensors:
@@ -114,12 +118,16 @@ def load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) -
         if torch.cuda.is_available():
             torch.cuda.set_rng_state(state)
     owner = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    parameters = dict(model.named_parameters())
+    parameters, probes = dict(model.named_parameters()), {}
     for key, tensor in tensors.items():
         name, slot = key.rsplit("/", 1)
+        if name == "probes":
+            probes[slot] = tensor
+            continue
         parameter = parameters[name]
         # AdamW counts its steps on the device that the fused kernel reads them from
         owner[id(parameter)].state[parameter][slot] = tensor.to(parameter.device)
+    return probes
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -47,10 +47,21 @@ class TrainConfig:
     threads: Annotated[int, Field(ge=0, description="CPU threads of a run; 0: all, or one per run of a study")] = 0
     log_every: Annotated[int, Field(gt=0, description="steps between two records")] = 10
     eval_every: Annotated[int, Field(gt=0, description="steps between two scores of the validation set")] = 200
+    probes: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="measure inside the network at the last step, that / probes, / probes², …, and 0; 0: never",
+        ),
+    ] = 3
     checkpoint_every: Annotated[int, Field(gt=0, description="steps between two checkpoints")] = 500
     keep: Annotated[int, Field(gt=0, description="checkpoints kept, the newest")] = 2
 
     def __post_init__(self):
+        if self.probes == 1:
+            raise UserError(
+                "train.probes = 1: steps that grow by a factor of 1 never end; take 2 or more, or 0 for none."
+            )
         if self.batch_size % self.accumulate:
             raise UserError(f"batch_size {self.batch_size} does not split into {self.accumulate} equal micro-batches.")
 

@@ -24,6 +24,7 @@ from training.folder import open_run, read_summary, write_whole
 from training.interrupt import Interrupt
 from training.metrics import Metrics
 from training.optim import build_optimizers, lr_factor
+from training.probes import Probes
 from training.progress import Display
 from training.sample import sample
 from training.step import train_step
@@ -75,6 +76,7 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
     torch.manual_seed(c.seed)
     model = GPT(config.model, data.tokenizer.n_vocab, c.seed).to(device)
     optimizers = build_optimizers(model, c)
+    probes = Probes(model, optimizers, data.val, steps, c.probes)
 
     # what a resumed run needs beside its tensors
     state: dict[str, Any] = {"step": 0, "offset": 0, "time": 0.0, "train_seconds": 0.0, "val": {}, "wandb_id": None}
@@ -82,7 +84,7 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
         state = checkpoint.read_state(resumed)
         _check_same(state, data, env)
         checkpoint.load_weights(resumed, model)
-        checkpoint.load_optimizers(resumed, model, optimizers)
+        probes.load(checkpoint.load_optimizers(resumed, model, optimizers))
     start, val = state["step"], state["val"]
     clock = Clock(state["time"], state["train_seconds"])
 
@@ -102,6 +104,7 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
                     np.save(folder / "val_windows.npy", score.windows.astype(np.float32))
                     val = score.named("val")
                     record |= val
+                record |= probes.measure(step)
                 if record:
                     record = {"step": step, "tokens": step * config.tokens_per_step, "time": clock.time} | record
                     metrics.log(record)
@@ -111,7 +114,8 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
                     state = {"offset": metrics.offset, "time": clock.time, "train_seconds": clock.train_seconds}
                     state |= {"val": val, "wandb_id": metrics.mirror.id, "fingerprint": data.fingerprint}
                     state |= {"config": tree(config), "environment": env}
-                    checkpoint.save(checkpoints, step, model, optimizers, state, data.tokenizer, c.keep)
+                    tensors = probes.tensors
+                    checkpoint.save(checkpoints, step, model, optimizers, state, data.tokenizer, c.keep, tensors)
             if last:
                 break
             if stop:
@@ -119,7 +123,7 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
 
             lr = c.lr * lr_factor(step, steps, c)
             log, save = ((step + 1) % every == 0 or step + 1 == steps for every in (c.log_every, c.checkpoint_every))
-            with clock.training(config.tokens_per_step):
+            with probes.following(step + 1), clock.training(config.tokens_per_step):
                 loss, norm = train_step(model, optimizers, data.train.tokens_N, config, step, lr, precision)
                 if (log or save) and not math.isfinite(loss.item()):  # .item() also waits for the GPU, as a clock must
                     raise FloatingPointError(f"{folder}: the loss is {loss.item()} at step {step + 1}; lower train.lr")
@@ -127,7 +131,7 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
                 record = {"train/loss": loss.item(), "train/lr": lr, "grad/norm": norm.item()}
                 record["perf/tokens_per_s"] = clock.speed()
 
-        summary = _summary(config, model, data, precision, val, clock.train_seconds, env)
+        summary = _summary(config, model, data, precision, val, clock.train_seconds, env) | probes.summary()
         write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
         metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
     return summary

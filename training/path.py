@@ -1,0 +1,77 @@
+"""The zig-zag of the weights: how directly training moves, from one update to the next and in all."""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from model.block import Block
+from model.ffn import FFN
+from model.gpt import GPT
+
+SHARE = 4  # one weight in so many is followed: the first rows of each matrix
+
+
+def ffns(model: GPT) -> dict[str, FFN]:
+    """Return the FFNs, keyed as in `blocks.3`."""
+    return {f"blocks.{layer}": cast(Block, block).ffn for layer, block in enumerate(model.blocks)}
+
+
+def ffn_matrices(model: GPT) -> dict[str, Tensor]:
+    """Return the matrices of the FFNs, keyed as in `blocks.3/up`."""
+    return {
+        f"{where}/{part}": linear.weight
+        for where, ffn in ffns(model).items()
+        for part, linear in (("up", ffn.up), ("gate", ffn.gate), ("down", ffn.down))
+        if linear is not None
+    }
+
+
+class Path:
+    """The path of each FFN matrix from its initial weights; `model` must hold them when this is made.
+
+    M matrices, S sampled weights of each. `tensors` is what a checkpoint keeps.
+    """
+
+    def __init__(self, model: GPT):
+        self.matrices = ffn_matrices(model)
+        # views: they follow the weights, which change in place
+        self.sample = [w.detach().view(-1)[: w.numel() // SHARE] for w in self.matrices.values()]
+        self.start_MS = torch.stack(self.sample)
+        self.last_MS = self.start_MS
+        self.tensors = {"update_MS": torch.zeros_like(self.start_MS)}
+        self.tensors |= {name: self.start_MS.new_zeros(len(self.sample)) for name in ("norm_M", "cosine_M", "count_M")}
+        self.tensors["length_M"] = self.tensors["norm_M"].double()
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from a checkpoint whose weights the model holds by now."""
+        self.tensors = {name: tensors[name].to(self.start_MS.device) for name in self.tensors}
+        self.last_MS = torch.stack(self.sample)
+
+    def update(self) -> None:
+        """Follow the model by one training step."""
+        before, now_MS = self.tensors, torch.stack(self.sample)
+        update_MS = now_MS - self.last_MS
+        norm_M = torch.linalg.vecdot(update_MS, update_MS).sqrt()
+        cosine_M = torch.linalg.vecdot(update_MS, before["update_MS"]) / (norm_M * before["norm_M"])
+        self.tensors = {
+            "update_MS": update_MS,
+            "norm_M": norm_M,
+            "length_M": before["length_M"] + norm_M,
+            "cosine_M": before["cosine_M"] + cosine_M.nan_to_num(),  # the first update follows none
+            "count_M": before["count_M"] + cosine_M.isfinite(),
+        }
+        self.last_MS = now_MS
+
+    def figures(self) -> dict[str, float]:
+        """Return for each matrix the path's efficiency ‖θ_T − θ_0‖/Σ‖Δθ_t‖ and the cosine of successive updates.
+
+        The efficiency is that of the run so far, the cosine a mean since the last call.
+        """
+        efficiency_M = (self.last_MS - self.start_MS).norm(dim=1) / self.tensors["length_M"]
+        cosine_M = self.tensors["cosine_M"] / self.tensors["count_M"]
+        self.tensors |= {name: torch.zeros_like(cosine_M) for name in ("cosine_M", "count_M")}
+        figures = {}
+        for name, efficiency, mean in zip(self.matrices, efficiency_M.tolist(), cosine_M.tolist(), strict=True):
+            figures |= {f"path/{name}_efficiency": efficiency, f"path/{name}_cosine": mean}
+        return figures
