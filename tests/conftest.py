@@ -1,9 +1,12 @@
 import os
 import random
+import signal
 
 import pytest
 import torch
 
+from data.batches import train_batch
+from training import step as one_step
 from training.config import RunConfig, build
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported: no test waits for the Hub
@@ -55,3 +58,19 @@ def tiny(corpus):
         return build({name: part | changes.get(name, {}) for name, part in tree.items()}, "test")
 
     return make
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Return a function that makes the next run receive a real signal within the given step."""
+
+    def arrange(step, signum=signal.SIGTERM):
+        def batch(tokens_N, seed, at, *shape):
+            if at == step:
+                monkeypatch.setattr(one_step, "train_batch", train_batch)
+                os.kill(os.getpid(), signum)
+            return train_batch(tokens_N, seed, at, *shape)
+
+        monkeypatch.setattr(one_step, "train_batch", batch)
+
+    return arrange

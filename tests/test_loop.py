@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 
 import pytest
@@ -32,22 +31,6 @@ def weights(folder):
 def same_weights(one, other):
     ours, theirs = weights(one), weights(other)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Return a function that makes the next run receive a real signal within the given step."""
-
-    def arrange(step, signum=signal.SIGTERM):
-        def batch(tokens_N, seed, at, *shape):
-            if at == step:
-                monkeypatch.setattr(one_step, "train_batch", train_batch)
-                os.kill(os.getpid(), signum)
-            return train_batch(tokens_N, seed, at, *shape)
-
-        monkeypatch.setattr(one_step, "train_batch", batch)
-
-    return arrange
 
 
 def test_a_run_is_a_folder_that_tells_all(tiny, tmp_path):
