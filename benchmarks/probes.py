@@ -1,6 +1,7 @@
-"""The share of training time that the probes take, one thread, 586 steps of the quick study's GELU run.
+"""The share of training time that the probes take: the quick study's GELU run, one thread, at two widths.
 
-Steps with and without the path followed come in turn; then the model is measured once. Medians of five rounds.
+Steps with probes off and on come in turn, and a measurement follows; medians of five rounds. In CPU time, which other
+processes disturb least.
 
 python benchmarks/probes.py
 """
@@ -21,47 +22,48 @@ from training.optim import build_optimizers
 from training.probes import Probes, probe_steps
 from training.step import train_step
 
-ROUNDS, PAIRS = 5, 20
+ROUNDS, PAIRS = 5, 10
 
 
-def shares(config: RunConfig) -> list[float]:
-    """Return the time of the probes as a share of that of training, one for each round."""
+def compare(config: RunConfig) -> None:
+    """Print the time of the probes as a share of that of a run's training steps."""
     data, precision = prepare(config.data), pick_precision("auto", torch.device("cpu"))
     model = GPT(config.model, data.tokenizer.n_vocab)
     optimizers = build_optimizers(model, config.train)
-    off = Probes(model, optimizers, data.val, config.steps, 0)
-    on = Probes(model, optimizers, data.val, config.steps, config.train.probes)
+    off, on = (Probes(model, optimizers, data.val, config.steps, factor) for factor in (0, config.train.probes))
     moments = len(probe_steps(config.steps, config.train.probes))
 
-    def step(number: int, probes: Probes, to: int) -> float:
-        began = time.perf_counter()
+    def step(probes: Probes, to: int) -> tuple[float, float]:
+        """Return the seconds of a training step that leads to the step `to`, and those of the probes around it."""
+        began = time.process_time()
         with probes.following(to):
-            train_step(model, optimizers, data.train.tokens_N, config, number, 1e-3, precision)
+            inside = time.process_time()
+            train_step(model, optimizers, data.train.tokens_N, config, 0, 1e-3, precision)
+            inside = time.process_time() - inside
         probes.measure(to)
-        return time.perf_counter() - began
+        return inside, time.process_time() - began - inside
 
-    for number in range(3):
-        step(number, on, config.steps)
-    found = []
-    for _ in range(ROUNDS):
-        pairs = [(step(number, off, -1), step(number, on, -1)) for number in range(PAIRS)]
-        plain, followed = (statistics.median(times) for times in zip(*pairs, strict=True))
-        measured = statistics.median(step(number, on, config.steps) for number in range(3)) - followed
-        found.append((followed - plain) / plain + moments * measured / (config.steps * plain))
-        print(f"    step {plain * 1e3:.1f} ms, followed {followed * 1e3:.1f}, a measurement {measured * 1e3:.0f} more")
-    return found
+    rounds = []
+    for _ in range(ROUNDS + 1):
+        pairs = [(step(off, -1), step(on, -1)) for _ in range(PAIRS)]
+        plain, beside = (statistics.median(pair[n][0] for pair in pairs) for n in (0, 1))
+        path = statistics.median(pair[1][1] for pair in pairs)
+        measured = statistics.median(step(on, config.steps)[1] for _ in range(3))
+        share = (path + moments * measured / config.steps) / plain
+        rounds.append((share, plain * 1e3, beside * 1e3, path * 1e3, measured * 1e3))
+    share, plain, beside, path, measured = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
+    shares = [row[0] for row in rounds[1:]]
+    print(f"width {config.model.d_model}: a step {plain:.1f} ms ({beside:.1f} with probes on, their own time apart)")
+    print(f"  the path {path:.2f} ms a step, {moments} measurements of {measured:.0f} ms in {config.steps} steps")
+    print(f"  together {share:.2%} of training ({min(shares):.2%} to {max(shares):.2%}, five rounds)", flush=True)
 
 
 def main() -> None:
-    """Print the share at two widths."""
+    """Compare at the quick study's width and at half of it."""
     torch.set_num_threads(1)
     quick = expand(merge(Path(__file__).parent.parent / "configs" / "quick.toml", {}), "quick")["gelu"]
     for d_model in (192, 96):
-        config = dataclasses.replace(quick, model=dataclasses.replace(quick.model, d_model=d_model))
-        found = shares(config)
-        print(
-            f"width {d_model}: {statistics.median(found):.2%} of training ({min(found):.2%} to {max(found):.2%}, five)"
-        )
+        compare(dataclasses.replace(quick, model=dataclasses.replace(quick.model, d_model=d_model)))
 
 
 if __name__ == "__main__":
