@@ -154,11 +154,11 @@ def test_effective_rank_by_hand():
 
 
 def test_calibration_by_hand():
-    p = torch.tensor([[0.95, 0.05], [0.94, 0.06], [0.4, 0.6], [0.45, 0.55]])
-    found = values(calibration(p.log(), torch.tensor([0, 1, 1, 0])))
+    p = torch.tensor([[0.95, 0.05], [0.94, 0.06], [0.38, 0.62], [0.69, 0.31]])
+    found = values(calibration(p.log(), torch.tensor([0, 1, 1, 1])))
     assert found["accuracy"] == 0.5
-    # bins of 1/15: .95 and .94 share one (sum of gaps 1 − 1.89); .6 is in another (1 − .6) than .55 (0 − .55)
-    assert found["ece"] == pytest.approx((0.89 + 0.4 + 0.55) / 4, abs=1e-6)
+    # bins of 1/15: .95 and .94 share one (its gaps: 1 − 1.89); .62 is in another (1 − .62) than .69 (0 − .69)
+    assert found["ece"] == pytest.approx((0.89 + 0.38 + 0.69) / 4, abs=1e-6)
 
 
 def test_log_slope_by_hand():
@@ -205,21 +205,29 @@ def test_gradients_are_those_of_autograd_by_hand():
         assert found[f"grad/blocks.1/{part}"] == pytest.approx(gradient.norm().item(), rel=1e-4)
         if part != "gate":
             share, pairs = same_sign(gradient)
-            assert found[f"sign/blocks.1/{part}_batch"] == pytest.approx(share.item(), abs=1e-2)
-            assert found[f"sign/blocks.1/{part}_batch_pairs"] == pytest.approx(pairs.item(), abs=1e-2)
+            assert found[f"sign/blocks.1/{part}_batch"] == pytest.approx(share.item(), abs=2e-3)
+            assert found[f"sign/blocks.1/{part}_batch_pairs"] == pytest.approx(pairs.item(), abs=2e-3)
 
 
 def test_signs_of_a_sequence_and_of_a_token_are_those_of_its_own_gradient():
-    model, optimizers, tokens_BT = small("sigmoid")
+    model, optimizers, tokens_BT = small("gelu")
     x_BT, y_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
     found = measure(model, x_BT, y_BT, optimizers, None)
-    ffn = model.get_submodule("blocks.2.ffn")
     for part in ("up", "down"):
-        # the last block is position-wise after attention, so one sequence's loss has one sequence's gradient
-        (gradient,) = torch.autograd.grad(model.loss(x_BT[:1], y_BT[:1]), ffn.get_parameter(f"{part}.weight"))
-        assert found[f"sign/blocks.2/{part}_sequence"] == pytest.approx(same_sign(gradient)[0].item(), abs=1e-2)
-    assert found["sign/blocks.2/down_token"] == 1  # σ is positive
-    assert found["sign/blocks.2/down_token_pairs"] == 1
+        weight = model.get_parameter(f"blocks.1.ffn.{part}.weight")
+        (gradient,) = torch.autograd.grad(model.loss(x_BT[:1], y_BT[:1]), weight)
+        share, pairs = same_sign(gradient)
+        assert found[f"sign/blocks.1/{part}_sequence"] == pytest.approx(share.item(), abs=2e-3)
+        assert found[f"sign/blocks.1/{part}_sequence_pairs"] == pytest.approx(pairs.item(), abs=2e-3)
+    # the last block is position-wise from attention on: the loss of one position has one token's gradient
+    weight = model.get_parameter("blocks.2.ffn.down.weight")
+    tokens = []
+    for b, t in [(b, t) for b in range(2) for t in range(8)]:
+        loss = nn.functional.cross_entropy(model(x_BT)[b, t], y_BT[b, t])
+        tokens.append(same_sign(torch.autograd.grad(loss, weight)[0])[0].item())
+    assert found["sign/blocks.2/down_token"] == pytest.approx(statistics.mean(tokens), abs=2e-3)
+    positive = measure(small("sigmoid")[0], x_BT, y_BT, optimizers, None)
+    assert positive["sign/blocks.2/down_token"] == positive["sign/blocks.2/down_token_pairs"] == 1  # σ > 0
 
 
 def test_statistics_of_a_block_are_those_of_its_own_activations():
@@ -267,7 +275,7 @@ def test_the_head_by_hand():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
-def test_a_measurement_leaves_nothing_behind(optimizer):
+def test_a_measurement_leaves_nothing_behind(optimizer: Any):
     model, optimizers, tokens_BT = small("swiglu", optimizer=optimizer)
     x_BT, y_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
     before = snapshot(model)
@@ -288,6 +296,9 @@ def test_a_measurement_leaves_nothing_behind(optimizer):
     assert torch.equal(torch.get_rng_state(), random)
     assert all(isinstance(value, float) for value in found.values())
     assert any("near_eps" in name for name in found) == (optimizer != "sgd")
+    fresh = build_optimizers(model, TrainConfig(optimizer=optimizer))
+    measure(model, x_BT, y_BT, fresh, before)
+    assert not any(one.state for one in fresh)
 
 
 def test_hooks_and_weights_are_put_back_after_an_error_too():
@@ -332,19 +343,19 @@ def test_a_zig_zag_by_hand():
     path, weight = Path(model), model.get_parameter("blocks.0.ffn.up.weight")
     right, up = torch.zeros_like(weight), torch.zeros_like(weight)
     right[0, 0], up[0, 1] = 1.0, 1.0
-    moves = [3 * right, 4 * up, -3 * right]
+    moves = [right, up, up]
     for move in moves:
         with torch.no_grad():
             weight += move
         path.update()
     found = path.figures()
-    assert found["path/blocks.0/up_efficiency"] == pytest.approx(4 / 10, rel=1e-5)
-    assert found["path/blocks.0/up_cosine"] == pytest.approx(0, abs=1e-5)
-    for move in (-3 * right, 3 * right, 3 * right + 3 * up):
+    assert found["path/blocks.0/up_efficiency"] == pytest.approx(math.sqrt(5) / 3, rel=1e-5)
+    assert found["path/blocks.0/up_cosine"] == pytest.approx((0 + 1) / 2, abs=1e-5)
+    for move in (-up, up, right + up):
         with torch.no_grad():
             weight += move
         path.update()
-    assert path.figures()["path/blocks.0/up_cosine"] == pytest.approx((1 - 1 + math.sqrt(0.5)) / 3, rel=1e-4)
+    assert path.figures()["path/blocks.0/up_cosine"] == pytest.approx((-1 - 1 + math.sqrt(0.5)) / 3, rel=1e-4)
     assert math.isnan(found["path/blocks.0/down_efficiency"])  # it never moved
 
 
@@ -357,6 +368,7 @@ def test_probes_change_nothing_in_training(tiny, tmp_path, activation, optimizer
     assert same_weights(tmp_path / "off", tmp_path / "on")
     assert {step for step, record in on.items() if "grad/blocks.0/rms" in record} == {0, 1, 2, 5, 10, 20}
     assert {step for step, record in on.items() if "path/blocks.0/up_cosine" in record} == {1, 2, 5, 10, 20}
+    assert {step for step, record in on.items() if "update/embedding/reach" in record} == {1, 2, 5, 10, 20}
     assert not any("/blocks." in name for record in off for name in record)
     summary = json.loads((tmp_path / "on" / "summary.json").read_text())
     assert ("gate/histogram" in summary) == (activation == "swiglu")

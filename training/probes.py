@@ -1,6 +1,27 @@
 """Measurements inside the network, on a fixed batch, outside the training step, which they never change.
 
-Names are paths `what/where/statistic`; README lists them. Everything is computed in fp32.
+In fp32. B stands for blocks.0, blocks.1, …; P for the FFN's up, gate or down; M for a matrix, as blocks.0.attn.qkv.
+
+    grad/B/rms                        of the residual stream's gradient at the block's input
+    grad/depth/first_to_last          that of the first block over that of the last
+    grad/depth/log_slope              of ln rms over depth, per block; above 0, early blocks get less
+    grad/B/P, grad/B/P_cosine         norm of the matrix's gradient; cosine with that before the last step
+    act/B/u_sd                        sd of u, the pre-activations (of the gate, where there is one)
+    act/B/slope, slope_square         E[φ'(u)], E[φ'(u)²]
+    act/B/saturated, dead             share of slopes below 5 % of the steepest; of units never above it
+    act/B/mean, sd, mean_share        of h, what `down` multiplies; (E h)²/E[h²] of a unit, averaged
+    act/B/lambda_ratio                λmax/mean λ of hᵀh
+    act/B/effective_rank              of hᵀh
+    ffn/B/mean, sd, mean_share        of the FFN's output
+    gate/B/mean, below_0.1, above_0.9 of act(gate)
+    sign/B/up_S, sign/B/down_S        majority share of signs in a row of the gradient; S: token, sequence, batch
+    sign/B/up_S_pairs, down_S_pairs   probability that two entries of a row agree
+    path/B/P_efficiency               ‖θ_T − θ_0‖/Σ‖Δθ_t‖ of the run so far
+    path/B/P_cosine                   of successive updates, mean since the measurement before
+    update/M/reach                    RMS update / RMS weight of the last step
+    update/M/near_eps                 AdamW: share of √v̂ below 10 eps
+    head/sum_sigma                    Σ_j σ(z_j) of the raw scores, mean over tokens
+    head/accuracy, head/ece           top-1 accuracy and calibration error of the distribution
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,9 +38,9 @@ from model.gpt import GPT
 from training.measures import calibration, cosine, log_slope, moments, rms, same_sign, slopes, spectrum
 from training.path import Path, ffn_matrices, ffns
 
-SEQUENCES = (
-    3  # of the probe batch, the first of the validation split; one more costs a quarter of a per cent of training
-)
+# of the probe batch, the first of the validation split; one more costs a quarter of a per cent of training
+# (benchmarks/probes.py)
+SEQUENCES = 3
 HISTOGRAM_BINS = 20
 
 
