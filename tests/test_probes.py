@@ -62,7 +62,8 @@ def normal(seed, *shape):
 
 def small(activation="gelu", n_layer=3, optimizer: Any = "adamw"):
     model = GPT(ModelConfig(activation=activation, n_layer=n_layer, n_head=2, d_model=12, context=8), 17, 1)
-    return model, build_optimizers(model, TrainConfig(optimizer=optimizer)), torch.arange(34).view(2, 17)[:, :9] % 17
+    tokens_BT = torch.randint(17, (2, 9), generator=torch.Generator().manual_seed(0))
+    return model, build_optimizers(model, TrainConfig(optimizer=optimizer)), tokens_BT
 
 
 def values(named):
