@@ -13,9 +13,11 @@ from errors import UserError, door
 
 @dataclass(frozen=True)
 class Command:
-    """Score one run on its whole validation and test sets, or compare the runs of a study or several runs."""
+    """Score one run on its validation and test sets, compare the runs of a study or several runs, or judge claims."""
 
-    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="DIR", help="one run, or a study, or several of them")]
+    paths: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="DIR", help="one run, a study, several, or a folder of claims")
+    ]
     reference: Annotated[
         str | None,
         arg(
@@ -53,6 +55,13 @@ def main() -> None:
         from training.score import score_run
 
         score_run(only, command.device or "auto")
+        return
+    if len(command.paths) == 1 and not (only / "study.toml").exists() and any(only.glob("*/study.toml")):
+        from study.claims_report import report_claims
+
+        if command.reference is not None:
+            raise UserError("--reference goes with a study or several runs; a claim names its arms itself.")
+        report_claims(only, command.out)
         return
     from study.compare import compare
 

@@ -10,29 +10,27 @@ QUICK = Path(__file__).parent / "configs" / "quick.toml"
 
 def main() -> int:
     """Read the command line and train; returns the exit code."""
-    from study.config import (  # late, since a study's processes import this file too
-        expand,
-        is_study,
-        merge,
-        parse_command,
-        study_config,
-    )
+    # late, since a study's processes import this file too
+    from study.config import configs_of, expand, is_study, merge, parse_command, study_config
 
     command = parse_command(sys.argv[1:], QUICK)
     if command.plugin:
         from model.activations import load_plugin
 
         load_plugin(command.plugin)
-    tree, source = merge(command.config, command.flags), f"{command.config} and the flags"
-    runs = expand(tree, source)
-    study_config(tree, source)
+    trees = {path: merge(path, command.flags) for path in configs_of(command.config)}
+    runs = {}
+    for path, tree in trees.items():  # all of them, before anything is trained
+        runs = expand(tree, f"{path} and the flags")
+        study_config(tree, f"{path} and the flags")
 
     if command.dry_run:
         from study.estimate import dry_run
 
-        dry_run(tree, source)
+        for path, tree in trees.items():
+            dry_run(tree, f"{path} and the flags")
         return 0
-    if not is_study(tree):
+    if command.config in trees and not is_study(trees[command.config]):
         from training.loop import train
 
         summary = train(runs[""], command.out)
@@ -42,11 +40,20 @@ def main() -> int:
         )
         return 0
 
+    from study.claims import read_claim
+    from study.claims_report import report_claims
     from study.compare import compare
     from study.protocol import run_study
 
-    failed = run_study(tree, command.out, command.plugin, source)
-    compare([command.out])
+    for path, tree in trees.items():
+        read_claim(tree, str(path))
+    failed = []
+    for path, tree in trees.items():
+        folder = command.out if path == command.config else command.out / path.stem
+        failed += run_study(tree, folder, command.plugin, f"{path} and the flags")
+        compare([folder])
+    if command.config not in trees:
+        report_claims(command.out)
     if failed:
         print(f"failed: {', '.join(failed)}; log.txt of each says why", file=sys.stderr)
     return 1 if failed else 0

@@ -102,7 +102,10 @@ def _flags_type(default: Path) -> type:
             tyro.conf.Positional[
                 Annotated[
                     Path,
-                    arg(help="TOML file of a run or a study", help_behavior_hint=f"(default: configs/{default.name})"),
+                    arg(
+                        help="TOML file of a run or a study, or a folder of studies",
+                        help_behavior_hint=f"(default: configs/{default.name})",
+                    ),
                 ]
             ],
             default,
@@ -153,6 +156,16 @@ def _value(text: str, is_string: bool) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # a bare word; the types of the config judge it
+
+
+def configs_of(path: Path) -> list[Path]:
+    """Return the TOML files that a path names: itself, or those in a folder, each of them a study."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob("*.toml"))
+    if not found:
+        raise UserError(f"{path} is a folder without a .toml file.")
+    return found
 
 
 def merge(path: Path, flags: Tree) -> Tree:

@@ -1,8 +1,10 @@
 """The report's figures: functions from the table's rows to plotly figures in the form of dicts."""
 
 import math
+import re
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from study.drawing import Figure, begun, end_name, escaped, figure, lines, meta_of, popup, spread, styles
 from study.effects import SMALLEST, Row
@@ -79,6 +81,53 @@ def final_figure(rows: Sequence[Row]) -> Figure:
     drawn["layout"]["yaxis"] |= ticks | {"range": [-0.6, len(names) - 0.4], "showgrid": False, "fixedrange": True}
     drawn["layout"]["shapes"] = [{"yref": "paper", "y0": 0, "y1": 1, "x0": -SMALLEST, "x1": SMALLEST}]
     return drawn
+
+
+def depth_figure(rows: Sequence[Row]) -> Figure:
+    """Draw the gradient that reaches each block, relative to the last, after the last step; empty without probes."""
+    curves = []
+    for row in rows:
+        steps = [found for run in row.arm.runs if (found := by_block(run.records).get("grad/blocks.*/rms"))]
+        ends = [at for found in steps if len(at := found[max(found)]) > 1 and min(at.values()) > 0]
+        curves.append(spread([(i / (len(at) - 1), at[i] / at[len(at) - 1]) for i in sorted(at)] for at in ends))
+    if not any(curves):
+        return {}
+    traces = lines(rows, "depth", curves, "at %{x:.2f} of the depth<br>×%{y:.3f} of the last block’s")
+    drawn = figure(traces, "depth: from the first block (0) to the last (1)", "gradient, relative to the last block")
+    drawn["layout"]["yaxis"]["type"] = "log"
+    return drawn
+
+
+def heat_maps(rows: Sequence[Row]) -> Figure:
+    """Return each measurement of each arm by block and step, the mean over seeds; empty without probes."""
+    maps: Figure = {}
+    for row in rows:
+        found = [blocks for run in row.arm.runs if (blocks := by_block(run.records))]
+        for measure in found[0] if found else ():
+            runs = [blocks[measure] for blocks in found if measure in blocks]
+            steps = [step for step in runs[0] if all(step in run for run in runs)]
+            z = [[fmean(run[step][i] for run in runs) for step in steps] for i in sorted(runs[0][steps[0]])]
+            rounded = [[float(f"{value:.4g}") for value in line] for line in z]
+            maps.setdefault(measure, {})[row.arm.label] = {"x": steps, "z": rounded}
+    return {"maps": maps} if maps else {}
+
+
+def by_block(records: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[int, float]]]:
+    """Return the per-block measurements by path (with * for the block), step and block.
+
+    A measurement that some block lacks at a step, or whose value is no number, is left out there.
+    """
+    found: dict[str, dict[int, dict[int, float]]] = {}
+    for record in records:
+        for key, value in record.items():
+            if "blocks." in key:
+                path, block = re.sub(r"blocks\.\d+", "blocks.*", key), int(re.findall(r"blocks\.(\d+)", key)[0])
+                found.setdefault(path, {}).setdefault(record["step"], {})[block] = value
+    for steps in found.values():
+        most = max(map(len, steps.values()))
+        for step in [s for s, at in steps.items() if len(at) < most or None in at.values()]:
+            del steps[step]
+    return {path: steps for path, steps in found.items() if steps}
 
 
 def rate_figure(rows: Sequence[Row]) -> Figure:

@@ -13,16 +13,16 @@ from typing import Any
 
 import tomli_w
 
-from study.drawing import FEW, PALETTE, styles
+from study.drawing import FEW, PALETTE, Style, styles
 from study.effects import SMALLEST, Row
-from study.figures import difference_figure, final_figure, loss_figure, rate_figure
+from study.figures import depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
 from study.results import Run, Study, varying
 from study.table import Column, columns, cost_columns, course_columns, headline, notes, scope
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. The template lays the content out by kind: figure, table, samples, settings or text."""
+    """A part of the page; the template lays out each kind: figure, heat, table, claim, samples, settings, text."""
 
     id: str
     title: str
@@ -32,9 +32,17 @@ class Section:
 
 
 def write_report(study: Study, rows: Sequence[Row], path: Path, title: str = "actgpt", command: str = "") -> Path:
-    """Write the page about these rows to `path`, replacing a former one only when it is complete; return the path.
+    """Write the page about these rows to `path` and return it; `command` is what reproduces the runs."""
+    look = styles([row.arm for row in rows])
+    return write_page(path, title, headline(rows), scope(rows), sections(study, rows, command), look)
 
-    `command` is what reproduces the runs.
+
+def write_page(
+    path: Path, title: str, finding: str, scope: str, parts: list[Section], legend: dict[str, Style]
+) -> Path:
+    """Write a page of sections, replacing a former one only when it is complete; return the path.
+
+    `legend` holds the arms that its reader can show and hide, by label.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -45,15 +53,14 @@ def write_report(study: Study, rows: Sequence[Row], path: Path, title: str = "ac
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     engine.filters |= {"value": _value, "typeset": _typeset}
-    parts = sections(study, rows, command)
     page = engine.get_template("report.html.j2").render(
         title=title,
-        finding=_sentence(headline(rows)),
-        scope=_sentence(scope(rows)),
+        finding=_sentence(finding),
+        scope=_sentence(scope),
         sections=parts,
-        figures={part.id: part.content for part in parts if part.kind == "figure"},
-        styles=styles([row.arm for row in rows]),
-        few=len(rows) <= FEW,
+        figures={part.id: part.content for part in parts if part.kind in ("figure", "heat")},
+        styles=legend,
+        few=len(legend) <= FEW,
         palette=PALETTE,
         plotly=Markup(get_plotlyjs()),
     )
@@ -97,6 +104,8 @@ def sections(study: Study, rows: Sequence[Row], command: str) -> list[Section]:
             table(course_columns(rows)),
             COURSE_TEXT.format(reference, MARGIN_TEXT * (seeds > 1)),
         ),
+        Section("depth", "Gradient against depth", "figure", depth_figure(rows), DEPTH_TEXT),
+        Section("probes", "Inside the network", "heat", heat_maps(rows), PROBES_TEXT),
         Section("rates", "Learning rates", "figure", rate_figure(rows), RATE_TEXT + tuning_text(study)),
         Section("cost", "Cost", "table", table(cost_columns(rows)), COST_TEXT.format(reference) * bool(study.tuning)),
         Section("samples", "Samples", "samples", samples(rows), SAMPLES_TEXT),
@@ -126,6 +135,11 @@ COURSE_TEXT = (
     "“To 50 %”: tokens to the loss that {0} has at half its budget, as a multiple of its own."
 )
 MARGIN_TEXT = ", ± half the 95 % interval"
+DEPTH_TEXT = (
+    "Gradient of the loss with respect to the residual stream where it enters each block, relative to the last block, "
+    "after the last step. A line that rises to the right is a gradient that shrinks on its way back."
+)
+PROBES_TEXT = "Each measurement by block and training step, the mean over seeds. Steps are log-spaced."
 RATE_TEXT = "Final validation loss of the tuning runs; rings mark the rate that each arm trains at."
 COST_TEXT = (
     "Means over an arm’s runs. “Shared lr” is the difference to {0} of the tuning runs at its best rate there: what a "

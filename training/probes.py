@@ -20,7 +20,7 @@ In fp32. B stands for blocks.0, blocks.1, …; P for the FFN's up, gate or down;
     path/B/P_cosine                   of successive updates, mean since the measurement before
     update/M/reach                    RMS update / RMS weight of the last step
     update/M/near_eps                 AdamW: share of √v̂ below 10 eps
-    head/sum_sigma                    Σ_j σ(z_j) of the raw scores, mean over tokens
+    head/sum_sigma                    Σ_j σ(z_j) of the scores, the sigmoid head's bias added; mean over tokens
     head/accuracy, head/ece           top-1 accuracy and calibration error of the distribution
 """
 
@@ -206,8 +206,9 @@ def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dic
 
 @torch.no_grad()
 def _head(model: GPT, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
-    scores_BTV = logits_BTV = model(x_BT)  # under softmax the raw scores are the logits
-    figures = {"head/sum_sigma": scores_BTV.sigmoid().sum(-1).mean()}
+    z_BTV = model.scores(x_BT)
+    logits_BTV = model.head(z_BTV)
+    figures = {"head/sum_sigma": (z_BTV + getattr(model.head, "bias", 0.0)).sigmoid().sum(-1).mean()}
     return figures | {f"head/{k}": v for k, v in calibration(logits_BTV.flatten(0, 1), y_BT.flatten()).items()}
 
 

@@ -1,0 +1,228 @@
+"""Claims: what each predicts, written down as data before its runs, and the verdict that follows by rule.
+
+A claim is a study whose TOML also holds [claim] and one [[prediction]] or more. A prediction is a contrast: the metric
+of some arms minus that of others, paired by seed, with the side of zero on which the claim says that it lies.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from errors import UserError, unknown
+from study.arms import Arm, make_arms
+from study.config import Tree, expand
+from study.controls import CONTROLS, Control
+from study.effects import MINIMUM_SEEDS, SMALLEST
+from study.results import Run, Study, load_study
+from study.statistics import Effect, at_share, holm, paired, verdict
+from training.config import SECTIONS, tree
+
+Term = dict[str, Any]  # settings of an arm, such as {"activation": "sigmoid", "n_layer": 4}, and perhaps "at"
+OPPOSITE = {"supported": "refuted", "refuted": "supported"}
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Prediction:
+    """What a claim says of a contrast: the sum over `plus` minus the sum over `minus`."""
+
+    text: Annotated[str, Field(min_length=1)]
+    predicts: Literal["above", "below", "not above", "not below"]
+    plus: Annotated[tuple[Term, ...], Field(min_length=1)]
+    minus: tuple[Term, ...] = ()
+    metric: str = "val/loss"  # with * for the mean over layers, such as act/blocks.*/mean_share
+    log: bool = False  # of the metric, for ratios
+    at: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the budget; a term may name its own
+    smallest: Annotated[float, Field(ge=0)] = SMALLEST  # effect that matters, in the metric's unit
+    aside: bool = False  # of interest, but not what the claim says: its verdict does not count
+    unit: str = "nats/token"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Claim:
+    """A claim as it is told. `control` names what must hold, else the instrument is broken and the verdict withheld."""
+
+    name: Annotated[str, Field(min_length=1)]
+    title: Annotated[str, Field(min_length=1)]
+    told: Annotated[str, Field(min_length=1)]
+    figure: Literal["depth", "centring", "gaps", "vocabulary", "gates"]
+    change: Annotated[str, Field(min_length=1)]  # what would change the verdict
+    control: Literal["", "plain_net", "sign_agreement"] = ""
+    prediction: tuple[Prediction, ...] = ()
+
+    def __post_init__(self):
+        if all(prediction.aside for prediction in self.prediction):
+            raise UserError("a claim needs a [[prediction]] that is no aside.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A prediction held against the runs; without an effect, `reason` says why there is none."""
+
+    prediction: Prediction
+    effect: Effect | None = None
+    p: float = math.nan
+    verdict: str = "not shown"
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A claim, its study, what was found for each prediction, and the verdict."""
+
+    claim: Claim
+    study: Study
+    findings: tuple[Finding, ...]
+    control: Control | None
+    verdict: str
+
+    @property
+    def decisive(self) -> Finding:
+        """The finding that the verdict rests on: the first that is refuted, else not shown, else the first."""
+        order = ("refuted", "not shown", "supported")
+        return min(deciding(self.findings), key=lambda finding: order.index(finding.verdict))
+
+
+def read_claim(plan: Tree, source: str) -> Claim | None:
+    """Return the claim of a study's tree, None if it makes none.
+
+    Raises:
+        UserError: a key or value is not allowed, or a prediction speaks of runs that are not one arm of the study.
+    """
+    if "claim" not in plan:
+        return None
+    try:
+        claim = TypeAdapter(Claim).validate_python(plan["claim"] | {"prediction": plan.get("prediction", [])})
+    except ValidationError as error:
+        lines = [f"claim.{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+    runs = [
+        {f"{section}.{key}": value for section, part in tree(run).items() for key, value in part.items()}
+        for run in expand(plan, source).values()
+    ]
+    for prediction in claim.prediction:
+        for term in (*prediction.plus, *prediction.minus):
+            wanted = settings_of(term)
+            found = {repr(run | {"train.seed": 0}) for run in runs if wanted.items() <= run.items()}
+            if len(found) != 1:
+                raise UserError(f"{source}: {prediction.text}: {wanted} describes {len(found)} arms of it, not one.")
+    return claim
+
+
+def settings_of(term: Term) -> dict[str, Any]:
+    """Return the settings that a term names, as `section.field`.
+
+    Raises:
+        UserError: no section has such a field.
+    """
+    fields = {name: f"{section}.{name}" for section, part in SECTIONS.items() for name in part.__dataclass_fields__}
+    if wrong := [key for key in term if key not in fields and key != "at"]:
+        raise UserError(unknown("field in a prediction", wrong[0], fields))
+    return {fields[key]: value for key, value in term.items() if key != "at"}
+
+
+def value(run: Run, metric: str, at: float, log: bool = False) -> float:
+    """Return a metric of a run at a share of its budget, the mean over all keys that match where it holds a `*`.
+
+    With `log`, its natural logarithm.
+
+    Raises:
+        ValueError: the run has no such figure there.
+    """
+    keys = dict.fromkeys(key for record in run.records for key in record if fnmatchcase(key, metric))
+    if not keys:
+        raise ValueError(f"{run.name} has no {metric}")
+    found = fmean(at_share(run.curve(key), at) for key in keys)
+    if log and found <= 0:
+        raise ValueError(f"{run.name}: {metric} is {found:g} and has no logarithm")
+    return math.log(found) if log else found
+
+
+def contrast(prediction: Prediction, arms: Iterable[Arm]) -> Effect:
+    """Return the effect that a prediction speaks of, over the seeds that its arms share.
+
+    Raises:
+        ValueError: an arm is missing, not whole, or trained on other seeds than the others.
+    """
+    arms = list(arms)
+    sums: dict[int, float] = {}
+    for sign, terms in ((1, prediction.plus), (-1, prediction.minus)):
+        for term in terms:
+            wanted = settings_of(term)
+            found = [arm for arm in arms if wanted.items() <= arm.runs[0].settings.items()]
+            if len(found) != 1:
+                raise ValueError(f"{' '.join(map(str, wanted.values()))}: {len(found)} arms, not one")
+            if found[0].trouble:
+                raise ValueError(f"{found[0].label}: {found[0].trouble}")
+            at = term.get("at", prediction.at)
+            values = {run.seed: value(run, prediction.metric, at, prediction.log) for run in found[0].runs}
+            if sums and values.keys() != sums.keys():
+                raise ValueError(f"the seeds do not pair: {sorted(values)} of {found[0].label}, {sorted(sums)} before")
+            sums = {seed: sums.get(seed, 0.0) + sign * v for seed, v in values.items()}
+    return paired([sums[seed] for seed in sorted(sums)])
+
+
+def judge_prediction(prediction: Prediction, effect: Effect, p: float) -> tuple[str, str]:
+    """Return supported, refuted or not shown, and the reason.
+
+    Predicting "not above" is predicting that "above" will be refuted.
+    """
+    side: Literal[1, -1] = 1 if prediction.predicts.endswith("above") else -1
+    outcome, reason = verdict(effect, side, p, prediction.smallest, MINIMUM_SEEDS)
+    if prediction.predicts.startswith("not"):
+        return OPPOSITE.get(outcome, outcome), reason
+    return outcome, reason
+
+
+def conclude(findings: Sequence[Finding], control: Control | None) -> str:
+    """Return the verdict: supported if every prediction is, refuted if one is; withheld if the control failed."""
+    if control and not control.ok:
+        return "withheld"
+    outcomes = {finding.verdict for finding in deciding(findings)}
+    return "refuted" if "refuted" in outcomes else "supported" if outcomes == {"supported"} else "not shown"
+
+
+def deciding(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings that the claim stands or falls with."""
+    return [finding for finding in findings if not finding.prediction.aside]
+
+
+def judge_claims(claims: Mapping[Path, Claim]) -> list[Judged]:
+    """Judge the claims, by the folder of each one's study; Holm's adjustment is over all their predictions."""
+    studies = {path: load_study([path]) for path in claims}
+    effects: list[tuple[Path, Prediction, Effect | None, str]] = []
+    for path, claim in claims.items():
+        arms = make_arms(studies[path])
+        for prediction in claim.prediction:
+            try:
+                effects.append((path, prediction, contrast(prediction, arms), ""))
+            except ValueError as error:
+                effects.append((path, prediction, None, str(error)))
+    adjusted = holm([effect.p if effect else math.nan for _, _, effect, _ in effects])
+    findings: dict[Path, list[Finding]] = {}
+    for (path, prediction, effect, reason), p in zip(effects, adjusted, strict=True):
+        outcome, why = judge_prediction(prediction, effect, p) if effect else ("not shown", reason)
+        findings.setdefault(path, []).append(Finding(prediction, effect, p, outcome, why))
+    judged = []
+    for path, claim in claims.items():
+        control = CONTROLS[claim.control]() if claim.control else None
+        found = tuple(findings[path])
+        judged.append(Judged(claim, studies[path], found, control, conclude(found, control)))
+    return judged
+
+
+def claims_in(folder: Path) -> dict[Path, Claim]:
+    """Return the claims among the studies in a folder, in order of their names."""
+    from training.config import read_toml
+
+    found = {}
+    for path in sorted(folder.glob("*/study.toml")):
+        if claim := read_claim(read_toml(path), str(path)):
+            found[path.parent] = claim
+    return found

@@ -1,0 +1,148 @@
+"""The pictures that decide a claim, beside those of any study."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from data.config import parse_tokenizer
+from study.arms import Arm
+from study.drawing import Figure, escaped, figure, meta_of, popup, styles
+from study.effects import Row
+from study.figures import by_block
+from training.measures import agreement
+
+BINS = 40
+
+
+def centring_figure(rows: Sequence[Row]) -> Figure:
+    """Draw the pairwise sign agreement in W2's gradient against the mean share ρ, and the curve of theory."""
+    look, traces = styles([row.arm for row in rows]), []
+    for row in rows:
+        x, y = (_at_end(row.arm, path) for path in ("act/blocks.*/mean_share", "sign/blocks.*/down_batch_pairs"))
+        if x is None or y is None:
+            continue
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": escaped(row.arm.label),
+                "x": [round(x, 4)],
+                "y": [round(y, 4)],
+                "marker": {"size": 10, "symbol": look[row.arm.label].symbol},
+                "meta": meta_of(row, look, "dot"),
+                "hovertemplate": popup("mean share %{x:.3f}<br>sign agreement %{y:.3f}"),
+            }
+        )
+    if not traces:
+        return {}
+    xs = [i / 50 for i in range(51)]
+    theory = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": xs,
+        "y": [round(agreement(x), 4) for x in xs],
+        "hoverinfo": "skip",
+    }
+    meta = traces[0]["meta"] | {"kind": "theory", "color": 2}
+    drawn = figure(
+        [theory | {"name": "", "meta": meta, "line": {"width": 1}}, *traces], "mean share ρ of a hidden unit", ""
+    )
+    drawn["layout"]["yaxis"]["title"]["text"] = "pairwise sign agreement"
+    drawn["layout"]["xaxis"] |= {"range": [-0.02, 1.02], "tickformat": ""}
+    drawn["layout"]["margin"]["r"] = 24
+    return drawn
+
+
+def vocabulary_figures(rows: Sequence[Row]) -> tuple[Figure, Figure]:
+    """Draw, for each head, the loss against softmax's and Σσ(z), both against the vocabulary."""
+    gaps: dict[str, list[tuple[int, float, float]]] = {}
+    totals: dict[str, list[tuple[int, float, float]]] = {}
+    for row in rows:
+        settings = row.arm.runs[0].settings
+        head, n_vocab = settings.get("model.head", "softmax"), parse_tokenizer(settings["data.tokenizer"])[1]
+        total = _last(row.arm, "head/sum_sigma")
+        if row.final and not row.is_reference:
+            gaps.setdefault(head, []).append((n_vocab, row.final.mean, row.final.high - row.final.mean))
+        if total is not None and total > 0:
+            totals.setdefault(head, []).append((n_vocab, total, math.nan))
+    return (
+        _by_vocabulary(gaps, "difference to softmax, nats per token", "linear"),
+        _by_vocabulary(totals, "Σσ(z), mean over tokens", "log"),
+    )
+
+
+def gate_figure(rows: Sequence[Row]) -> Figure:
+    """Draw the distribution of act(gate) of each gated arm, all blocks and seeds together, as shares of bins."""
+    look, traces = styles([row.arm for row in rows]), []
+    found = {row.arm.label: (row, _gates(row.arm)) for row in rows}
+    values = [v for _, gates in found.values() for v, _ in gates]
+    if not values:
+        return {}
+    low, high = max(min(values), -2.0), min(max(values), 2.0)
+    width = (high - low) / BINS
+    for row, gates in found.values():
+        if not gates:
+            continue
+        shares = [0.0] * BINS
+        for value, count in gates:
+            if low <= value <= high:
+                shares[min(int((value - low) / width), BINS - 1)] += count
+        total = sum(count for _, count in gates)
+        label, style = row.arm.label, look[row.arm.label]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": escaped(label),
+                "x": [round(low + (i + 0.5) * width, 4) for i in range(BINS)],
+                "y": [round(share / total, 5) for share in shares],
+                "line": {"width": 2, "shape": "hvh", "dash": style.dash},
+                "meta": meta_of(row, look, "validation"),
+                "hovertemplate": popup("act(gate) about %{x:.2f}<br>share %{y:.3f}"),
+            }
+        )
+    drawn = figure(traces, "act(gate)", "share of gates")
+    drawn["layout"]["xaxis"] |= {"range": [low, high], "tickformat": ""}
+    return drawn
+
+
+def _gates(arm: Arm) -> list[tuple[float, float]]:
+    """Return (middle of a bin, count) of every histogram of an arm's runs."""
+    found = []
+    for run in arm.runs:
+        for histogram in (run.summary or {}).get("gate/histogram", {}).values():
+            edges, counts = histogram["edges"], histogram["counts"]
+            found += [((a + b) / 2, n) for a, b, n in zip(edges, edges[1:], counts, strict=False)]
+    return found
+
+
+def _at_end(arm: Arm, path: str) -> float | None:
+    """Return a per-block measurement after the last step, the mean over blocks and seeds."""
+    steps = [found for run in arm.runs if (found := by_block(run.records).get(path))]
+    return fmean(fmean(at[max(at)].values()) for at in steps) if steps else None
+
+
+def _by_vocabulary(lines: dict[str, list[tuple[int, float, float]]], up: str, scale: str) -> Figure:
+    traces = []
+    for i, (head, points) in enumerate(sorted(lines.items())):
+        xs, ys, halves = zip(*sorted(points), strict=True)
+        meta = {"arm": head, "kind": "depth", "color": i, "end": head, "label": head}
+        trace = {"type": "scatter", "mode": "lines+markers", "name": head, "x": xs, "y": [round(y, 5) for y in ys]}
+        trace |= {"meta": meta, "line": {"width": 2.25}, "marker": {"size": 8, "symbol": "circle"}}
+        if not any(map(math.isnan, halves)):
+            trace["error_y"] = {"array": [round(half, 5) for half in halves], "thickness": 1.5, "width": 4}
+        traces.append(trace | {"hovertemplate": popup("vocabulary %{x:,}<br>%{y:.3f}")})
+    if not traces:
+        return {}
+    drawn = figure(traces, "vocabulary", up)
+    ticks = sorted({x for trace in traces for x in trace["x"]})
+    drawn["layout"]["yaxis"]["type"] = scale
+    drawn["layout"]["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{x:,}" for x in ticks]}
+    drawn["layout"]["xaxis"]["range"] = [math.log10(ticks[0]) - 0.06, math.log10(ticks[-1]) + 0.1]
+    return drawn
+
+
+def _last(arm: Arm, metric: str) -> float | None:
+    """Return the last value of a metric, the mean over seeds."""
+    ends = [curve[-1][1] for run in arm.runs if (curve := run.curve(metric))]
+    return fmean(ends) if ends else None

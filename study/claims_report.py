@@ -1,0 +1,161 @@
+"""Claims on a page and in the terminal: a verdict for each, its predictions, and the picture that decides it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from study.arms import joined
+from study.claims import Judged, claims_in, judge_claims
+from study.claims_figures import centring_figure, gate_figure, vocabulary_figures
+from study.drawing import Figure
+from study.effects import MINIMUM_SEEDS, Row, compare_arms
+from study.figures import depth_figure, final_figure, heat_maps
+from study.report import PROBES_TEXT, Section, write_page
+from study.table import scope
+
+Pictures = list[tuple[str, Figure, str]]  # title, figure, text
+
+
+def report_claims(folder: Path, out: Path | None = None) -> Path:
+    """Print a line for each claim among the studies in a folder, write their page, and return its path.
+
+    Raises:
+        UserError: the folder holds no study of a claim, or the page cannot be written.
+    """
+    claims = claims_in(folder)
+    if not claims:
+        raise UserError(f"{folder} holds no study of a claim. Claims are tested by: python train.py configs/claims/")
+    judged = judge_claims(claims)
+    for one in judged:
+        print(line(one))
+    path = out or folder / "report.html"
+    parts = [part for one in judged for part in sections(one)]
+    try:
+        write_page(
+            path, f"{folder.resolve().name}: claims about the sigmoid", headline(judged), _rule(judged), parts, {}
+        )
+    except OSError as error:
+        raise UserError(f"the report cannot be written to {path}: {error.strerror}. Choose another --out.") from None
+    print(f"report: {path}")
+    return path
+
+
+def headline(judged: Sequence[Judged]) -> str:
+    """Return how many claims have which verdict, and which."""
+    kinds = Counter(one.verdict for one in judged)
+    told = (f"{joined(o.claim.title for o in judged if o.verdict == kind)} {kind}" for kind in kinds)
+    return "; ".join(told)
+
+
+def line(judged: Judged) -> str:
+    """Return claim, verdict, effect, interval, p after Holm, n and scope, of the prediction that decides it."""
+    found = judged.decisive
+    head = f"{judged.claim.name} {judged.claim.title}: {judged.verdict.upper()}"
+    return f"{head} · {found.prediction.text}: {figures_of(judged)} · {_scope(judged)}"
+
+
+def figures_of(judged: Judged) -> str:
+    """Return the effect of the decisive prediction with its interval, p and n; where there is none, why."""
+    found = judged.decisive
+    if found.effect is None:
+        return found.reason
+    e = found.effect
+    unit = f" {found.prediction.unit}" if found.prediction.unit else ""
+    return f"{e.mean:+.3f}{unit} [{e.low:+.3f}, {e.high:+.3f}], p = {_p(found.p)}, n = {e.n}"
+
+
+def sections(judged: Judged) -> list[Section]:
+    """Return the sections of one claim: the verdict, then what decides it, then everything measured."""
+    claim, name = judged.claim, judged.claim.name.lower()
+    rows = compare_arms(judged.study, judged.study.reference)
+    found = [Section(name, f"{claim.name} · {claim.title}", "claim", _claim(judged))]
+    pictures = [(title, figure, text) for title, figure, text in PICTURES[claim.figure](rows) if figure]
+    for i, (title, figure, text) in enumerate(pictures):
+        found.append(Section(f"{name}-{i}", title, "figure", figure, text))
+    maps = heat_maps(rows)
+    return [*found, Section(f"{name}-probes", f"{claim.name} · inside the network", "heat", maps, PROBES_TEXT)][
+        : None if maps else -1
+    ]
+
+
+def _claim(judged: Judged) -> dict[str, Any]:
+    claim, control = judged.claim, judged.control
+    predictions = []
+    for found in judged.findings:
+        p, e = found.prediction, found.effect
+        cells = [
+            {"value": e.mean if e else "", "text": f"{e.mean:+.3f} {p.unit}" if e else found.reason},
+            {"value": e.high - e.low if e else "", "text": f"[{e.low:+.3f}, {e.high:+.3f}]" if e else "–"},
+            {"value": found.p if e else "", "text": _p(found.p) if e else "–"},
+            {"value": e.n if e else "", "text": str(e.n) if e else "–"},
+            {"value": ("supported", "not shown", "refuted").index(found.verdict), "text": found.verdict},
+        ]
+        text = f"{'aside: ' * p.aside}{p.text} ({p.predicts} 0 by {p.smallest:g})"
+        predictions.append({"text": text, "cells": cells})
+    notes = [f"{found.prediction.text}: {found.reason}." for found in judged.findings if found.reason]
+    if control:
+        figures = (f"{n} {control.measured[n]:.3f} (theory {control.expected[n]:.3f})" for n in control.expected)
+        notes.append(f"Control {'holds' if control.ok else 'FAILS'}: {control.text}: {', '.join(figures)}.")
+    notes += [f"Scope: {_scope(judged)}.", f"What would change the verdict: {claim.change}"]
+    why = f"{judged.decisive.prediction.text}: {figures_of(judged)}"
+    return {"verdict": judged.verdict, "why": why, "told": claim.told, "predictions": predictions, "notes": notes}
+
+
+def _depth(rows: Sequence[Row]) -> Pictures:
+    return [
+        ("Gradient against depth", depth_figure(rows), "After the last step; a line that rises to the right vanishes."),
+        _gaps(rows),
+    ]
+
+
+def _centring(rows: Sequence[Row]) -> Pictures:
+    text = "After the last step, the mean over blocks. The curve is what random output deltas would give."
+    return [("Same-sign share of W2’s gradient", centring_figure(rows), text), _gaps(rows)]
+
+
+def _vocabulary(rows: Sequence[Row]) -> Pictures:
+    gap, total = vocabulary_figures(rows)
+    return [
+        ("Heads against vocabulary", gap, "Validation loss minus softmax’s, all heads normalised; 95 % intervals."),
+        ("Sum of the sigmoids", total, "Mean over tokens of Σσ(z) after the last step; 1 would be a distribution."),
+    ]
+
+
+def _gates(rows: Sequence[Row]) -> Pictures:
+    return [("Gates", gate_figure(rows), "Distribution of act(gate) after the last step, all blocks."), _gaps(rows)]
+
+
+def _gaps(rows: Sequence[Row]) -> tuple[str, Figure, str]:
+    return (
+        f"Final loss against {rows[0].reference}",
+        final_figure(rows),
+        "Bars are 95 % t intervals over paired seeds.",
+    )
+
+
+PICTURES: dict[str, Callable[[Sequence[Row]], Pictures]] = {
+    "depth": _depth,
+    "centring": _centring,
+    "gaps": lambda rows: [_gaps(rows)],
+    "vocabulary": _vocabulary,
+    "gates": _gates,
+}
+
+
+def _scope(judged: Judged) -> str:
+    return scope(compare_arms(judged.study, judged.study.reference))
+
+
+def _rule(judged: Sequence[Judged]) -> str:
+    tests = sum(found.effect is not None for one in judged for found in one.findings)
+    return (
+        f"a claim is supported if each of its predictions is, and refuted if one is; an effect is a paired mean "
+        f"difference over seeds with its 95 % t interval, p after Holm over {tests} predictions, {MINIMUM_SEEDS} seeds "
+        f"or more"
+    )
+
+
+def _p(p: float) -> str:
+    return "< .0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"

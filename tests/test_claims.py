@@ -1,0 +1,230 @@
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+from test_results import write_run
+
+from errors import UserError
+from study.claims import (
+    Finding,
+    Prediction,
+    claims_in,
+    conclude,
+    judge_claims,
+    judge_prediction,
+    read_claim,
+    value,
+)
+from study.claims_report import report_claims
+from study.config import merge
+from study.controls import CONTROLS, Control
+from study.results import load_run
+from study.statistics import paired
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "claims"
+CLAIM = {
+    "name": "C0",
+    "title": "Worse",
+    "told": "sigmoid is <b>worse</b>",
+    "figure": "gaps",
+    "change": "nothing",
+}
+GELU = [4.0, 4.0625, 3.9375, 4.03125, 3.96875, 4.015625]
+NOISE = [0.004, -0.003, 0.002, -0.004, 0.001, 0.0]
+
+
+def plan(*predictions, activations=("sigmoid", "gelu"), seeds=5, **claim):
+    return {
+        "model": {"activation": list(activations)},
+        "train": {"seed": list(range(seeds)), "tokens": 1000},
+        "claim": CLAIM | claim,
+        "prediction": [
+            {"text": "it", "plus": [{"activation": "sigmoid"}], "minus": [{"activation": "gelu"}]} | p
+            for p in predictions
+        ],
+    }
+
+
+def write_study(folder, tree, losses):
+    """Write a study of a claim and the runs of each activation, one for each seed."""
+    for activation, finals in losses.items():
+        for seed, loss in enumerate(finals):
+            write_run(folder / f"{activation}-seed{seed}", activation, loss, seed=seed)
+    folder.joinpath("study.toml").write_text(tomli_w.dumps(tree), encoding="utf-8")
+    return folder
+
+
+def shifted(gap):
+    return [loss + gap + noise for loss, noise in zip(GELU, NOISE, strict=True)]
+
+
+def judged(folder):
+    (one,) = judge_claims(claims_in(folder))
+    return one
+
+
+@pytest.mark.parametrize(
+    ("predicts", "gap", "expected"),
+    [
+        ("above", 0.1, "supported"),
+        ("above", 0.0, "refuted"),
+        ("above", -0.1, "refuted"),
+        ("above", 0.009, "not shown"),  # its interval excludes 0 and reaches 0.01
+        ("below", -0.1, "supported"),
+        ("below", 0.1, "refuted"),
+        ("not above", 0.0, "supported"),
+        ("not above", 0.1, "refuted"),
+        ("not above", 0.009, "not shown"),
+        ("not below", -0.1, "refuted"),
+        ("not below", 0.1, "supported"),
+    ],
+)
+def test_each_outcome_is_reached_when_the_rule_says_so(tmp_path, predicts, gap, expected):
+    tree = plan({"predicts": predicts})
+    write_study(tmp_path / "c0", tree, {"gelu": GELU[:5], "sigmoid": shifted(gap)[:5]})
+    one = judged(tmp_path)
+    assert one.verdict == expected
+    effect = one.findings[0].effect
+    assert effect is not None
+    assert (effect.n, effect.mean) == (5, pytest.approx(gap))
+
+
+def test_with_a_seed_less_than_five_nothing_is_shown(tmp_path):
+    tree = plan({"predicts": "above"})
+    folder = write_study(tmp_path / "c0", tree, {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]})
+    assert judged(tmp_path).verdict == "supported"
+    for file in (folder / "sigmoid-seed3").iterdir():
+        file.unlink()
+    one = judged(tmp_path)
+    assert one.verdict == "not shown"
+    assert "seed 3 not begun" in one.findings[0].reason
+
+
+def test_a_contrast_of_contrasts_by_hand(tmp_path):
+    losses = {
+        name: [GELU[s] + gap * (1 + s) for s in range(5)]
+        for name, gap in {"gelu": 0, "sigmoid": 0.25, "relu": 0.5}.items()
+    }
+    terms = {
+        "plus": [{"activation": "relu"}, {"activation": "gelu"}],
+        "minus": [{"activation": "sigmoid"}, {"activation": "gelu", "at": 0.2}],
+    }
+    tree = plan({"predicts": "above"} | terms, activations=("gelu", "sigmoid", "relu"))
+    write_study(tmp_path / "c0", tree, losses)
+    effect = judged(tmp_path).findings[0].effect
+    # relu − sigmoid is 0.25 (1 + seed); at a fifth of its budget a run of the fixture lies 0.8 above its end
+    assert effect is not None
+    assert (effect.mean, effect.n) == (pytest.approx(0.25 * 3 - 0.8), 5)
+    assert effect.sd == pytest.approx(np.std([0.25 * (1 + s) for s in range(5)], ddof=1))
+
+
+def test_a_metric_of_all_layers_is_their_mean_and_may_be_a_logarithm(tmp_path):
+    run = load_run(write_run(tmp_path / "run"))
+    for record in run.records:
+        record |= {f"act/blocks.{i}/mean_share": record["step"] * (i + 1) for i in range(3)}
+    assert value(run, "act/blocks.*/mean_share", 1.0) == pytest.approx(10 * 2)
+    assert value(run, "act/blocks.1/mean_share", 0.5) == pytest.approx(5 * 2)
+    assert value(run, "act/blocks.*/mean_share", 1.0, log=True) == pytest.approx(np.log(20))
+    with pytest.raises(ValueError, match="has no grad/depth"):
+        value(run, "grad/depth/log_slope", 1.0)
+
+
+def finding(outcome, aside=False):
+    prediction = Prediction(text="it", predicts="above", plus=({"activation": "gelu"},), aside=aside)
+    return Finding(prediction, verdict=outcome)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        (["supported", "supported"], "supported"),
+        (["supported", "not shown"], "not shown"),
+        (["not shown", "refuted", "supported"], "refuted"),
+    ],
+)
+def test_a_claim_is_the_conjunction_of_its_predictions(outcomes, expected):
+    findings = [finding(outcome) for outcome in outcomes]
+    assert conclude(findings, None) == expected
+    assert conclude([*findings, finding("refuted", aside=True)], None) == expected
+    broken = Control("it", {"relu": 1.2}, {"relu": 1.0}, {"relu": 0.1})
+    assert conclude(findings, broken) == "withheld"
+    assert conclude(findings, Control("it", {"relu": 1.1}, {"relu": 1.0}, {"relu": 0.2})) == expected
+
+
+def test_holm_is_over_all_predictions_of_all_claims(tmp_path):
+    for name in ("c1", "c2"):
+        write_study(
+            tmp_path / name,
+            plan({"predicts": "above"}, {"predicts": "not below"}),
+            {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]},
+        )
+    found = [f for one in judge_claims(claims_in(tmp_path)) for f in one.findings]
+    assert [f.p for f in found] == pytest.approx([4 * f.effect.p for f in found if f.effect])
+
+
+def test_the_reason_is_that_of_the_rule():
+    prediction = Prediction(text="it", predicts="not above", plus=({"activation": "gelu"},))
+    assert judge_prediction(prediction, paired([0.001, -0.001, 0.0, 0.002, -0.002]), 1.0)[0] == "supported"
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_controls_hold(name):
+    control = CONTROLS[name]()
+    assert control.ok, control
+
+
+def test_the_controls_know_the_values_of_theory():
+    assert CONTROLS["plain_net"]().expected == pytest.approx({"sigmoid": 0.391, "relu": 1.0, "gelu": 1.0355}, abs=1e-3)
+    signs = {"sigmoid": 0.825, "softplus": 0.749, "relu": 0.603, "gelu": 0.560, "silu": 0.538, "tanh": 0.5}
+    assert CONTROLS["sign_agreement"]().expected == pytest.approx(signs, abs=6e-4)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_shipped_claim_speaks_of_arms_that_its_study_has(path):
+    claim = read_claim(merge(path, {}), str(path))
+    assert claim is not None
+    assert path.stem.startswith(claim.name.lower())
+    assert min(len(tomllib.loads(path.read_text())["train"]["seed"]), 5) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plus": [{"activation": "relu"}]}, "describes 0 arms"),
+        ({"plus": [{"n_layer": 4}]}, "describes 2 arms"),
+        ({"plus": [{"activashun": "relu"}]}, "Did you mean 'activation'"),
+        ({"predicts": "upwards"}, "predicts"),
+        ({"at": 2}, "at = 2"),
+        ({"aside": True}, "no aside"),
+    ],
+)
+def test_a_prediction_that_cannot_be_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        read_claim(plan({"predicts": "above"} | change), "it")
+
+
+def test_a_study_without_a_claim_makes_none():
+    assert read_claim({"model": {"activation": "gelu"}}, "it") is None
+
+
+def test_the_report_prints_a_line_for_each_claim_and_escapes_its_words(tmp_path, capsys):
+    write_study(
+        tmp_path / "c0",
+        plan({"predicts": "above", "text": "<i>up</i>"}),
+        {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]},
+    )
+    path = report_claims(tmp_path)
+    line, end = capsys.readouterr().out.splitlines()
+    assert line.startswith("C0 Worse: SUPPORTED · <i>up</i>: +0.100 nats/token [+0.0")
+    assert all(part in line for part in ("p = ", "n = 5", "54,321 parameters", "1,000 training tokens of shakespeare"))
+    assert end == f"report: {path}"
+    page = path.read_text(encoding="utf-8")
+    assert "&lt;b&gt;worse&lt;/b&gt;" in page
+    assert "<i>up</i>" not in page.split('id="figures"')[0]
+
+
+def test_a_folder_without_claims_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no study of a claim"):
+        report_claims(tmp_path)
