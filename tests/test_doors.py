@@ -112,12 +112,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_ends_with_code_2_and_a_hint_before_anything_is_done(command, cache):
-    done = door(*command.split())
+def test_a_mistake_ends_with_code_2_and_a_hint_before_anything_is_done(command, cache, tmp_path):
+    fresh = [f"--out={tmp_path / 'run'}"] if command.startswith("train.py") and "--out" not in command else []
+    done = door(*command.split(), *fresh)
     assert done.returncode == 2, done.stdout + done.stderr
     assert MISTAKES[command] in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert not list(cache.rglob("*.whl"))  # nothing was fetched
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["train.py", "eval.py", "sample.py"])
