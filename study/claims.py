@@ -52,6 +52,7 @@ class Claim:
     title: Annotated[str, Field(min_length=1)]
     told: Annotated[str, Field(min_length=1)]
     figure: Literal["depth", "centring", "gaps", "vocabulary", "gates"]
+    expected: Annotated[str, Field(min_length=1)]  # by us, before the runs
     change: Annotated[str, Field(min_length=1)]  # what would change the verdict
     control: Literal["", "plain_net", "sign_agreement"] = ""
     prediction: tuple[Prediction, ...] = ()

@@ -98,7 +98,8 @@ def _claim(judged: Judged) -> dict[str, Any]:
     if control:
         figures = (f"{n} {control.measured[n]:.3f} (theory {control.expected[n]:.3f})" for n in control.expected)
         notes.append(f"Control {'holds' if control.ok else 'FAILS'}: {control.text}: {', '.join(figures)}.")
-    notes += [f"Scope: {_scope(judged)}.", f"What would change the verdict: {claim.change}"]
+    notes += [f"Expected by us before the runs: {claim.expected}", f"What would change the verdict: {claim.change}"]
+    notes.append(f"Scope: {_scope(judged)}.")
     why = f"{judged.decisive.prediction.text}: {figures_of(judged)}"
     return {"verdict": judged.verdict, "why": why, "told": claim.told, "predictions": predictions, "notes": notes}
 

@@ -29,6 +29,7 @@ CLAIM = {
     "title": "Worse",
     "told": "sigmoid is <b>worse</b>",
     "figure": "gaps",
+    "expected": "so",
     "change": "nothing",
 }
 GELU = [4.0, 4.0625, 3.9375, 4.03125, 3.96875, 4.015625]
