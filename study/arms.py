@@ -6,6 +6,7 @@ from functools import cached_property
 from statistics import fmean, stdev
 
 from study.results import Run, Study, mismatch, varying
+from training.config import SECTIONS
 
 KNOWN = ("sigmoid", "relu", "gelu", "silu", "swiglu")  # the five that everyone knows come first everywhere
 ACTIVATION, SEED, LR, TOKENS, FOLDER = "model.activation", "train.seed", "train.lr", "train.tokens", "folder"
@@ -25,8 +26,11 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """The name in tables and figures: `gelu`, or `gelu · n_layer=4` where more than the activation varies."""
-        return " · ".join(self.parts.values())
+        """The name in tables and figures: `gelu`, or `gelu · n_layer=4` where more than the activation varies.
+
+        A choice by name or of yes or no is left out where it is the default.
+        """
+        return " · ".join(filter(None, (_said(key, part) for key, part in self.parts.items())))
 
     @property
     def activation(self) -> str:
@@ -163,6 +167,18 @@ def joined(names: Iterable[str]) -> str:
     """Join names as in a sentence."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def _said(key: str, part: str) -> str:
+    """Write a part of a label: `n_layer=4`, but `no ffn_residual` for ffn_residual=False, and nothing for a default."""
+    section, _, field = key.partition(".")
+    default = getattr(SECTIONS.get(section), field, None)
+    name, _, value = part.partition("=")
+    if key == ACTIVATION or not isinstance(default, bool | str) or (key.startswith("data.")):
+        return part
+    if value == str(default):
+        return ""
+    return {"True": name, "False": f"no {name}"}.get(value, part)
 
 
 def _values(run: Run, fields: Sequence[str]) -> str:

@@ -75,9 +75,10 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A claim, its study, what was found for each prediction, and the verdict."""
+    """A claim, its study and its folder, what was found for each prediction, and the verdict."""
 
     claim: Claim
+    folder: Path
     study: Study
     findings: tuple[Finding, ...]
     control: Control | None
@@ -214,7 +215,7 @@ def judge_claims(claims: Mapping[Path, Claim]) -> list[Judged]:
     for path, claim in claims.items():
         control = CONTROLS[claim.control]() if claim.control else None
         found = tuple(findings[path])
-        judged.append(Judged(claim, studies[path], found, control, conclude(found, control)))
+        judged.append(Judged(claim, path, studies[path], found, control, conclude(found, control)))
     return judged
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
+from study import table
 from study.arms import joined
 from study.claims import Judged, claims_in, judge_claims
 from study.claims_figures import centring_figure, gate_figure, vocabulary_figures
@@ -13,7 +14,6 @@ from study.drawing import Figure
 from study.effects import MINIMUM_SEEDS, Row, compare_arms
 from study.figures import depth_figure, final_figure, heat_maps
 from study.report import PROBES_TEXT, Section, write_page
-from study.table import scope
 
 Pictures = list[tuple[str, Figure, str]]  # title, figure, text
 
@@ -63,7 +63,8 @@ def figures_of(judged: Judged) -> str:
         return found.reason
     e = found.effect
     unit = f" {found.prediction.unit}" if found.prediction.unit else ""
-    return f"{e.mean:+.3f}{unit} [{e.low:+.3f}, {e.high:+.3f}], p = {_p(found.p)}, n = {e.n}"
+    interval = f" {table.interval(e)}, p = {table.p_value(found.p)}" if e.n > 1 else ""
+    return f"{e.mean:+.3f}{unit}{interval}, n = {e.n}"
 
 
 def sections(judged: Judged) -> list[Section]:
@@ -87,21 +88,25 @@ def _claim(judged: Judged) -> dict[str, Any]:
         p, e = found.prediction, found.effect
         cells = [
             {"value": e.mean if e else "", "text": f"{e.mean:+.3f} {p.unit}" if e else found.reason},
-            {"value": e.high - e.low if e else "", "text": f"[{e.low:+.3f}, {e.high:+.3f}]" if e else "–"},
-            {"value": found.p if e else "", "text": _p(found.p) if e else "–"},
+            {"value": e.high - e.low if e else "", "text": table.interval(e) if e and e.n > 1 else "–"},
+            {"value": found.p if e else "", "text": table.p_value(found.p) if e and e.n > 1 else "–"},
             {"value": e.n if e else "", "text": str(e.n) if e else "–"},
             {"value": ("supported", "not shown", "refuted").index(found.verdict), "text": found.verdict},
         ]
         text = f"{'aside: ' * p.aside}{p.text} ({p.predicts} 0 by {p.smallest:g})"
         predictions.append({"text": text, "cells": cells})
-    notes = [f"{found.prediction.text}: {found.reason}." for found in judged.findings if found.reason]
+    reasons = {found.reason: found.prediction.text for found in judged.findings if found.effect}
+    told = {reason: [f.prediction.text for f in judged.findings if f.reason == reason] for reason in reasons}
+    notes = [f"{joined(texts) if len(texts) < len(judged.findings) else 'All'}: {r}." for r, texts in told.items()]
     if control:
         figures = (f"{n} {control.measured[n]:.3f} (theory {control.expected[n]:.3f})" for n in control.expected)
         notes.append(f"Control {'holds' if control.ok else 'FAILS'}: {control.text}: {', '.join(figures)}.")
     notes += [f"Expected by us before the runs: {claim.expected}", f"What would change the verdict: {claim.change}"]
     notes.append(f"Scope: {_scope(judged)}.")
     why = f"{judged.decisive.prediction.text}: {figures_of(judged)}"
-    return {"verdict": judged.verdict, "why": why, "told": claim.told, "predictions": predictions, "notes": notes}
+    link = f"{judged.folder.name}/report.html"
+    said = {"verdict": judged.verdict, "why": why, "told": claim.told, "link": link}
+    return said | {"predictions": predictions, "notes": notes}
 
 
 def _depth(rows: Sequence[Row]) -> Pictures:
@@ -146,7 +151,7 @@ PICTURES: dict[str, Callable[[Sequence[Row]], Pictures]] = {
 
 
 def _scope(judged: Judged) -> str:
-    return scope(compare_arms(judged.study, judged.study.reference))
+    return table.scope(compare_arms(judged.study, judged.study.reference))
 
 
 def _rule(judged: Sequence[Judged]) -> str:
@@ -156,7 +161,3 @@ def _rule(judged: Sequence[Judged]) -> str:
         f"difference over seeds with its 95 % t interval, p after Holm over {tests} predictions, {MINIMUM_SEEDS} seeds "
         f"or more"
     )
-
-
-def _p(p: float) -> str:
-    return "< .0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"

@@ -94,7 +94,8 @@ def depth_figure(rows: Sequence[Row]) -> Figure:
         return {}
     traces = lines(rows, "depth", curves, "at %{x:.2f} of the depth<br>×%{y:.3f} of the last block’s")
     drawn = figure(traces, "depth: from the first block (0) to the last (1)", "gradient, relative to the last block")
-    drawn["layout"]["yaxis"]["type"] = "log"
+    drawn["layout"]["yaxis"] |= {"type": "log", "dtick": "D2"}
+    drawn["layout"]["xaxis"]["tickformat"] = ""
     return drawn
 
 

@@ -41,7 +41,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column(against, lambda row: row.final.mean if row.final else None, "+z.3f", True),
         Column("95 % interval", lambda row: _half(row.final), lambda row: interval(row.final), True),
         Column("text noise", lambda row: row.noise, lambda row: f"±{row.noise:.3f}"),
-        Column("p (Holm)", lambda row: None if math.isnan(row.p) else row.p, lambda row: _p(row.p)),
+        Column("p (Holm)", lambda row: None if math.isnan(row.p) else row.p, lambda row: p_value(row.p)),
         Column("verdict", _rank, lambda row: row.verdict, True),
         _mean("perplexity", "val/loss", lambda row: f"{math.exp(row.arm.mean('val/loss') or 0):.2f}"),
         _mean("bits/byte", "val/bits_per_byte", ".3f"),
@@ -197,7 +197,8 @@ def _half(effect: Effect | None) -> float | None:
     return half if half > 0 else None
 
 
-def _p(p: float) -> str:
+def p_value(p: float) -> str:
+    """Write a p value."""
     return "<.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
