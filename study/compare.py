@@ -5,16 +5,18 @@ from pathlib import Path
 
 from errors import UserError, unknown
 from study.effects import Row, compare_arms
-from study.report import write_report
+from study.pictures import write_picture
+from study.report import sections, write_report
 from study.results import load_study, write_csv
 from study.table import columns, cost_columns, headline, notes, scope
 
 
 def compare(paths: Sequence[Path], reference: str | None = None, out: Path | None = None) -> Path:
-    """Print the table of the runs, write their report and `results.csv` beside it, and return the report's path.
+    """Print the table of the runs, write their report, and return its path.
 
-    The report stands in the study's folder, or in the working directory where several folders are named, unless `out`
-    says otherwise. The reference is the study's own unless it is given.
+    Beside it stand its figures as pictures (`loss.png` and so on) and `results.csv`. It stands in the study's folder,
+    or in the working directory where several folders are named, unless `out` says otherwise. The reference is the
+    study's own unless it is given.
 
     Raises:
         UserError: a path holds no run, no arm is the reference given, or the report cannot be written there.
@@ -26,7 +28,11 @@ def compare(paths: Sequence[Path], reference: str | None = None, out: Path | Non
     print_table(rows, notes(rows, study))
     path = out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     try:
-        write_report(study, rows, path, " and ".join(p.resolve().name for p in paths), _reproduce(paths))
+        parts = sections(study, rows, _reproduce(paths))
+        write_report(parts, rows, path, " and ".join(p.resolve().name for p in paths))
+        for part in parts:
+            if part.kind == "figure":
+                write_picture(part.content, path.with_name(f"{part.id}.png"), part.title)
         write_csv(study, path.with_name("results.csv"))
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}. Choose another --out.") from None

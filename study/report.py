@@ -31,14 +31,13 @@ class Section:
     text: str = ""
 
 
-def write_report(study: Study, rows: Sequence[Row], path: Path, title: str = "actgpt", command: str = "") -> Path:
-    """Write the page about these rows to `path` and return it; `command` is what reproduces the runs."""
-    look = styles([row.arm for row in rows])
-    return write_page(path, title, headline(rows), scope(rows), sections(study, rows, command), look)
+def write_report(parts: Sequence[Section], rows: Sequence[Row], path: Path, title: str = "actgpt") -> Path:
+    """Write the page about these rows to `path` and return it."""
+    return write_page(path, title, headline(rows), scope(rows), parts, styles([row.arm for row in rows]))
 
 
 def write_page(
-    path: Path, title: str, finding: str, scope: str, parts: list[Section], legend: dict[str, Style]
+    path: Path, title: str, finding: str, scope: str, parts: Sequence[Section], legend: dict[str, Style]
 ) -> Path:
     """Write a page of sections, replacing a former one only when it is complete; return the path.
 
@@ -75,7 +74,10 @@ def write_page(
 
 
 def sections(study: Study, rows: Sequence[Row], command: str) -> list[Section]:
-    """Return the page's sections in the order of reading; what there is nothing to say about is left out."""
+    """Return the page's sections in the order of reading; what there is nothing to say about is left out.
+
+    `command` is what reproduces the runs.
+    """
 
     def table(shown: list[Column], remarks: Sequence[str] = ()) -> dict[str, Any]:
         return {"rows": rows, "columns": shown, "notes": remarks} if shown or remarks else {}

@@ -13,7 +13,7 @@ from test_results import write_plan, write_run
 from study.drawing import spread, styles, thin
 from study.effects import compare_arms
 from study.figures import difference_figure, final_figure, loss_figure, rate_figure
-from study.report import write_report
+from study.report import sections, write_report
 from study.results import Run, Study, load_study
 
 HOSTILE = "<script>alert(1)</script>%{x}</script><img src=x onerror=alert(2)>"
@@ -21,7 +21,8 @@ ENDS = {"sigmoid": 4.25, "relu": 4.125, "gelu": 4.0, "silu": 4.0625, "swiglu": 3
 
 
 def report_on(study, path, title="study", command=""):
-    return write_report(study, compare_arms(study, "gelu"), path, title, command)
+    rows = compare_arms(study, "gelu")
+    return write_report(sections(study, rows, command), rows, path, title)
 
 
 def arms_of(study):
@@ -357,6 +358,6 @@ def test_the_report_of_runs_that_have_just_begun(browser, tmp_path):
 
 
 def test_the_modules_start_fast():
-    heavy = "{'torch', 'wandb', 'plotly', 'jinja2', 'rich'} & set(sys.modules)"
+    heavy = "{'torch', 'wandb', 'plotly', 'matplotlib', 'jinja2', 'rich'} & set(sys.modules)"
     code = f"import sys, study.compare; sys.exit(str({heavy}) if {heavy} else 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
