@@ -4,11 +4,9 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from model.config import ModelConfig
 from model.size import size
-from training.progress import figures, progress_bar
+from training.progress import Display, figures
 
 if TYPE_CHECKING:
     from study.executor import Job
@@ -28,22 +26,16 @@ def match(models: Iterable[tuple[ModelConfig, int]]) -> list[str]:
     ]
 
 
-class StudyDisplay:
-    """The watcher's view of a study; use it as a context."""
+class StudyDisplay(Display):
+    """The watcher's view of a study: that of its steps in all, and a bar for each run."""
 
     def __init__(self, name: str, jobs: list["Job"], parallel: int):
-        self.console = Console(highlight=False)
-        self.name, self.jobs, self.parallel = name, jobs, parallel
-        self.began = self.spoke = time.monotonic()
-        self.steps_before = sum(job.steps_left for job in jobs)
+        super().__init__(name, 0, sum(job.steps_left for job in jobs))
+        self.jobs, self.parallel = jobs, parallel
+        self.spoke = time.monotonic()
         self.first: dict[str, dict[str, Any]] = {}  # record of each run that this process saw
         self.speeds: dict[str, float] = {}  # steps per second of each run since
-        self.bar = progress_bar(self.console) if self.console.is_terminal else None
-
-    def __enter__(self) -> "StudyDisplay":
         if self.bar:
-            self.bar.start()
-            self.total = self.bar.add_task(self.name, total=self.steps_before, record={})
             self.tasks = {
                 job.name: self.bar.add_task(
                     job.name,
@@ -54,17 +46,8 @@ class StudyDisplay:
                 )
                 for job in self.jobs
             }
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-        self.console.print(text, markup=False, soft_wrap=True)
-
-    def update(self, job: "Job", records: list[dict[str, Any]]) -> None:
+    def follow(self, job: "Job", records: list[dict[str, Any]]) -> None:
         """Show what is new of a run."""
         for record in records:
             first = self.first.setdefault(job.name, record)
@@ -77,7 +60,7 @@ class StudyDisplay:
             self.bar.update(
                 self.tasks[job.name], completed=job.record.get("step", 0), record=job.record, description=label
             )
-            self.bar.update(self.total, completed=self.steps_before - sum(j.steps_left for j in self.jobs))
+            self.update({"step": self.steps - sum(j.steps_left for j in self.jobs)})
         else:
             for record in records:
                 if "val/loss" in record:

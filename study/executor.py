@@ -126,7 +126,7 @@ def _run_jobs(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: In
             records = job.read_new()
             if not alive:
                 job.status = "finished" if read_summary(job.folder) else "waiting" if asked else "failed"
-            display.update(job, records)
+            display.follow(job, records)
         time.sleep(POLL_SECONDS)
 
 

@@ -1,6 +1,6 @@
-"""What a single run shows: a progress bar on a terminal, plain lines elsewhere."""
+"""What training shows: a progress bar on a terminal, plain lines elsewhere."""
 
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -21,26 +21,22 @@ def figures(record: dict[str, Any]) -> str:
     return "  ".join(form.format(record[key]) for key, form in forms.items() if record.get(key) is not None)
 
 
-def progress_bar(console: Console) -> Progress:
-    """Return a bar with the figures of each task and the time left."""
-    bar = BarColumn(bar_width=20)
-    return Progress(TextColumn("{task.description}"), bar, Figures(), TimeRemainingColumn(), console=console)
-
-
 class Display:
-    """The watcher's view of one run; use it as a context."""
+    """The watcher's view of one run, or of steps in all; use it as a context."""
 
-    def __init__(self, name: str, start: int, steps: int, resumed: bool):
+    def __init__(self, name: str, start: int, steps: int, resumed: bool = False):
         self.console = Console(highlight=False)
         self.steps, self.name = steps, name
         self.latest: dict[str, Any] = {}
-        self.bar = progress_bar(self.console) if self.console.is_terminal else None
-        if self.bar:
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(bar_width=20), Figures(), TimeRemainingColumn()
+            self.bar = Progress(*columns, console=self.console)
             self.task = self.bar.add_task(name, total=steps, completed=start, record={})
         if resumed:
             self.say(f"{name}: resumed at step {start} of {steps}")
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         if self.bar:
             self.bar.start()
         return self
