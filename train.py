@@ -43,6 +43,7 @@ def main() -> int:
     from study.claims import read_claim
     from study.claims_report import report_claims
     from study.compare import compare
+    from study.mirror import mirror_study
     from study.protocol import run_study
 
     for path, tree in trees.items():
@@ -50,8 +51,10 @@ def main() -> int:
     failed = []
     for path, tree in trees.items():
         folder = command.out if path == command.config else command.out / path.stem
-        failed += run_study(tree, folder, command.plugin, f"{path} and the flags")
-        compare([folder])
+        unfinished = run_study(tree, folder, command.plugin, f"{path} and the flags")
+        rows = compare([folder])
+        mirror_study(rows, folder, rows[0].arm.runs[0], failed=bool(unfinished))
+        failed += unfinished
     if command.config not in trees:
         report_claims(command.out)
     if failed:

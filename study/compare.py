@@ -11,12 +11,12 @@ from study.results import load_study, write_csv
 from study.table import columns, cost_columns, headline, notes, scope
 
 
-def compare(paths: Sequence[Path], reference: str | None = None, out: Path | None = None) -> Path:
-    """Print the table of the runs, write their report, and return its path.
+def compare(paths: Sequence[Path], reference: str | None = None, out: Path | None = None) -> list[Row]:
+    """Print the table of the runs, write their report, and return the table's rows.
 
-    Beside it stand its figures as pictures (`loss.png` and so on) and `results.csv`. It stands in the study's folder,
-    or in the working directory where several folders are named, unless `out` says otherwise. The reference is the
-    study's own unless it is given.
+    The report stands in the study's folder, or in the working directory where several folders are named, unless `out`
+    says otherwise; its figures as pictures (`loss.png` and so on) and `results.csv` stand beside it. The reference is
+    the study's own unless it is given.
 
     Raises:
         UserError: a path holds no run, no arm is the reference given, or the report cannot be written there.
@@ -37,7 +37,7 @@ def compare(paths: Sequence[Path], reference: str | None = None, out: Path | Non
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}. Choose another --out.") from None
     print(f"report: {path}")
-    return path
+    return rows
 
 
 def print_table(rows: Sequence[Row], remarks: Sequence[str] = (), width: int | None = None) -> None:

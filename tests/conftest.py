@@ -74,3 +74,13 @@ def stop_at(monkeypatch):
         monkeypatch.setattr(one_step, "train_batch", batch)
 
     return arrange
+
+
+@pytest.fixture
+def wandb_home(monkeypatch, tmp_path):
+    """wandb as for a user who never logged in, with nothing written outside the test's folder."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()

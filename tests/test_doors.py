@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import eval as eval_door  # the builtin keeps its name
+import train
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -67,6 +70,20 @@ def test_a_study_ends_with_its_table_and_report(flags, tmp_path, corpus):
     )
     assert several.returncode == 0, several.stderr
     assert (tmp_path / "two.html").exists()
+
+
+def test_a_study_is_mirrored_in_wandb_once_it_is_trained_and_not_when_it_is_compared(flags, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("study.mirror.mirror_study", lambda rows, *args, **named: seen.append((rows, args, named)))
+    arguments = ["configs/single.toml", *flags, '--model.activation=["relu", "gelu"]', "--wandb.project=mine"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"--out={tmp_path / 'study'}"])
+    assert train.main() == 0
+    ((rows, (folder, where), named),) = seen
+    assert [row.arm.label for row in rows] == ["relu", "gelu"]
+    assert (folder, where.project, named) == (tmp_path / "study", "mine", {"failed": False})
+    monkeypatch.setattr(sys, "argv", ["eval.py", str(tmp_path / "study")])
+    eval_door.main()
+    assert len(seen) == 1
 
 
 def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_path):

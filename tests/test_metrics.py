@@ -10,22 +10,17 @@ from training.metrics import Metrics
 from training.wandb_mirror import WandbMirror
 
 
-@pytest.fixture
-def wandb_home(monkeypatch, tmp_path):
-    """wandb as for a user who never logged in, with nothing written outside the test's folder."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "HOME"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
+def inspect(run):
+    """The entries of an offline wandb file, read by wandb's own tool."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [json.loads(line) for line in output.splitlines()]
 
 
 def history(folder):
-    """The records of an offline wandb run, read by wandb's own tool."""
+    """The records of an offline wandb run."""
     (run,) = (folder / "wandb").glob("offline-run-*")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    entries = [json.loads(line) for line in output.splitlines()]
+    entries = inspect(run)
     items = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
     return entries, [{k: v for k, v in item.items() if not k.startswith("_")} for item in items]
 
@@ -60,7 +55,7 @@ class Broken:
 
 def test_the_first_failure_turns_wandb_off_with_one_warning_and_metrics_go_on(tiny, tmp_path):
     said = []
-    mirror = WandbMirror(tiny(), tmp_path, None, said.append)
+    mirror = WandbMirror(tiny().wandb, tmp_path, None, said.append)
     mirror.run = broken = Broken()
     with Metrics(tmp_path / "metrics.jsonl", 0, mirror) as metrics:
         metrics.log({"step": 1, "tokens": 2})
@@ -68,6 +63,15 @@ def test_the_first_failure_turns_wandb_off_with_one_warning_and_metrics_go_on(ti
     assert broken.calls == len(said) == 1
     assert "ConnectionError" in said[0]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_table_that_wandb_does_not_take_is_one_warning(tiny, tmp_path):
+    said = []
+    mirror = WandbMirror(tiny().wandb, tmp_path, None, said.append)
+    mirror.run = Broken()
+    for _ in range(2):
+        mirror.table("arms", ["activation"], [["gelu"]])
+    assert len(said) == 1
 
 
 def test_a_missing_wandb_does_not_end_a_run(tiny, tmp_path, monkeypatch, wandb_home, capsys):
@@ -79,7 +83,7 @@ def test_a_missing_wandb_does_not_end_a_run(tiny, tmp_path, monkeypatch, wandb_h
 
 def test_resuming_cuts_the_file_back_and_numbers_that_json_lacks_become_null(tiny, tmp_path):
     path = tmp_path / "metrics.jsonl"
-    mirror = WandbMirror(tiny(), tmp_path, None, print)
+    mirror = WandbMirror(tiny().wandb, tmp_path, None, print)
     with Metrics(path, 0, mirror) as metrics:
         metrics.log({"step": 1})
         offset = metrics.offset
@@ -96,8 +100,8 @@ def test_a_file_shorter_than_its_checkpoint_is_refused_and_never_padded(tiny, tm
     path = tmp_path / "metrics.jsonl"
     path.write_text("{}\n")
     with pytest.raises(UserError, match="shorter than at the last checkpoint"):
-        Metrics(path, 100, WandbMirror(tiny(), tmp_path, None, print))
-    with Metrics(path, 3, WandbMirror(tiny(), tmp_path, None, print)) as metrics:
+        Metrics(path, 100, WandbMirror(tiny().wandb, tmp_path, None, print))
+    with Metrics(path, 3, WandbMirror(tiny().wandb, tmp_path, None, print)) as metrics:
         assert metrics.offset == 3  # also before the first record
 
 

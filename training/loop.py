@@ -91,7 +91,9 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
     with (
         Display(folder.name, start, steps, resumed=bool(resumed)) as display,
         Metrics(
-            folder / "metrics.jsonl", state["offset"], WandbMirror(config, folder, state["wandb_id"], display.say)
+            folder / "metrics.jsonl",
+            state["offset"],
+            WandbMirror.of_run(config, folder, state["wandb_id"], display.say),
         ) as metrics,
     ):
         record: dict[str, Any] = {}

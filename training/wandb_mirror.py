@@ -1,30 +1,40 @@
-"""The mirror of a run in wandb. It never blocks a run for long, never asks, and never ends one."""
+"""The mirror of a folder in wandb. It never blocks for long, never asks, and never ends what it mirrors."""
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from training.config import RunConfig, tree
+from training.config import RunConfig, WandbConfig, tree
 
 
 class WandbMirror:
-    """wandb for one run, or nothing at all: the first failure turns it off with one warning.
+    """A wandb run, or nothing at all: the first failure turns it off with one warning.
 
-    WANDB_MODE decides, then `wandb.mode`. `auto` is online for those who are logged in and offline for others. `id` is
-    the wandb run's id, kept in checkpoints so that a resumed run continues it.
+    WANDB_MODE decides, then `where.mode`. `auto` is online for those who are logged in and offline for others. `about`
+    is what wandb shall know from the start: `job_type`, `config`, `tags`.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, run_id: str | None, say: Callable[[str], None]):
+    def __init__(self, where: WandbConfig, folder: Path, run_id: str | None, say: Callable[[str], None], **about: Any):
         self.run: Any = None
         self.id = run_id
         self.say = say
-        mode = os.environ.get("WANDB_MODE") or config.wandb.mode
+        mode = os.environ.get("WANDB_MODE") or where.mode
         if mode != "disabled":
-            self._guard(self._start, config, folder, mode)
+            self._guard(self._start, where, folder, mode, about)
 
-    def _start(self, config: RunConfig, folder: Path, mode: str) -> None:
+    @classmethod
+    def of_run(cls, config: RunConfig, folder: Path, run_id: str | None, say: Callable[[str], None]) -> Self:
+        """Mirror a training run; its `id` is kept in checkpoints, so that a resumed run continues it."""
+        tags = [config.model.activation, config.data.corpus[:64]]
+        mirror = cls(config.wandb, folder, run_id, say, job_type="train", tags=tags, config=tree(config))
+        for axis in ({"name": "tokens"}, {"name": "*", "step_metric": "tokens"}):
+            if mirror.run is not None:
+                mirror._guard(mirror.run.define_metric, **axis)
+        return mirror
+
+    def _start(self, where: WandbConfig, folder: Path, mode: str, about: dict[str, Any]) -> None:
         import wandb  # half a second
 
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -32,14 +42,11 @@ class WandbMirror:
             mode = "online" if self._can_log_in(wandb) else "offline"
         settings = wandb.Settings(init_timeout=15, console="off", x_disable_stats=True)
         self.id = self.id or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]  # a sweep's agent sets it
-        arguments: dict[str, Any] = {
+        arguments: dict[str, Any] = about | {
             "id": self.id,
-            "project": config.wandb.project,
-            "group": config.wandb.group or None,
-            "job_type": "train",
+            "project": where.project,
+            "group": where.group or None,
             "name": folder.name,
-            "tags": [config.model.activation, config.data.corpus[:64]],
-            "config": tree(config),
             "dir": folder,
             "settings": settings,
         }
@@ -54,8 +61,6 @@ class WandbMirror:
             arguments.pop("resume")
             wandb.teardown()  # else the id counts as taken
             self.run = wandb.init(mode="offline", **arguments)
-        self.run.define_metric("tokens")
-        self.run.define_metric("*", step_metric="tokens")
         if self.run.settings.mode != "online":
             self.say(f"wandb: offline; to upload it later: wandb sync {Path(self.run.dir).parent}")
 
@@ -76,6 +81,17 @@ class WandbMirror:
         if self.run is not None:
             self._guard(self.run.summary.update, summary)
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table; logged again, it takes the former one's place."""
+
+        def log() -> None:
+            import wandb
+
+            self.run.log({name: wandb.Table(columns=[*columns], data=[[*row] for row in rows])})
+
+        if self.run is not None:
+            self._guard(log)
+
     def close(self, failed: bool) -> None:
         """End the wandb run."""
         if self.run is not None:
@@ -87,4 +103,4 @@ class WandbMirror:
             call(*arguments, **keywords)
         except Exception as error:
             self.run = None
-            self.say(f"warning: wandb is off for this run ({type(error).__name__}: {error}); metrics.jsonl goes on")
+            self.say(f"warning: wandb is off for this run ({type(error).__name__}: {error}); its folder has it all")
