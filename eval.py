@@ -65,7 +65,7 @@ def main() -> None:
         return
     from study.compare import compare
 
-    compare(command.paths, command.reference, command.out)
+    compare(command.paths, command.reference, command.out, command.plugin)
 
 
 if __name__ == "__main__":

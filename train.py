@@ -19,9 +19,8 @@ def main() -> int:
 
         load_plugin(command.plugin)
     trees = {path: merge(path, command.flags) for path in configs_of(command.config)}
-    runs = {}
+    runs = {path: expand(tree, f"{path} and the flags") for path, tree in trees.items()}
     for path, tree in trees.items():  # all of them, before anything is trained
-        runs = expand(tree, f"{path} and the flags")
         study_config(tree, f"{path} and the flags")
 
     if command.dry_run:
@@ -33,7 +32,7 @@ def main() -> int:
     if command.config in trees and not is_study(trees[command.config]):
         from training.loop import train
 
-        summary = train(runs[""], command.out)
+        summary = train(runs[command.config][""], command.out)
         print(
             f"finished: {command.out}  val loss {summary['val/loss']:.4f} nats/token  "
             f"perplexity {summary['val/perplexity']:.2f}  {summary['val/bits_per_byte']:.4f} bits/byte"
@@ -52,8 +51,8 @@ def main() -> int:
     for path, tree in trees.items():
         folder = command.out if path == command.config else command.out / path.stem
         unfinished = run_study(tree, folder, command.plugin, f"{path} and the flags")
-        rows = compare([folder])
-        mirror_study(rows, folder, rows[0].arm.runs[0], failed=bool(unfinished))
+        rows = compare([folder], plugin=command.plugin)
+        mirror_study(rows, folder, next(iter(runs[path].values())).wandb, failed=bool(unfinished))
         failed += unfinished
     if command.config not in trees:
         report_claims(command.out)

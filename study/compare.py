@@ -1,9 +1,10 @@
 """Runs side by side: the table in the terminal, the report, and the figures of every run, in one folder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from errors import UserError, unknown
+from study.arms import joined
 from study.effects import Row, compare_arms
 from study.pictures import write_picture
 from study.report import sections, write_report
@@ -11,12 +12,14 @@ from study.results import load_study, write_csv
 from study.table import columns, cost_columns, headline, notes, scope
 
 
-def compare(paths: Sequence[Path], reference: str | None = None, out: Path | None = None) -> list[Row]:
+def compare(
+    paths: Sequence[Path], reference: str | None = None, out: Path | None = None, plugin: Path | None = None
+) -> list[Row]:
     """Print the table of the runs, write their report, and return the table's rows.
 
     The report stands in the study's folder, or in the working directory where several folders are named, unless `out`
     says otherwise; its figures as pictures (`loss.png` and so on) and `results.csv` stand beside it. The reference is
-    the study's own unless it is given.
+    the study's own unless it is given. `plugin` is the file that added activations to the registry.
 
     Raises:
         UserError: a path holds no run, no arm is the reference given, or the report cannot be written there.
@@ -28,7 +31,7 @@ def compare(paths: Sequence[Path], reference: str | None = None, out: Path | Non
     print_table(rows, notes(rows, study))
     path = out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     try:
-        parts = sections(study, rows, _reproduce(paths))
+        parts = sections(study, rows, _reproduce(paths, {run.activation for run in study.runs}, plugin))
         write_report(parts, rows, path, " and ".join(p.resolve().name for p in paths))
         for part in parts:
             if part.kind == "figure":
@@ -69,7 +72,13 @@ def print_table(rows: Sequence[Row], remarks: Sequence[str] = (), width: int | N
         console.print(Text(line), soft_wrap=True)
 
 
-def _reproduce(paths: Sequence[Path]) -> str:
-    """The commands that train the same runs again: a folder holds the whole config of its study or run."""
+def _reproduce(paths: Sequence[Path], activations: Iterable[str], plugin: Path | None) -> str:
+    """The commands that train the same runs again: a folder holds the whole config of its study or run, and no code."""
+    from model.activations import ACTIVATIONS  # late: it needs torch
+
+    foreign = [] if plugin else sorted({*activations} - {*ACTIVATIONS})
+    option = f" --plugin={plugin or 'FILE'}" if plugin or foreign else ""
+    remark = [f"# FILE defines {joined(foreign)}: a plugin, which the folder does not hold"] if foreign else []
     configs = [next(p for p in (path / "study.toml", path / "config.toml", path) if p.exists()) for path in paths]
-    return "\n".join(f"python train.py {config} --out=runs/again-{config.parent.name}" for config in configs)
+    commands = [f"python train.py {config} --out=runs/again-{config.parent.name}{option}" for config in configs]
+    return "\n".join([*commands, *remark])

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from study.arms import joined
+from study.arms import ACTIVATION, SEED, joined, short
 from study.effects import EARLY, MINIMUM_SEEDS, NO_DIFFERENCE, SHARES, VERDICTS, Reach, Row
 from study.results import Study, mismatch
 from study.statistics import Effect
@@ -86,9 +86,8 @@ def notes(rows: Sequence[Row], study: Study | None = None) -> list[str]:
         why = {row.arm.label: row.note for row in rows}
     reasons = [r for r in dict.fromkeys(why.values()) if r]
     said = [f"{joined(label for label, r in why.items() if r == reason)}: {reason}." for reason in reasons]
-    asked = {point.get("model.activation") for _, point in study.missing()} if study else set()
-    absent = [str(name) for name in asked if name and all(name != row.arm.activation for row in rows)]
-    return said + ([f"{joined(sorted(absent))}: no run has begun."] if absent else [])
+    absent = _absent(study) if study else []
+    return said + ([f"{joined(absent)}: no run has begun."] if absent else [])
 
 
 def headline(rows: Sequence[Row]) -> str:
@@ -143,6 +142,23 @@ def margin(effect: Effect) -> str:
     """Write an effect with half its interval, if it has one."""
     half = _half(effect)
     return f"{effect.mean:+z.3f}" + (f" ± {half:.3f}" if half is not None else "")
+
+
+def _absent(study: Study) -> list[str]:
+    """Return the labels of the arms that no run has begun of; of an activation without any, its name alone."""
+    begun, missing = {run.activation for run in study.runs}, list(study.missing())
+    labels = set()
+    for folder, point in missing:
+        here = [run.settings for run in study.runs if run.folder.parent == folder]
+        told = {key: value for key, value in point.items() if key != SEED}
+        if any(all(settings.get(key) == value for key, value in told.items()) for settings in here):
+            continue  # other seeds have begun: the arm's own row says so
+        name = str(told.pop(ACTIVATION, here[0][ACTIVATION]))
+        asked = [*here, *(other for home, other in missing if home == folder)]
+        fields = [key for key in told if len({repr(settings.get(key)) for settings in asked}) > 1]
+        parts = [f"{part}={told[key]}" for part, key in zip(short(fields), fields, strict=True)]
+        labels.add(" · ".join([name, *parts]) if name in begun else name)
+    return sorted(labels)
 
 
 def _certainty(rows: Sequence[Row]) -> str:

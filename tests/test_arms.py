@@ -6,7 +6,8 @@ from scipy import stats
 from test_results import write_plan, write_run
 
 from errors import UserError
-from study.arms import make_arms
+from model.activations import ACTIVATIONS
+from study.arms import KNOWN, make_arms
 from study.compare import compare, print_table
 from study.effects import NO_DIFFERENCE, compare_arms, judge
 from study.results import load_study
@@ -174,6 +175,41 @@ def test_a_failed_and_a_missing_run_are_named_and_nothing_is_averaged(seeded):
     assert scope(rows).endswith("1 of 3 arms are not whole")
 
 
+@pytest.mark.parametrize(
+    ("begun", "absent"),
+    [
+        (["gelu-2", "gelu-8", "relu-2", "relu-8"], "tanh"),
+        (["gelu-2", "gelu-8", "relu-2"], "relu · n_layer=8 and tanh"),
+        (["gelu-2", "relu-2"], "gelu · n_layer=8, relu · n_layer=8 and tanh"),
+        (["gelu-2", "relu-8"], "gelu · n_layer=8, relu · n_layer=2 and tanh"),
+        (["gelu-2"], "gelu · n_layer=8, relu and tanh"),
+    ],
+)
+def test_arms_that_no_run_has_begun_of_are_named_by_what_sets_them_apart(tmp_path, begun, absent):
+    axes = {"activation": ["gelu", "relu", "tanh"], "n_layer": [2, 8], "context": [128]}
+    write_plan(tmp_path, model=axes, train={"seed": [0, 1]})
+    for name in begun:
+        activation, n_layer = name.split("-")
+        config = write_run(tmp_path / name, activation) / "config.toml"
+        config.write_text(config.read_text().replace("n_layer = 2", f"n_layer = {n_layer}"))
+    study = load_study([tmp_path])
+    assert notes(compare_arms(study, "gelu"), study)[-1] == f"{absent}: no run has begun."
+
+
+def test_where_one_activation_is_studied_absent_arms_are_named_by_the_rest(tmp_path):
+    write_plan(tmp_path, model={"activation": "gelu"}, train={"momentum": [0.5, 0.9], "beta1": [0.8, 0.9], "seed": 0})
+    write_run(tmp_path / "a", "gelu", momentum=0.5, beta1=0.8)
+    study = load_study([tmp_path])
+    assert notes(compare_arms(study, "gelu"), study) == [
+        "gelu · momentum=0.5 · beta1=0.9, gelu · momentum=0.9 · beta1=0.8 and gelu · momentum=0.9 · beta1=0.9: "
+        "no run has begun."
+    ]
+
+
+def test_the_five_come_first_in_the_registry_too():
+    assert [*ACTIVATIONS][: len(KNOWN)] == [*KNOWN]
+
+
 def test_an_incomplete_reference_leaves_nothing_to_compare_with(seeded):
     (seeded / "gelu-seed4" / "summary.json").unlink()
     rows = by_label(rows_of(seeded))
@@ -323,3 +359,18 @@ def test_comparing_writes_the_report_and_the_csv_beside_each_other(seeded, capsy
     assert (seeded / "report.html").exists()
     assert (seeded / "results.csv").read_text().count("\n") == 11
     assert "worse than gelu: sigmoid" in capsys.readouterr().out
+
+
+def test_the_report_says_how_to_train_again_and_which_plugin_it_takes(tmp_path, capsys):
+    def command(study, **options):
+        compare([study], **options)
+        text = (study / "report.html").read_text()
+        return text[text.index("python train.py") :].split("</pre>")[0].replace("&#34;", '"')
+
+    study = tmp_path / "study"
+    write_run(write_plan(study, model={"activation": ["gelu", "sine"]}) / "gelu", "gelu")
+    plain = f"python train.py {study / 'study.toml'} --out=runs/again-study"
+    assert command(study) == plain
+    write_run(study / "sine", "sine")
+    assert command(study) == f"{plain} --plugin=FILE\n# FILE defines sine: a plugin, which the folder does not hold"
+    assert command(study, plugin=tmp_path / "acts.py") == f"{plain} --plugin={tmp_path / 'acts.py'}"

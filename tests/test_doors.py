@@ -73,14 +73,22 @@ def test_a_study_ends_with_its_table_and_report(flags, tmp_path, corpus):
 
 
 def test_a_study_is_mirrored_in_wandb_once_it_is_trained_and_not_when_it_is_compared(flags, tmp_path, monkeypatch):
-    seen = []
+    seen, plugin = [], tmp_path / "acts.py"
+    plugin.write_text("ACTIVATIONS = {}")
     monkeypatch.setattr("study.mirror.mirror_study", lambda rows, *args, **named: seen.append((rows, args, named)))
-    arguments = ["configs/single.toml", *flags, '--model.activation=["relu", "gelu"]', "--wandb.project=mine"]
+    arguments = [
+        "configs/single.toml",
+        *flags,
+        '--model.activation=["relu", "gelu"]',
+        "--wandb.project=mine",
+        f"--plugin={plugin}",
+    ]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"--out={tmp_path / 'study'}"])
     assert train.main() == 0
     ((rows, (folder, where), named),) = seen
     assert [row.arm.label for row in rows] == ["relu", "gelu"]
     assert (folder, where.project, named) == (tmp_path / "study", "mine", {"failed": False})
+    assert f"--plugin={plugin}" in (folder / "report.html").read_text(encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["eval.py", str(tmp_path / "study")])
     eval_door.main()
     assert len(seen) == 1
@@ -101,6 +109,9 @@ def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_p
     assert without.returncode == 2
     assert "--plugin" in without.stderr
     assert door("sample.py", tmp_path / "run", f"--plugin={plugin}").returncode == 0
+    compared = door("eval.py", tmp_path, f"--plugin={plugin}")  # the folder of the run, as a study of one
+    assert compared.returncode == 0, compared.stderr
+    assert f"--plugin={plugin}" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 MISTAKES = {
@@ -143,7 +154,7 @@ def test_a_mistake_ends_with_code_2_and_a_hint_before_anything_is_done(command, 
 def test_help_documents_and_imports_nothing_slow(name):
     done = door("-X", "importtime", name, "--help")
     assert done.returncode == 0
-    for slow in ("torch", "wandb", "datasets", "plotly", "pandas", "scipy", "transformers"):
+    for slow in ("torch", "wandb", "datasets", "plotly", "matplotlib", "pandas", "scipy", "transformers"):
         assert f"| {slow}\n" not in done.stderr
 
 
