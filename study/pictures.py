@@ -21,7 +21,7 @@ INK, MUTED, RULE = "#1b1f24", "#5c6670", "#dfe3e7"
 COLORS = PALETTE["light"]
 DASH = dict(zip(DASHES, ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 2, 1, 2)), (0, (7, 2))), strict=True))
 MARKER = dict(zip(SYMBOLS, "osD^vPX*", strict=True)) | {"circle-open": "o"}
-WIDTH, HEIGHT, GAP = 800, 440, 15  # pixels of the page: the picture, and a line of text
+WIDTH, HEIGHT, GAP = 800, 440, 18  # pixels of the page: the picture, and a line of text
 PIXEL = 0.72  # points
 LOOK: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -56,8 +56,8 @@ def write_picture(figure: Figure, path: Path, title: str) -> None:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = figure["layout"]
-    arms = {trace["meta"]["arm"] for trace in figure["data"]}
-    traces = [t for t in figure["data"] if t["meta"]["kind"] != "training" or len(arms) <= FEW]
+    arms = {trace["meta"]["arm"] for trace in figure["data"] if "meta" in trace}
+    traces = [trace for trace in figure["data"] if _kind(trace) != "training" or len(arms) <= FEW]
     height = 30 + max(figure.get("height", HEIGHT), 90 + GAP * len(arms))
     with matplotlib.rc_context(LOOK), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script that the font lacks
@@ -66,20 +66,25 @@ def write_picture(figure: Figure, path: Path, title: str) -> None:
         )
         axes = canvas.add_subplot()
         for trace in traces:
-            DRAW[trace["type"]](axes, trace, COLORS[trace["meta"]["color"]])
+            DRAW[trace["type"]](axes, trace)
         named = {line: str(name) for line in axes.lines if (name := line.get_label())}
         _dress(axes, layout)
         axes.set_title(title)
-        if ends := [t for t in traces if t["meta"]["kind"] in ("validation", "difference")]:
+        if ends := [trace for trace in traces if _kind(trace) in ("validation", "difference")]:
             canvas.draw_without_rendering()  # from here on the axes have their height
             _name(axes, ends)
-        elif "ticktext" not in layout["yaxis"]:
+        elif named and "ticktext" not in layout["yaxis"]:
             canvas.legend([*named], [*named.values()], loc="outside right upper")
         canvas.savefig(path)
 
 
-def _scatter(axes: "Axes", trace: dict[str, Any], color: str) -> None:
+def _kind(trace: Figure) -> str:
+    return trace.get("meta", {}).get("kind", "")
+
+
+def _scatter(axes: "Axes", trace: Figure) -> None:
     """Draw a line, its markers, both, or the area that it encloses."""
+    color = COLORS[trace["meta"]["color"]]
     line, marker, mode = trace.get("line", {}), trace.get("marker", {}), trace["mode"]
     if trace.get("fill") == "toself":
         axes.fill(trace["x"], trace["y"], color=color, alpha=0.16, linewidth=0)

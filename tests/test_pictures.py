@@ -74,6 +74,12 @@ def test_bands_shades_intervals_and_rings(draw):
     assert [*map(pytest.approx(shade, abs=0.01).__eq__, (color(0.2, 0.55), color(0.95, 0.8)))] == [True, True]
 
 
+def test_another_type_of_trace_is_a_function_and_a_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(pictures.DRAW, "heatmap", lambda axes, trace: axes.pcolormesh(trace["z"], cmap="gray"))
+    write_picture(figure([{"type": "heatmap", "z": [[0, 1], [2, 3]]}], (0, 2), (0, 2)), tmp_path / "it.png", "map")
+    assert [*imread(tmp_path / "it.png")[[-200, 200], [400, 1400], 0]] == [0, 1]
+
+
 def test_every_look_of_an_arm_can_be_drawn(draw):
     looks = [(dash, SYMBOLS[0]) for dash in DASHES] + [(DASHES[0], symbol) for symbol in SYMBOLS]
     for dash, symbol in looks:
@@ -119,6 +125,13 @@ def test_comparing_draws_each_figure_of_the_report(tmp_path):
     assert sizes == {"loss": (940, 1600), "difference": (940, 1600), "final": (276, 1600), "rates": (940, 1600)}
 
 
-def test_a_hundred_arms_make_the_picture_as_high_as_their_names(tmp_path):
-    write_picture(figure([curve([1], [i / 10], i % 8, str(i)) for i in range(100)]), tmp_path / "it.png", "many")
-    assert imread(tmp_path / "it.png").shape[0] > 2 * 100 * pictures.GAP
+@pytest.mark.parametrize("kind", ["validation", "rate"])
+def test_a_hundred_arms_make_the_picture_as_high_as_their_names(tmp_path, kind):
+    traces = [curve([1], [i / 10], i % 8, str(i)) for i in range(100)]
+    for trace in traces:
+        trace["meta"]["kind"] = kind
+    write_picture(figure(traces), tmp_path / "it.png", "many")
+    pixels = imread(tmp_path / "it.png")[:, :, :3]
+    assert len(pixels) > 2 * 100 * pictures.GAP
+    for edge in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]):
+        assert edge.min() == 1  # nothing is cut
