@@ -159,6 +159,6 @@ def escaped(name: str) -> str:
     return html.escape(name, quote=False)
 
 
-def end_name(name: str, limit: int = 30) -> str:
+def end_name(name: str, limit: int = 24) -> str:
     """Cut a name to what fits beside the end of its curve."""
     return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -207,3 +208,22 @@ def test_numbers_that_are_no_run(tmp_path):
     done = door("sample.py", tmp_path)
     assert done.returncode == 2
     assert "model.n_layer" in done.stderr
+
+
+def test_the_claims_run_from_end_to_end(wheels, tmp_path):
+    """All five at a size of no meaning: every arm once, untuned. One seed shows nothing, and they say so."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 7))) for _ in range(6000)]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(8000)))
+    data = [f"--data.corpus={text}", "--data.val_fraction=0.002", "--data.test_fraction=0"]
+    size = ["--model.context=8", "--model.d_model=16", "--model.n_head=2", "--train.batch_size=2", "--train.tokens=32"]
+    once = ["--train.seed=[0]", "--study.lr=[]", "--train.eval_every=9", "--train.threads=1"]
+    done = door("train.py", "configs/claims", *data, *size, *once, f"--out={tmp_path / 'claims'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("C")]
+    assert [line[:3] for line in lines] == ["C1 ", "C2 ", "C3 ", "C4 ", "C5 "]
+    assert all("NOT SHOWN" in line and "n = 1" in line for line in lines)
+    assert (tmp_path / "claims" / "report.html").is_file()
+    again = door("eval.py", tmp_path / "claims")
+    assert [line for line in again.stdout.splitlines() if line.startswith("C")] == lines

@@ -8,11 +8,13 @@ import sys
 import plotly.graph_objects
 import pytest
 from playwright.sync_api import sync_playwright
+from test_claims import GELU, plan, shifted, write_study
 from test_results import write_plan, write_run
 
+from study.claims_report import report_claims
 from study.drawing import spread, styles, thin
 from study.effects import compare_arms
-from study.figures import difference_figure, final_figure, loss_figure, rate_figure
+from study.figures import by_block, depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
 from study.report import sections, write_report
 from study.results import Run, Study, load_study
 
@@ -119,7 +121,7 @@ def test_each_activation_has_a_validation_and_a_training_line(page):
     assert page.locator("#plot-loss .scatterlayer .trace").count() == 14
     page.get_by_label("training loss").uncheck(force=True)
     page.wait_for_function("document.querySelectorAll('#plot-loss .scatterlayer .trace').length === 7")
-    names = {*ENDS, "mish", HOSTILE[:17] + "…"}
+    names = {*ENDS, "mish", HOSTILE[:23] + "…"}
     assert set(page.locator("#plot-loss .annotation").all_text_contents()) == names
 
 
@@ -361,3 +363,60 @@ def test_the_modules_start_fast():
     heavy = "{'torch', 'wandb', 'plotly', 'matplotlib', 'jinja2', 'rich'} & set(sys.modules)"
     code = f"import sys, study.compare; sys.exit(str({heavy}) if {heavy} else 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def add_probes(study, at):
+    """Add measurements of three blocks to every run of a study: `at(seed, step, block)`."""
+    for path in study.glob("*/metrics.jsonl"):
+        seed, records = int(path.parent.name[-1]), [json.loads(line) for line in path.read_text().splitlines()]
+        for record in records:
+            if record["step"] in (2, 10):
+                record |= {f"grad/blocks.{i}/rms": at(seed, record["step"], i) for i in range(3)}
+                record |= {f"act/blocks.{i}/mean_share": 0.5 for i in range(3)}
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture
+def probed(tmp_path):
+    tree = plan({"predicts": "above"}, figure="depth")
+    study = write_study(tmp_path / "c0", tree, {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]})
+    add_probes(study, lambda seed, step, block: (1 + seed) * step * 2.0**block)
+    return study
+
+
+def test_measurements_by_block_and_step_are_means_over_seeds(probed):
+    rows = compare_arms(load_study([probed]), "gelu")
+    assert by_block(rows[0].arm.runs[0].records)["grad/blocks.*/rms"] == {
+        2: {0: 2, 1: 4, 2: 8},
+        10: {0: 10, 1: 20, 2: 40},
+    }
+    maps = heat_maps(rows)["maps"]
+    assert list(maps) == ["grad/blocks.*/rms", "act/blocks.*/mean_share"]
+    assert maps["grad/blocks.*/rms"]["gelu"] == {
+        "x": [2, 10],
+        "z": [[6, 30], [12, 60], [24, 120]],
+    }  # 1 + seed is 3 on average
+
+
+def test_the_gradient_against_depth_is_relative_to_the_last_block(probed):
+    rows = compare_arms(load_study([probed]), "gelu")
+    traces = [trace for trace in depth_figure(rows)["data"] if trace["meta"]["kind"] == "depth"]
+    assert [trace["meta"]["arm"] for trace in traces] == ["sigmoid", "gelu"]
+    assert (traces[0]["x"], traces[0]["y"]) == ((0, 0.5, 1), [0.25, 0.5, 1])
+    for path in probed.glob("*/metrics.jsonl"):
+        path.write_text("")
+    assert depth_figure(compare_arms(load_study([probed]), "gelu")) == {}
+
+
+def test_a_page_of_claims_shows_verdicts_and_heat_maps(browser, probed, capsys):
+    with visit(browser, report_claims(probed.parent)) as page:
+        assert page.locator("#c0 .verdict").inner_text().lower().startswith("supported")
+        assert page.locator("#c0 tbody tr").count() == 1
+        assert page.locator("#plot-c0-0 .scatterlayer .trace").count() == 4  # two arms, each with its band
+        heat = page.locator("#plot-c0-probes .heatmaplayer image")
+        before = heat.get_attribute("href")
+        page.locator(".measure").select_option("act/blocks.*/mean_share")
+        page.wait_for_function("document.querySelector('#plot-c0-probes').data[0].z[0][0] === 0.5")
+        page.locator(".arm").select_option("sigmoid")
+        assert heat.get_attribute("href") != before
+        page.get_by_role("button", name="Dark theme").click()
