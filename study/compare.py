@@ -6,7 +6,6 @@ from pathlib import Path
 from errors import UserError, unknown
 from study.arms import joined
 from study.effects import Row, compare_arms
-from study.pictures import write_picture
 from study.report import sections, write_report
 from study.results import load_study, write_csv
 from study.table import columns, cost_columns, headline, notes, scope
@@ -33,9 +32,6 @@ def compare(
     try:
         parts = sections(study, rows, _reproduce(paths, {run.activation for run in study.runs}, plugin))
         write_report(parts, rows, path, " and ".join(p.resolve().name for p in paths))
-        for part in parts:
-            if part.kind == "figure":
-                write_picture(part.content, path.with_name(f"{part.id}.png"), part.title)
         write_csv(study, path.with_name("results.csv"))
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}. Choose another --out.") from None

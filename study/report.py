@@ -16,6 +16,7 @@ import tomli_w
 from study.drawing import FEW, PALETTE, Style, styles
 from study.effects import SMALLEST, Row
 from study.figures import depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
+from study.pictures import write_picture
 from study.results import Run, Study, varying
 from study.table import Column, columns, cost_columns, course_columns, headline, notes, scope
 
@@ -39,7 +40,7 @@ def write_report(parts: Sequence[Section], rows: Sequence[Row], path: Path, titl
 def write_page(
     path: Path, title: str, finding: str, scope: str, parts: Sequence[Section], legend: dict[str, Style]
 ) -> Path:
-    """Write a page of sections, replacing a former one only when it is complete; return the path.
+    """Write a page of sections, and its figures as pictures beside it (`loss.png` and so on); return the page's path.
 
     `legend` holds the arms that its reader can show and hide, by label.
     """
@@ -70,6 +71,9 @@ def write_page(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    for part in parts:
+        if part.kind == "figure":
+            write_picture(part.content, path.with_name(f"{part.id}.png"), part.title)
     return path
 
 
