@@ -99,13 +99,14 @@ class Arm:
 def make_arms(study: Study) -> list[Arm]:
     """Gather the runs into arms: the five of `KNOWN` first, then the rest in order of appearance.
 
-    A learning rate is part of the arm: each has its own in a tuned study. It is named where an arm's other settings are
-    not enough to tell it from another.
+    A learning rate is part of the arm: each has its own in a tuned study. It is named, as any other number with a
+    fraction, where an arm's other settings are not enough to tell it from another.
     """
     fields = [key for key in varying(study.runs) if key not in (SEED, ACTIVATION)]
-    own_lr = [key for key in fields if key != LR]
-    if len({_values(run, own_lr) for run in study.runs}) == len({_values(run, fields) for run in study.runs}):
-        fields = own_lr
+    for number in [key for key in fields if any(isinstance(run.settings.get(key), float) for run in study.runs)]:
+        fewer = [key for key in fields if key != number]
+        if len({_values(run, fewer) for run in study.runs}) == len({_values(run, fields) for run in study.runs}):
+            fields = fewer
     names = dict(zip(fields, short(fields), strict=True))
     groups: dict[tuple[str, ...], list[Run]] = {}
     for place in (lambda _: "", lambda run: run.folder.parent.name, lambda run: str(run.folder)):

@@ -43,9 +43,9 @@ def centring_figure(rows: Sequence[Row]) -> Figure:
         "y": [round(agreement(x), 4) for x in xs],
         "hoverinfo": "skip",
     }
-    meta = traces[0]["meta"] | {"kind": "theory", "color": 2}
+    meta = traces[0]["meta"] | {"arm": "theory", "kind": "theory", "color": 2, "label": "random deltas"}
     drawn = figure(
-        [theory | {"name": "", "meta": meta, "line": {"width": 1}}, *traces], "mean share ρ of a hidden unit", ""
+        [theory | {"name": "random deltas", "meta": meta, "line": {"width": 1}}, *traces], "mean share ρ of a hidden unit", ""
     )
     drawn["layout"]["yaxis"]["title"]["text"] = "pairwise sign agreement"
     drawn["layout"]["xaxis"] |= {"range": [-0.02, 1.02], "tickformat": ""}

@@ -129,6 +129,8 @@ def _dress(axes: "Axes", layout: dict[str, Any]) -> None:
             axis.set_ticks([], minor=True)
         elif asked.get("tickformat") in forms:
             axis.set_major_formatter(forms[asked["tickformat"]])
+        elif log:
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.grid(asked.get("showgrid", True))
         if asked["zeroline"]:
             zero(0, color=MUTED, linewidth=PIXEL, zorder=1)
