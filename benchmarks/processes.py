@@ -8,7 +8,7 @@ import statistics
 import time
 from pathlib import Path
 
-STEPS = 40
+STEPS = 100
 
 
 def work(threads: int, barrier) -> None:

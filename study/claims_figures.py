@@ -45,7 +45,9 @@ def centring_figure(rows: Sequence[Row]) -> Figure:
     }
     meta = traces[0]["meta"] | {"arm": "theory", "kind": "theory", "color": 2, "label": "random deltas"}
     drawn = figure(
-        [theory | {"name": "random deltas", "meta": meta, "line": {"width": 1}}, *traces], "mean share ρ of a hidden unit", ""
+        [theory | {"name": "random deltas", "meta": meta, "line": {"width": 1}}, *traces],
+        "mean share ρ of a hidden unit",
+        "",
     )
     drawn["layout"]["yaxis"]["title"]["text"] = "pairwise sign agreement"
     drawn["layout"]["xaxis"] |= {"range": [-0.02, 1.02], "tickformat": ""}

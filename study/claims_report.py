@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from study import table
-from study.arms import joined
+from study import published, table
+from study.arms import joined, make_arms
 from study.claims import Judged, claims_in, judge_claims
 from study.claims_figures import centring_figure, gate_figure, vocabulary_figures
 from study.drawing import Figure
@@ -101,6 +101,9 @@ def _claim(judged: Judged) -> dict[str, Any]:
     if control:
         figures = (f"{n} {control.measured[n]:.3f} (theory {control.expected[n]:.3f})" for n in control.expected)
         notes.append(f"Control {'holds' if control.ok else 'FAILS'}: {control.text}: {', '.join(figures)}.")
+    if claim.figure == "gaps":
+        losses = {arm.activation: loss for arm in make_arms(judged.study) if (loss := arm.mean("val/loss")) is not None}
+        notes += published.agreement(losses)
     notes += [f"Expected by us before the runs: {claim.expected}", f"What would change the verdict: {claim.change}"]
     notes.append(f"Scope: {_scope(judged)}.")
     why = f"{judged.decisive.prediction.text}: {figures_of(judged)}"

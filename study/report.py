@@ -134,7 +134,7 @@ DIFFERENCE_TEXT = f"Validation loss minus the reference’s of the same seed and
 TABLE_TEXT = "Losses in nats per token on the whole validation set, after the last step. Select a heading to sort."
 NOISE_TEXT = (
     " “Text noise” is half the 95 % interval of the difference over blocks of the validation text, the trained "
-    "networks being as they are (block bootstrap); the interval over seeds beside it decides."
+    "networks being as they are (block bootstrap). It says nothing of other seeds, and decides nothing."
 )
 COURSE_TEXT = (
     "Differences to {0} in nats per token{1}; a change below zero is a gap that closes. "

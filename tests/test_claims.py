@@ -20,6 +20,7 @@ from study.claims import (
 from study.claims_report import report_claims
 from study.config import merge
 from study.controls import CONTROLS, Control
+from study.published import TABLES, agreement
 from study.results import load_run
 from study.statistics import paired
 
@@ -229,3 +230,12 @@ def test_the_report_prints_a_line_for_each_claim_and_escapes_its_words(tmp_path,
 def test_a_folder_without_claims_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no study of a claim"):
         report_claims(tmp_path)
+
+
+def test_a_ranking_is_held_against_published_tables():
+    upside_down = {name: -loss for name, loss in TABLES["Narang et al. 2021, final"].items()}
+    said = agreement(upside_down | {"mine": 1.0})
+    assert "Narang et al. 2021, final: Spearman -1.00, n = 12 activations." in said[1]
+    # ranks 1 2 3 against 1 3 2: 1 − 6·2/(3·8) = 0.5
+    assert agreement({"swiglu": 1.0, "glu": 2.0, "bilinear": 3.0})[0].endswith("Spearman +0.50, n = 3 activations.")
+    assert agreement({"swiglu": 1.0, "glu": 2.0}) == []
