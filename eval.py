@@ -56,7 +56,8 @@ def main() -> None:
 
         score_run(only, command.device or "auto")
         return
-    if len(command.paths) == 1 and not (only / "study.toml").exists() and any(only.glob("*/study.toml")):
+    own = (only / "study.toml").exists() or any(only.glob("*/config.toml"))
+    if len(command.paths) == 1 and not own and any(only.glob("*/study.toml")):
         from study.claims_report import report_claims
 
         if command.reference is not None:

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from errors import door
+from errors import UserError, door
 
 QUICK = Path(__file__).parent / "configs" / "quick.toml"
 
@@ -14,20 +14,27 @@ def main() -> int:
     from study.config import configs_of, expand, is_study, merge, parse_command, study_config
 
     command = parse_command(sys.argv[1:], QUICK)
+    from study.claims import read_claim  # after --help: it needs scipy
+
     if command.plugin:
         from model.activations import load_plugin
 
         load_plugin(command.plugin)
     trees = {path: merge(path, command.flags) for path in configs_of(command.config)}
     runs = {path: expand(tree, f"{path} and the flags") for path, tree in trees.items()}
+    claims = {}
     for path, tree in trees.items():  # all of them, before anything is trained
         study_config(tree, f"{path} and the flags")
+        claims[path] = read_claim(tree, str(path))
+        if path != command.config and not is_study(tree):
+            raise UserError(f"{path} is a single run: a folder of configs holds studies.")
 
     if command.dry_run:
         from study.estimate import dry_run
 
-        for path, tree in trees.items():
-            dry_run(tree, f"{path} and the flags")
+        hours = [dry_run(tree, f"{path} and the flags") for path, tree in trees.items()]
+        if len(hours) > 1:
+            print(f"all of {command.config}: {sum(hours):.2f} h")
         return 0
     if command.config in trees and not is_study(trees[command.config]):
         from training.loop import train
@@ -39,14 +46,11 @@ def main() -> int:
         )
         return 0
 
-    from study.claims import read_claim
     from study.claims_report import report_claims
     from study.compare import compare
     from study.mirror import mirror_study
     from study.protocol import run_study
 
-    for path, tree in trees.items():
-        read_claim(tree, str(path))
     failed = []
     for path, tree in trees.items():
         folder = command.out if path == command.config else command.out / path.stem
@@ -54,7 +58,7 @@ def main() -> int:
         rows = compare([folder], plugin=command.plugin)
         mirror_study(rows, folder, next(iter(runs[path].values())).wandb, failed=bool(unfinished))
         failed += unfinished
-    if command.config not in trees:
+    if command.config not in trees and any(claims.values()):
         report_claims(command.out)
     if failed:
         print(f"failed: {', '.join(failed)}; log.txt of each says why", file=sys.stderr)

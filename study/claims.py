@@ -6,23 +6,25 @@ of some arms minus that of others, paired by seed, with the side of zero on whic
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from errors import UserError, unknown
-from study.arms import Arm, make_arms
-from study.config import Tree, expand
+from study.arms import Arm
+from study.config import Tree, expand, is_study
 from study.controls import CONTROLS, Control
-from study.effects import MINIMUM_SEEDS, SMALLEST
+from study.effects import MINIMUM_SEEDS, SMALLEST, Row, compare_arms
 from study.results import Run, Study, load_study
-from study.statistics import Effect, at_share, holm, paired, verdict
-from training.config import SECTIONS, tree
+from study.statistics import Effect, holm, paired, verdict
+from training.config import SECTIONS, read_toml, tree
 
 Term = dict[str, Any]  # settings of an arm, such as {"activation": "sigmoid", "n_layer": 4}, and perhaps "at"
 OPPOSITE = {"supported": "refuted", "refuted": "supported"}
@@ -48,7 +50,7 @@ class Prediction:
 class Claim:
     """A claim as it is told. `control` names what must hold, else the instrument is broken and the verdict withheld."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(pattern=r"^\w+$")]
     title: Annotated[str, Field(min_length=1)]
     told: Annotated[str, Field(min_length=1)]
     figure: Literal["depth", "centring", "gaps", "vocabulary", "gates"]
@@ -64,7 +66,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A prediction held against the runs; without an effect, `reason` says why there is none."""
+    """A prediction held against the runs; `reason` says why the verdict is what it is, or why there is no effect."""
 
     prediction: Prediction
     effect: Effect | None = None
@@ -75,11 +77,14 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """A claim, its study and its folder, what was found for each prediction, and the verdict."""
+    """A claim, the folder of its study and its table, what was found for each prediction, and the verdict.
+
+    `rows` is empty where no run that counts has begun.
+    """
 
     claim: Claim
     folder: Path
-    study: Study
+    rows: list[Row]
     findings: tuple[Finding, ...]
     control: Control | None
     verdict: str
@@ -92,29 +97,42 @@ class Judged:
 
 
 def read_claim(plan: Tree, source: str) -> Claim | None:
-    """Return the claim of a study's tree, None if it makes none.
+    """Return the claim of a tree, None if it makes none.
 
     Raises:
         UserError: a key or value is not allowed, or a prediction speaks of runs that are not one arm of the study.
     """
     if "claim" not in plan:
+        if "prediction" in plan:
+            raise UserError(f"{source}: a [[prediction]] without a [claim].")
         return None
+    if not is_study(plan):
+        raise UserError(f"{source}: a [claim] needs a study, and this is a single run.")
     try:
         claim = TypeAdapter(Claim).validate_python(plan["claim"] | {"prediction": plan.get("prediction", [])})
     except ValidationError as error:
-        lines = [f"claim.{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        raise UserError("\n  ".join([f"{source}:", *map(_explained, error.errors())])) from None
     runs = [
         {f"{section}.{key}": value for section, part in tree(run).items() for key, value in part.items()}
         for run in expand(plan, source).values()
     ]
     for prediction in claim.prediction:
         for term in (*prediction.plus, *prediction.minus):
+            at = term.get("at", prediction.at)
+            if not isinstance(at, int | float) or not 0 <= at <= 1:
+                raise UserError(f"{source}: {prediction.text}: at = {at!r}: a share of the budget, from 0 to 1.")
             wanted = settings_of(term)
             found = {repr(run | {"train.seed": 0}) for run in runs if wanted.items() <= run.items()}
             if len(found) != 1:
                 raise UserError(f"{source}: {prediction.text}: {wanted} describes {len(found)} arms of it, not one.")
     return claim
+
+
+def _explained(problem: Any) -> str:
+    """Write one of pydantic's problems: the key, what was given unless it is missing, what is allowed."""
+    key = ".".join(map(str, ("claim", *problem["loc"])))
+    given = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+    return f"{key}{given}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def settings_of(term: Term) -> dict[str, Any]:
@@ -130,7 +148,7 @@ def settings_of(term: Term) -> dict[str, Any]:
 
 
 def value(run: Run, metric: str, at: float, log: bool = False) -> float:
-    """Return a metric of a run at a share of its budget, the mean over all keys that match where it holds a `*`.
+    """Return a metric of a run at a share of its tokens, the mean over all keys that match where it holds a `*`.
 
     With `log`, its natural logarithm.
 
@@ -138,22 +156,24 @@ def value(run: Run, metric: str, at: float, log: bool = False) -> float:
         ValueError: the run has no such figure there.
     """
     keys = dict.fromkeys(key for record in run.records for key in record if fnmatchcase(key, metric))
-    if not keys:
-        raise ValueError(f"{run.name} has no {metric}")
-    found = fmean(at_share(run.curve(key), at) for key in keys)
+    curves = [run.curve(key) for key in keys]
+    tokens = at * run.records[-1]["tokens"] if run.records else 0
+    if not curves or not all(curve and curve[0][0] <= tokens <= curve[-1][0] for curve in curves):
+        raise ValueError(f"{run.name} has no {metric} at {100 * at:g} % of its tokens")
+    found = fmean(float(np.interp(tokens, *np.transpose(curve))) for curve in curves)
     if log and found <= 0:
         raise ValueError(f"{run.name}: {metric} is {found:g} and has no logarithm")
     return math.log(found) if log else found
 
 
-def contrast(prediction: Prediction, arms: Iterable[Arm]) -> Effect:
+def contrast(prediction: Prediction, arms: Sequence[Arm]) -> Effect:
     """Return the effect that a prediction speaks of, over the seeds that its arms share.
 
     Raises:
-        ValueError: an arm is missing, not whole, or trained on other seeds than the others.
+        ValueError: an arm is missing, not whole, trained on other seeds or not comparable, or nothing differs.
     """
-    arms = list(arms)
     sums: dict[int, float] = {}
+    data: dict[int, list[tuple[Any, int]]] = {1: [], -1: []}
     for sign, terms in ((1, prediction.plus), (-1, prediction.minus)):
         for term in terms:
             wanted = settings_of(term)
@@ -162,11 +182,17 @@ def contrast(prediction: Prediction, arms: Iterable[Arm]) -> Effect:
                 raise ValueError(f"{' '.join(map(str, wanted.values()))}: {len(found)} arms, not one")
             if found[0].trouble:
                 raise ValueError(f"{found[0].label}: {found[0].trouble}")
+            first = found[0].runs[0]
+            data[sign].append(((first.summary or {}).get("data/fingerprint"), first.budget))
             at = term.get("at", prediction.at)
             values = {run.seed: value(run, prediction.metric, at, prediction.log) for run in found[0].runs}
             if sums and values.keys() != sums.keys():
                 raise ValueError(f"the seeds do not pair: {sorted(values)} of {found[0].label}, {sorted(sums)} before")
             sums = {seed: sums.get(seed, 0.0) + sign * v for seed, v in values.items()}
+    if prediction.minus and Counter(data[1]) != Counter(data[-1]):
+        raise ValueError("its two sides are trained on other data or budgets, so they do not compare")
+    if not any(sums.values()):  # a field that nothing reads, a name that fell through
+        raise ValueError("its two sides are equal to the last bit: nothing differs")
     return paired([sums[seed] for seed in sorted(sums)])
 
 
@@ -196,16 +222,21 @@ def deciding(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def judge_claims(claims: Mapping[Path, Claim]) -> list[Judged]:
-    """Judge the claims, by the folder of each one's study; Holm's adjustment is over all their predictions."""
-    studies = {path: load_study([path]) for path in claims}
+    """Judge the claims, by the folder of each one's study; Holm's adjustment is over all their predictions.
+
+    It guards "supported". "refuted" is decided for each prediction by itself.
+    """
+    rows: dict[Path, list[Row]] = {}
     effects: list[tuple[Path, Prediction, Effect | None, str]] = []
     for path, claim in claims.items():
-        arms = make_arms(studies[path])
+        begun = any(path.glob("*/config.toml"))
+        study = load_study([path]) if begun else Study([], [], {})
+        rows[path] = compare_arms(study, study.reference) if begun else []
         for prediction in claim.prediction:
             try:
-                effects.append((path, prediction, contrast(prediction, arms), ""))
+                effects.append((path, prediction, contrast(prediction, [row.arm for row in rows[path]]), ""))
             except ValueError as error:
-                effects.append((path, prediction, None, str(error)))
+                effects.append((path, prediction, None, str(error) if begun else "no run has begun"))
     adjusted = holm([effect.p if effect else math.nan for _, _, effect, _ in effects])
     findings: dict[Path, list[Finding]] = {}
     for (path, prediction, effect, reason), p in zip(effects, adjusted, strict=True):
@@ -215,16 +246,18 @@ def judge_claims(claims: Mapping[Path, Claim]) -> list[Judged]:
     for path, claim in claims.items():
         control = CONTROLS[claim.control]() if claim.control else None
         found = tuple(findings[path])
-        judged.append(Judged(claim, path, studies[path], found, control, conclude(found, control)))
+        judged.append(Judged(claim, path, rows[path], found, control, conclude(found, control)))
     return judged
 
 
 def claims_in(folder: Path) -> dict[Path, Claim]:
-    """Return the claims among the studies in a folder, in order of their names."""
-    from training.config import read_toml
+    """Return the claims among the studies in a folder, in order of their names.
 
-    found = {}
-    for path in sorted(folder.glob("*/study.toml")):
-        if claim := read_claim(read_toml(path), str(path)):
-            found[path.parent] = claim
+    Raises:
+        UserError: two of them have one name.
+    """
+    plans = {path.parent: read_toml(path) for path in sorted(folder.glob("*/study.toml"))}
+    found = {path: claim for path, plan in plans.items() if (claim := read_claim(plan, str(path / "study.toml")))}
+    if twice := [name for name, n in Counter(claim.name for claim in found.values()).items() if n > 1]:
+        raise UserError(f"{folder}: two claims have the name {twice[0]}.")
     return found

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import fmean
 
 from data.config import parse_tokenizer
@@ -10,8 +11,6 @@ from study.drawing import Figure, escaped, figure, meta_of, popup, styles
 from study.effects import Row
 from study.figures import by_block
 from training.measures import agreement
-
-BINS = 40
 
 
 def centring_figure(rows: Sequence[Row]) -> Figure:
@@ -76,46 +75,29 @@ def vocabulary_figures(rows: Sequence[Row]) -> tuple[Figure, Figure]:
 def gate_figure(rows: Sequence[Row]) -> Figure:
     """Draw the distribution of act(gate) of each gated arm, all blocks and seeds together, as shares of bins."""
     look, traces = styles([row.arm for row in rows]), []
-    found = {row.arm.label: (row, _gates(row.arm)) for row in rows}
-    values = [v for _, gates in found.values() for v, _ in gates]
-    if not values:
-        return {}
-    low, high = max(min(values), -2.0), min(max(values), 2.0)
-    width = (high - low) / BINS
-    for row, gates in found.values():
-        if not gates:
+    for row in rows:
+        found = [h for run in row.arm.runs for h in (run.summary or {}).get("gate/histogram", {}).values()]
+        if not found:
             continue
-        shares = [0.0] * BINS
-        for value, count in gates:
-            if low <= value <= high:
-                shares[min(int((value - low) / width), BINS - 1)] += count
-        total = sum(count for _, count in gates)
-        label, style = row.arm.label, look[row.arm.label]
+        counts = [sum(bins) for bins in zip(*(h["counts"] for h in found), strict=True)]
+        edges, label = found[0]["edges"], row.arm.label
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines",
                 "name": escaped(label),
-                "x": [round(low + (i + 0.5) * width, 4) for i in range(BINS)],
-                "y": [round(share / total, 5) for share in shares],
-                "line": {"width": 2, "shape": "hvh", "dash": style.dash},
+                "x": [round((a + b) / 2, 4) for a, b in pairwise(edges)],
+                "y": [round(count / max(sum(counts), 1), 5) for count in counts],
+                "line": {"width": 2, "shape": "hvh", "dash": look[label].dash},
                 "meta": meta_of(row, look, "validation"),
                 "hovertemplate": popup("act(gate) about %{x:.2f}<br>share %{y:.3f}"),
             }
         )
+    if not traces:
+        return {}
     drawn = figure(traces, "act(gate)", "share of gates")
-    drawn["layout"]["xaxis"] |= {"range": [low, high], "tickformat": ""}
+    drawn["layout"]["xaxis"] |= {"range": [traces[0]["x"][0], traces[0]["x"][-1]], "tickformat": ""}
     return drawn
-
-
-def _gates(arm: Arm) -> list[tuple[float, float]]:
-    """Return (middle of a bin, count) of every histogram of an arm's runs."""
-    found = []
-    for run in arm.runs:
-        for histogram in (run.summary or {}).get("gate/histogram", {}).values():
-            edges, counts = histogram["edges"], histogram["counts"]
-            found += [((a + b) / 2, n) for a, b, n in zip(edges, edges[1:], counts, strict=False)]
-    return found
 
 
 def _at_end(arm: Arm, path: str) -> float | None:

@@ -1,17 +1,17 @@
 """Claims on a page and in the terminal: a verdict for each, its predictions, and the picture that decides it."""
 
-from collections import Counter
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from errors import UserError
 from study import published, table
-from study.arms import joined, make_arms
-from study.claims import Judged, claims_in, judge_claims
+from study.arms import joined
+from study.claims import Finding, Judged, claims_in, judge_claims
 from study.claims_figures import centring_figure, gate_figure, vocabulary_figures
 from study.drawing import Figure
-from study.effects import MINIMUM_SEEDS, Row, compare_arms
+from study.effects import MINIMUM_SEEDS, Row
 from study.figures import depth_figure, final_figure, heat_maps
 from study.report import PROBES_TEXT, Section, write_page
 
@@ -31,7 +31,8 @@ def report_claims(folder: Path, out: Path | None = None) -> Path:
     for one in judged:
         print(line(one))
     path = out or folder / "report.html"
-    parts = [part for one in judged for part in sections(one)]
+    links = [os.path.relpath(one.folder / "report.html", path.parent) for one in judged]
+    parts = [part for one, link in zip(judged, links, strict=True) for part in sections(one, link)]
     try:
         write_page(
             path, f"{folder.resolve().name}: claims about the sigmoid", headline(judged), _rule(judged), parts, {}
@@ -44,21 +45,26 @@ def report_claims(folder: Path, out: Path | None = None) -> Path:
 
 def headline(judged: Sequence[Judged]) -> str:
     """Return how many claims have which verdict, and which."""
-    kinds = Counter(one.verdict for one in judged)
+    kinds = dict.fromkeys(one.verdict for one in judged)
     told = (f"{joined(o.claim.title for o in judged if o.verdict == kind)} {kind}" for kind in kinds)
     return "; ".join(told)
 
 
 def line(judged: Judged) -> str:
     """Return claim, verdict, effect, interval, p after Holm, n and scope, of the prediction that decides it."""
-    found = judged.decisive
     head = f"{judged.claim.name} {judged.claim.title}: {judged.verdict.upper()}"
-    return f"{head} · {found.prediction.text}: {figures_of(judged)} · {_scope(judged)}"
+    return " · ".join([head, why_of(judged), *([table.setting(judged.rows)] if judged.rows else [])])
 
 
-def figures_of(judged: Judged) -> str:
-    """Return the effect of the decisive prediction with its interval, p and n; where there is none, why."""
-    found = judged.decisive
+def why_of(judged: Judged) -> str:
+    """Return what the verdict rests on: a failed control, or the prediction that decides, with its figures."""
+    if judged.verdict == "withheld":
+        return "the control of the instrument fails"
+    return f"{judged.decisive.prediction.text}: {figures_of(judged.decisive)}"
+
+
+def figures_of(found: Finding) -> str:
+    """Return an effect with its interval, p and n; where there is none, why."""
     if found.effect is None:
         return found.reason
     e = found.effect
@@ -67,21 +73,19 @@ def figures_of(judged: Judged) -> str:
     return f"{e.mean:+.3f}{unit}{interval}, n = {e.n}"
 
 
-def sections(judged: Judged) -> list[Section]:
+def sections(judged: Judged, link: str) -> list[Section]:
     """Return the sections of one claim: the verdict, then what decides it, then everything measured."""
     claim, name = judged.claim, judged.claim.name.lower()
-    rows = compare_arms(judged.study, judged.study.reference)
-    found = [Section(name, f"{claim.name} · {claim.title}", "claim", _claim(judged))]
-    pictures = [(title, figure, text) for title, figure, text in PICTURES[claim.figure](rows) if figure]
-    for i, (title, figure, text) in enumerate(pictures):
-        found.append(Section(f"{name}-{i}", title, "figure", figure, text))
-    maps = heat_maps(rows)
-    return [*found, Section(f"{name}-probes", f"{claim.name} · inside the network", "heat", maps, PROBES_TEXT)][
-        : None if maps else -1
-    ]
+    found = [Section(name, f"{claim.name} · {claim.title}", "claim", _claim(judged, link))]
+    rows = [row for row in judged.rows if not row.arm.trouble]
+    pictures = [picture for picture in PICTURES[claim.figure](rows) if picture[1]] if rows else []
+    found += [Section(f"{name}-{i}", title, "figure", drawn, text) for i, (title, drawn, text) in enumerate(pictures)]
+    if maps := heat_maps(rows):
+        found.append(Section(f"{name}-probes", f"{claim.name} · inside the network", "heat", maps, PROBES_TEXT))
+    return found
 
 
-def _claim(judged: Judged) -> dict[str, Any]:
+def _claim(judged: Judged, link: str) -> dict[str, Any]:
     claim, control = judged.claim, judged.control
     predictions = []
     for found in judged.findings:
@@ -95,20 +99,23 @@ def _claim(judged: Judged) -> dict[str, Any]:
         ]
         text = f"{'aside: ' * p.aside}{p.text} ({p.predicts} 0 by {p.smallest:g})"
         predictions.append({"text": text, "cells": cells})
-    reasons = {found.reason: found.prediction.text for found in judged.findings if found.effect}
+    reasons = dict.fromkeys(found.reason for found in judged.findings if found.effect)
     told = {reason: [f.prediction.text for f in judged.findings if f.reason == reason] for reason in reasons}
     notes = [f"{joined(texts) if len(texts) < len(judged.findings) else 'All'}: {r}." for r, texts in told.items()]
     if control:
         figures = (f"{n} {control.measured[n]:.3f} (theory {control.expected[n]:.3f})" for n in control.expected)
         notes.append(f"Control {'holds' if control.ok else 'FAILS'}: {control.text}: {', '.join(figures)}.")
     if claim.figure == "gaps":
-        losses = {arm.activation: loss for arm in make_arms(judged.study) if (loss := arm.mean("val/loss")) is not None}
+        arms = [row.arm for row in judged.rows]
+        losses = {arm.activation: loss for arm in arms if (loss := arm.mean("val/loss")) is not None}
         notes += published.agreement(losses)
     notes += [f"Expected by us before the runs: {claim.expected}", f"What would change the verdict: {claim.change}"]
-    notes.append(f"Scope: {_scope(judged)}.")
-    why = f"{judged.decisive.prediction.text}: {figures_of(judged)}"
-    link = f"{judged.folder.name}/report.html"
-    said = {"verdict": judged.verdict, "why": why, "told": claim.told, "link": link}
+    if judged.rows:
+        notes.append(f"Scope: {table.setting(judged.rows)}.")
+    edges = [row.arm.label for row in judged.rows if row.arm.edge]
+    if edges:
+        notes.append(f"At the edge of its learning rates, so that a better one may lie beyond: {joined(edges)}.")
+    said = {"verdict": judged.verdict, "why": why_of(judged), "told": claim.told, "link": link}
     return said | {"predictions": predictions, "notes": notes}
 
 
@@ -153,14 +160,10 @@ PICTURES: dict[str, Callable[[Sequence[Row]], Pictures]] = {
 }
 
 
-def _scope(judged: Judged) -> str:
-    return table.scope(compare_arms(judged.study, judged.study.reference))
-
-
 def _rule(judged: Sequence[Judged]) -> str:
     tests = sum(found.effect is not None for one in judged for found in one.findings)
     return (
         f"a claim is supported if each of its predictions is, and refuted if one is; an effect is a paired mean "
-        f"difference over seeds with its 95 % t interval, p after Holm over {tests} predictions, {MINIMUM_SEEDS} seeds "
-        f"or more"
+        f"difference over {MINIMUM_SEEDS} seeds or more with its 95 % t interval; “supported” also needs p below "
+        f"5 % after Holm over all {tests} predictions, while “refuted” is decided for each by itself"
     )

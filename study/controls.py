@@ -5,10 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from model.activations import ACTIVATIONS
 from model.moments import moments
-from training.measures import agreement, same_sign
+from training.measures import agreement, log_slope, rms, same_sign
+from training.probes import watch
 
 WIDTH, DEPTH, ROWS = 512, 16, 256  # of the plain network, and the inputs that it sees
 UNITS, TOKENS, OUTPUTS = 512, 512, 16384  # of the gradient whose signs are counted
@@ -46,19 +48,28 @@ def plain_net() -> Control:
 
 
 def gradient_ratio(activation: str, gain: float, seed: int = 0) -> float:
-    """Return by what factor the gradient's norm changes per layer on its way back through a plain network, fp32."""
+    """Return by what factor the gradient's norm changes per layer on its way back through a plain network, fp32.
+
+    Layers are watched and their gradients measured as the probes do it in a GPT's blocks.
+    """
     generator = torch.Generator().manual_seed(seed)
-    act = ACTIVATIONS[activation].factory()
+    net = nn.Sequential(
+        *(nn.Sequential(ACTIVATIONS[activation].factory(), _linear(gain, generator)) for _ in range(DEPTH))
+    )
+    u_ND = torch.randn(ROWS, WIDTH, generator=generator).requires_grad_()
+    with watch(dict(net.named_children())) as seen:
+        y_ND = net(u_ND)
+    direction_ND = torch.randn(ROWS, WIDTH, generator=generator)
+    inputs = [seen[str(layer)][0] for layer in range(DEPTH)]
+    gradients = torch.autograd.grad((y_ND * direction_ND).sum(), inputs)
+    return math.exp(-log_slope([rms(gradient_ND).item() for gradient_ND in gradients]))
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
 
-    u_ND = normal(ROWS, WIDTH).requires_grad_()
-    layers = [u_ND]
-    for _ in range(DEPTH):
-        layers.append(act(layers[-1]) @ normal(WIDTH, WIDTH) * (gain / math.sqrt(WIDTH)))
-    first_ND, last_ND = torch.autograd.grad((layers[-1] * normal(ROWS, WIDTH)).sum(), [layers[0], layers[-1]])
-    return (first_ND.norm() / last_ND.norm()).item() ** (1 / DEPTH)
+def _linear(gain: float, generator: torch.Generator) -> nn.Linear:
+    linear = nn.Linear(WIDTH, WIDTH, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(WIDTH, WIDTH, generator=generator) * (gain / math.sqrt(WIDTH)))
+    return linear
 
 
 def sign_agreement() -> Control:

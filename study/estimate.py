@@ -21,8 +21,8 @@ STEPS = 8  # timed steps of each arm, after two that are not
 START_SECONDS = 1.0  # of a run: checkpoints, its sample
 
 
-def dry_run(tree: Tree, source: str) -> None:
-    """Print the runs, the match of the arms in parameters and FLOPs, and an estimate of the time that the study takes.
+def dry_run(tree: Tree, source: str) -> float:
+    """Print the runs, the match of the arms in parameters and FLOPs, and the hours that the study takes; return these.
 
     It times a few steps and one evaluation of each arm on a run's share of the cores. The text is fetched and prepared
     for that, nothing is trained or written. A learning-rate grid that must be extended takes longer.
@@ -45,7 +45,9 @@ def dry_run(tree: Tree, source: str) -> None:
         for run in [*mine, *tuning]:
             seconds += START_SECONDS + run.steps * step + (run.steps // run.train.eval_every + 2) * score
         print(f"{name}: {len(tuning)} tuning runs, {len(mine)} runs, {config.tokens_per_step / step:,.0f} tokens/s")
-    print(f"estimated time: {seconds / parallel / 3600:.2f} h, {parallel} runs at a time")
+    hours = seconds / parallel / 3600
+    print(f"estimated time of {source.split()[0]}: {hours:.2f} h, {parallel} runs at a time")
+    return hours
 
 
 def _measure(config: RunConfig, data: Dataset) -> tuple[float, float]:

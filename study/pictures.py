@@ -103,11 +103,10 @@ def _scatter(axes: "Axes", trace: Figure) -> None:
         look |= {"markerfacecolor": "none" if empty else color}
         look |= {"markevery": math.ceil(len(trace["x"]) / marker.get("maxdisplayed", math.inf)) or 1}
     axes.plot(trace["x"], trace["y"], **look, clip_on=trace.get("cliponaxis", True))
-    if error := trace.get("error_x"):
-        width, cap = PIXEL * error["thickness"], PIXEL * error["width"]
-        axes.errorbar(
-            trace["x"], trace["y"], xerr=error["array"], fmt="none", ecolor=color, elinewidth=width, capsize=cap
-        )
+    for name, side in (("error_x", "xerr"), ("error_y", "yerr")):
+        if error := trace.get(name):
+            form = {"fmt": "none", "elinewidth": PIXEL * error["thickness"], "capsize": PIXEL * error["width"]}
+            axes.errorbar(trace["x"], trace["y"], **{side: error["array"]}, **form, ecolor=color)
 
 
 DRAW = {"scatter": _scatter}

@@ -15,7 +15,7 @@ import numpy as np
 
 from errors import UserError
 from study.config import points
-from training.config import WHERE
+from training.config import SECTIONS, WHERE
 
 RUN_FOLDER = "a run folder holds config.toml and metrics.jsonl, a study folder holds one such folder per run"
 
@@ -103,8 +103,12 @@ class Study:
         """Yield the folder and the settings of each run that a study asks for and that has no folder yet."""
         for folder, plan in self.plans.items():
             here = [run.settings for run in self.runs if run.folder.parent == folder]
-            for values, _ in points(plan):
-                point = {"train.seed": 0} | {f"{section}.{field}": value for (section, field), value in values.items()}
+            fields = dict.fromkeys(key for values, _ in points(plan) for key in values)
+            for _, sections in points(plan):
+                point: dict[str, Any] = {"train.seed": 0}
+                for section, field in fields:  # of every grid: what one names, another takes as it stands or by default
+                    default = getattr(SECTIONS.get(section), field, None)
+                    point[f"{section}.{field}"] = sections.get(section, {}).get(field, default)
                 if not any(all(s.get(key) == value for key, value in point.items()) for s in here):
                     yield folder, point
 

@@ -113,7 +113,12 @@ def headline(rows: Sequence[Row]) -> str:
 
 
 def scope(rows: Sequence[Row]) -> str:
-    """Return how far the headline carries: size, tokens, corpus, optimiser, learning rate, seeds, tests."""
+    """Return how far the headline carries: the setting, seeds, tests."""
+    return setting(rows) + "; " + _certainty(rows)
+
+
+def setting(rows: Sequence[Row]) -> str:
+    """Return where the rows were measured: size, tokens, corpus, optimiser, learning rate."""
     runs = [run for row in rows for run in row.arm.runs]
     sizes = sorted({size for run in runs if (size := run.final("params/total"))})
     budgets = joined(f"{budget:,}" for budget in sorted({run.budget for run in runs}))
@@ -127,7 +132,7 @@ def scope(rows: Sequence[Row]) -> str:
     parts += [seen[key] for key in SCOPE if key in seen and not key.startswith("data.")]
     rates = {run.settings.get("train.lr") for run in runs}
     parts += ["each arm at its own learning rate" if len(rates) > 1 else f"learning rate {rates.pop()}"]
-    return ", ".join(parts) + "; " + _certainty(rows)
+    return ", ".join(parts)
 
 
 SCOPE = ("data.corpus", "data.tokenizer", "train.optimizer")

@@ -133,6 +133,43 @@ def test_a_metric_of_all_layers_is_their_mean_and_may_be_a_logarithm(tmp_path):
         value(run, "grad/depth/log_slope", 1.0)
 
 
+def test_a_share_of_the_budget_is_of_what_the_run_was_trained_on(tmp_path):
+    run = load_run(write_run(tmp_path / "run"))
+    for record in run.records[6:]:
+        record["val/loss"] = None  # it diverged: an earlier loss does not stand in for the last
+    assert value(run, "val/loss", 0.5) == pytest.approx(value(run, "val/loss", 0.4) - 0.1)
+    with pytest.raises(ValueError, match="no val/loss at 100 %"):
+        value(run, "val/loss", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("losses", "options", "reason"),
+    [
+        (GELU[:5], {}, "equal to the last bit"),
+        (shifted(0.1)[:5], {"fingerprint": "other"}, "other data or budgets"),
+        (shifted(0.1)[:5], {"tokens": 900}, "other data or budgets"),
+    ],
+)
+def test_what_does_not_compare_gets_no_verdict(tmp_path, losses, options, reason):
+    write_study(tmp_path / "c0", plan({"predicts": "above"}), {"gelu": GELU[:5]})
+    for seed, loss in enumerate(losses):
+        write_run(tmp_path / "c0" / f"sigmoid-seed{seed}", "sigmoid", loss, seed=seed, **options)
+    one = judged(tmp_path)
+    assert one.verdict == "not shown"
+    assert reason in one.findings[0].reason
+
+
+def test_a_study_that_still_tunes_is_not_shown_and_leaves_the_others(tmp_path, capsys):
+    (tmp_path / "c1").mkdir()
+    write_study(tmp_path / "c1", plan({"predicts": "above"}, name="C1"), {})
+    write_run(tmp_path / "c1" / "tune" / "gelu")
+    write_study(tmp_path / "c2", plan({"predicts": "above"}), {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]})
+    report_claims(tmp_path)
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert first == "C1 Worse: NOT SHOWN · it: no run has begun"
+    assert second.startswith("C0 Worse: SUPPORTED")
+
+
 def finding(outcome, aside=False):
     prediction = Prediction(text="it", predicts="above", plus=({"activation": "gelu"},), aside=aside)
     return Finding(prediction, verdict=outcome)
@@ -162,6 +199,10 @@ def test_holm_is_over_all_predictions_of_all_claims(tmp_path):
             plan({"predicts": "above"}, {"predicts": "not below"}),
             {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]},
         )
+    with pytest.raises(UserError, match="two claims have the name C0"):
+        claims_in(tmp_path)
+    study = tmp_path / "c2" / "study.toml"
+    study.write_text(study.read_text().replace('"C0"', '"C1"'))
     found = [f for one in judge_claims(claims_in(tmp_path)) for f in one.findings]
     assert [f.p for f in found] == pytest.approx([4 * f.effect.p for f in found if f.effect])
 
@@ -199,12 +240,25 @@ def test_a_shipped_claim_speaks_of_arms_that_its_study_has(path):
         ({"plus": [{"activashun": "relu"}]}, "Did you mean 'activation'"),
         ({"predicts": "upwards"}, "predicts"),
         ({"at": 2}, "at = 2"),
+        ({"plus": [{"activation": "sigmoid", "at": "early"}]}, "at = 'early'"),
         ({"aside": True}, "no aside"),
     ],
 )
 def test_a_prediction_that_cannot_be_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         read_claim(plan({"predicts": "above"} | change), "it")
+
+
+def test_a_claim_that_cannot_be_is_refused():
+    single = {"model": {"activation": "gelu"}}
+    with pytest.raises(UserError, match="this is a single run"):
+        read_claim(plan({"predicts": "above"}) | single | {"train": {}}, "it")
+    with pytest.raises(UserError, match="without a"):
+        read_claim(single | {"prediction": [{}]}, "it")
+    with pytest.raises(UserError, match=r"claim\.name = 'a/b'"):
+        read_claim(plan({"predicts": "above"}, name="a/b"), "it")
+    with pytest.raises(UserError, match=r"it:\n  claim\.told: Field required"):
+        read_claim({**plan({"predicts": "above"}), "claim": {k: v for k, v in CLAIM.items() if k != "told"}}, "it")
 
 
 def test_a_study_without_a_claim_makes_none():

@@ -135,3 +135,12 @@ def test_the_csv_has_a_row_for_each_run_and_reads_back_exactly(tmp_path):
     assert (stopped["status"], stopped["val/loss"], stopped["train.lr"]) == ("unfinished", "", "0.001")
     assert (tuning["study"], tuning["stage"], tuning["train.lr"], tuning["train.tokens"]) == ("s", "tune", "0.1", "500")
     assert not {"sample/text", "environment"} & set(relu)
+
+
+def test_a_run_of_one_grid_does_not_stand_in_for_that_of_another(tmp_path):
+    study = write_plan(
+        tmp_path / "study", model={"activation": "gelu"}, grid=[{"model": {"n_layer": 2}}, {"model": {"context": 64}}]
+    )
+    write_run(study / "wide")  # two layers, context 128
+    absent = [point for _, point in load_study([study]).missing()]
+    assert absent == [{"train.seed": 0, "model.n_layer": 4, "model.context": 64}]

@@ -95,7 +95,7 @@ def calibration(logits_NV: Tensor, y_N: Tensor) -> dict[str, Tensor]:
     """Return top-1 accuracy and the expected calibration error of the softmax, 15 bins (Guo et al., 2017)."""
     confidence_N, guess_N = logits_NV.softmax(-1).max(-1)
     correct_N = (guess_N == y_N).float()
-    bin_N = (confidence_N * BINS).long().clamp(max=BINS - 1)
+    bin_N = (confidence_N.nan_to_num() * BINS).long().clamp(max=BINS - 1)  # a run that diverged is NaN, and goes on so
     gap_bins = (correct_N - confidence_N) @ F.one_hot(bin_N, BINS).float()
     return {"accuracy": correct_N.mean(), "ece": gap_bins.abs().sum() / len(y_N)}
 

@@ -2,8 +2,9 @@
 
 In fp32. B stands for blocks.0, blocks.1, …; P for the FFN's up, gate or down; M for a matrix, as blocks.0.attn.qkv.
 
-    grad/B/rms                        of the residual stream's gradient at the block's input
+    stream/B/rms, grad/B/rms          of the residual stream at the block's input, and of its gradient
     grad/depth/first_to_last          that of the first block over that of the last
+    grad/depth/scaled_first_to_last   the same of rms(x)·rms(∂L/∂x), which no growth of the stream by itself changes
     grad/depth/log_slope              of ln rms over depth, per block; above 0, early blocks get less
     grad/B/P, grad/B/P_cosine         norm of the matrix's gradient; cosine with that before the last step
     act/B/u_sd                        sd of u, the pre-activations (of the gate, where there is one)
@@ -41,7 +42,7 @@ from training.path import Path, ffn_matrices, ffns
 # of the probe batch, the first of the validation split; one more costs a quarter of a per cent of training
 # (benchmarks/probes.py)
 SEQUENCES = 3
-HISTOGRAM_BINS = 20
+GATES = (-2.0, 2.0, 40)  # lowest and highest edge of the histogram of act(gate), and its bins
 
 
 def probe_steps(steps: int, factor: int) -> set[int]:
@@ -150,14 +151,17 @@ def measure(
 
 
 def gate_histogram(model: GPT, x_BT: Tensor) -> dict[str, dict[str, list[float]]]:
-    """Return the distribution of act(gate) of each block, as `edges` and `counts`; empty for ungated activations."""
+    """Return the distribution of act(gate) of each block, as `edges` and `counts`; empty for ungated activations.
+
+    What lies beyond the edges counts in the outermost bins.
+    """
     acts = {where: ffn.act for where, ffn in ffns(model).items() if ffn.gate is not None}
     with torch.no_grad(), torch.autocast(x_BT.device.type, enabled=False), watch(acts) as seen:
         model(x_BT)
-    histograms = {
-        where: torch.histogram(gate_BTF.cpu().flatten(), HISTOGRAM_BINS) for where, (_, gate_BTF) in seen.items()
-    }
-    return {where: {"edges": h.bin_edges.tolist(), "counts": h.hist.tolist()} for where, h in histograms.items()}
+    low, high, bins = GATES
+    edges = torch.linspace(low, high, bins + 1).tolist()
+    counts = {where: torch.histc(gate_BTF.clamp(low, high), bins, low, high) for where, (_, gate_BTF) in seen.items()}
+    return {where: {"edges": edges, "counts": count_N.tolist()} for where, count_N in counts.items()}
 
 
 def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -175,9 +179,11 @@ def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dic
 
     figures: dict[str, Any] = {}
     with torch.no_grad():
-        stream = [rms(gradients[where]).item() for where in blocks]
+        stream, scale = ([rms(x[where]).item() for where in blocks] for x in (gradients, at))
+        figures |= {f"stream/{where}/rms": size for where, size in zip(blocks, scale, strict=True)}
         figures |= {f"grad/{where}/rms": norm for where, norm in zip(blocks, stream, strict=True)}
-        figures |= {"grad/depth/first_to_last": stream[0] / stream[-1] if stream[-1] else float("nan")}
+        figures["grad/depth/first_to_last"] = stream[0] / stream[-1] if stream[-1] else float("nan")
+        figures["grad/depth/scaled_first_to_last"] = figures["grad/depth/first_to_last"] * scale[0] / scale[-1]
         figures["grad/depth/log_slope"] = log_slope(stream)
         figures |= {f"grad/{name}": gradients[name].norm() for name in ffn_matrices(model)}
         for where, ffn in blocks.items():
