@@ -1,4 +1,4 @@
-"""Door: score a checkpoint, or compare runs and write the report."""
+"""Door: score or export a checkpoint, or compare runs and write the report."""
 
 import sys
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from errors import UserError, door
 
 @dataclass(frozen=True)
 class Command:
-    """Score one run on its validation and test sets, compare the runs of a study or several runs, or judge claims."""
+    """Score one run on its validation and test sets or export it, compare a study or several runs, or judge claims."""
 
     paths: Annotated[
         Positional[tuple[Path, ...]], arg(metavar="DIR", help="one run, a study, several, or a folder of claims")
@@ -33,11 +33,15 @@ class Command:
         str | None,
         arg(help="where one run is scored: auto, cuda, mps or cpu", help_behavior_hint="(default: auto)"),
     ] = None
+    export: Annotated[
+        Path | None,
+        arg(help="new folder: one run as a Hugging Face model, which transformers loads without code of ours"),
+    ] = None
     plugin: Annotated[Path | None, arg(help="Python file that adds activations; it is executed")] = None
 
 
 def main() -> None:
-    """Print a score or a table, the latter with a report beside it."""
+    """Print a score or a table, the latter with a report beside it, or write an export."""
     command = tyro.cli(Command, prog="python eval.py")
     if not command.paths:
         raise UserError("name a run, a study, or several of them, such as: python eval.py runs/quick")
@@ -47,10 +51,19 @@ def main() -> None:
         raise UserError(f"{only} is one run, to be scored: --reference and --out go with a study or several runs.")
     if not single and command.device is not None:
         raise UserError("--device goes with one run, to be scored; a study or several runs are read from their files.")
+    if command.export is not None and not single:
+        raise UserError("--export goes with one run, such as: python eval.py runs/relu --export relu-hf")
+    if command.export is not None and command.device is not None:
+        raise UserError("--device is where a run is scored; --export writes a folder instead.")
     if command.plugin:
         from model.activations import load_plugin
 
         load_plugin(command.plugin)
+    if command.export is not None:
+        from training.export import export_run
+
+        export_run(only, command.export)
+        return
     if single:
         from training.score import score_run
 

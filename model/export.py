@@ -1,0 +1,115 @@
+"""The network as Hugging Face's transformers knows it: Llama where the FFN gates, Arcee, down(act(up x)), where not.
+
+Both have RMSNorm, rotary positions that turn the pairs (k, k + K/2) of a head, and no biases, as here. What they cannot
+express exactly is refused.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from errors import UserError
+from model.activations import ACTIVATIONS, Activation
+from model.block import EPS
+from model.config import ModelConfig
+from model.ffn import ffn_width
+from model.gpt import GPT
+
+HIDDEN_ACT = {  # the registry's name -> the key of transformers.activations.ACT2FN that is exactly the same function
+    "sigmoid": "sigmoid",
+    "relu": "relu",
+    "gelu": "gelu",
+    "silu": "silu",
+    "swiglu": "silu",
+    "identity": "linear",
+    "tanh": "tanh",
+    "relu6": "relu6",
+    "leaky_relu": "leaky_relu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+    "hard_swish": "hardswish",
+    "mish": "mish",
+    "relu2": "relu2",
+    "glu": "sigmoid",
+    "bilinear": "linear",
+    "reglu": "relu",
+    "geglu": "gelu",
+    "tanhglu": "tanh",
+    "relu2glu": "relu2",
+}
+
+
+def check_exportable(config: ModelConfig) -> None:
+    """Raise `UserError` with every reason why transformers' Llama and Arcee cannot express such a network."""
+    reasons = []
+    if config.activation not in HIDDEN_ACT:
+        names = ", ".join(HIDDEN_ACT)
+        reasons.append(f"activation {config.activation!r} {_why_not(config.activation)}; exportable are {names}")
+    if config.norm != "rms":
+        reasons.append(f"norm {config.norm!r}: they have RMSNorm alone")
+    if not config.ffn_residual:
+        reasons.append("ffn_residual = false: they add the FFN to its input")
+    if config.ffn_bias:
+        reasons.append("ffn_bias = true: they put a bias on all matrices of the FFN or on none")
+    if config.head != "softmax":
+        reasons.append(f"head {config.head!r}: theirs is softmax")
+    if reasons:
+        lines = "".join(f"\n  {reason}" for reason in reasons)
+        raise UserError(f"transformers' Llama and Arcee cannot express this network exactly:{lines}")
+
+
+def _why_not(name: str) -> str:
+    activation = ACTIVATIONS[name]
+    if activation.on_up is not Activation.on_up:
+        return "changes the gated FFN's other factor too"
+    if any(True for _ in activation.factory().parameters()):
+        return "holds weights of its own"
+    return "is none of the functions of transformers' ACT2FN"
+
+
+def to_transformers(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the config and the weights of the same network as LlamaForCausalLM or ArceeForCausalLM, in float32.
+
+    The config lacks the ids of special tokens, which only a tokenizer knows. The output layer is the embedding.
+
+    Raises:
+        UserError: as `check_exportable`.
+    """
+    c = model.config
+    check_exportable(c)
+    gated = ACTIVATIONS[c.activation].gated
+    config = {
+        "architectures": ["LlamaForCausalLM" if gated else "ArceeForCausalLM"],
+        "model_type": "llama" if gated else "arcee",
+        "hidden_act": HIDDEN_ACT[c.activation],
+        "vocab_size": model.n_vocab,
+        "max_position_embeddings": c.context,
+        "num_hidden_layers": c.n_layer,
+        "hidden_size": c.d_model,
+        "intermediate_size": ffn_width(c.d_model, gated),
+        "num_attention_heads": c.n_head,
+        "num_key_value_heads": c.n_head,
+        "head_dim": c.d_model // c.n_head,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "rms_norm_eps": EPS,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "initializer_range": 0.02,
+        "dtype": "float32",
+    }
+    ours, theirs = model.state_dict(), {}
+    theirs["model.embed_tokens.weight"] = ours.pop("embedding.weight")
+    theirs["model.norm.weight"] = ours.pop("norm.weight")
+    for layer in range(c.n_layer):
+        block, there = f"blocks.{layer}", f"model.layers.{layer}"
+        theirs[f"{there}.input_layernorm.weight"] = ours.pop(f"{block}.attn_norm.weight")
+        qkv = ours.pop(f"{block}.attn.qkv.weight").chunk(3)
+        theirs |= {f"{there}.self_attn.{name}_proj.weight": part for name, part in zip("qkv", qkv, strict=True)}
+        theirs[f"{there}.self_attn.o_proj.weight"] = ours.pop(f"{block}.attn.out.weight")
+        theirs[f"{there}.post_attention_layernorm.weight"] = ours.pop(f"{block}.ffn_norm.weight")
+        for name in ("gate", "up", "down") if gated else ("up", "down"):
+            theirs[f"{there}.mlp.{name}_proj.weight"] = ours.pop(f"{block}.ffn.{name}.weight")
+    if ours:
+        raise ValueError(f"no place in transformers for {', '.join(ours)}")
+    return config, {name: tensor.detach().float().contiguous() for name, tensor in theirs.items()}

@@ -1,0 +1,282 @@
+import dataclasses
+import functools
+import itertools
+import json
+import random
+import sys
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import eval as eval_door  # the builtin keeps its name
+from data.export import to_tokenizers
+from data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
+from errors import UserError, door
+from model.activations import ACTIVATIONS, Activation
+from model.config import ModelConfig
+from model.export import HIDDEN_ACT, check_exportable, to_transformers
+from model.generate import generate
+from model.gpt import GPT
+from training.export import export_run, write_folder
+from training.loop import train
+from training.sample import load_run
+
+LEARNED = {"prelu", "swish_beta", "xielu", "polyrelu", "dyt", "sigmoid_affine", "snake"}
+U = torch.linspace(-30, 30, 6001, dtype=torch.float64)
+WORDS = [
+    "O Romeo",
+    "'ll",
+    "'LL",
+    "don't",
+    "'\u017f",
+    "12345",
+    "٣٤",
+    "é",
+    "e\u0301",
+    "日本語",
+    "\U0001f600",
+    "a.b!",
+    "--",
+    "x=1;",
+]
+SPACES = [" ", "  ", "\t", "\n", "\r\n", "\n\n  ", "\u00a0", "\u3000", "\x85", ""]
+
+
+def tiny_gpt(activation, n_vocab=257):
+    """A model far from its start, whose logits depend on every weight."""
+    model = GPT(ModelConfig(activation=activation, n_layer=2, n_head=2, d_model=24, context=80), n_vocab).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            drawn = torch.randn(parameter.shape, generator=generator) * 0.3
+            parameter.copy_(drawn + 1 if parameter.ndim == 1 else drawn)
+    return model
+
+
+@functools.cache
+def auto():
+    """Import transformers once, and late: it is slow."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.AutoModelForCausalLM, transformers.AutoTokenizer
+
+
+@functools.cache
+def bytes_tokenizer():
+    return train_tokenizer("bytes", iter(()))
+
+
+@functools.cache
+def lines():
+    """2,000 lines of words, numbers, scripts and white space in every order."""
+    draw = random.Random(0)
+    texts = ["".join(map("".join, itertools.product(WORDS, [space]))) for space in SPACES]
+    while len(texts) < 2000:
+        n = draw.randint(1, 12)
+        letters = "".join(draw.choices("etaoinshrdluETA ", k=draw.randint(0, 9)))
+        texts.append("".join(draw.choice((*WORDS, letters)) + draw.choice(SPACES) for _ in range(n)))
+    return texts
+
+
+@functools.cache
+def bpe_tokenizer():
+    return train_tokenizer("bpe:600", iter(lines()))
+
+
+@functools.cache
+def fast(tokenizer: Tokenizer):
+    """The file as the library that reads it sees it."""
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_str(json.dumps(to_tokenizers(tokenizer)))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_exported_is_exactly_what_transformers_has(name):
+    from transformers.activations import ACT2FN
+
+    def equal(theirs):
+        ours_N, theirs_N = ACTIVATIONS[name].factory().double()(U), ACT2FN[theirs](U)
+        return torch.allclose(ours_N, theirs_N, rtol=1e-12, atol=1e-14)
+
+    if name in HIDDEN_ACT:
+        assert equal(HIDDEN_ACT[name])
+        assert ACTIVATIONS[name].on_up(U) is U
+    elif name not in LEARNED and name != "swiglu_clamped":
+        assert not [theirs for theirs in ACT2FN if theirs not in LEARNED and equal(theirs)]
+
+
+@pytest.mark.parametrize("name", HIDDEN_ACT)
+def test_transformers_computes_and_generates_the_same(name, tmp_path):
+    model = tiny_gpt(name)
+    write_folder(tmp_path / "hf", model, bytes_tokenizer(), "")
+    theirs = auto()[0].from_pretrained(tmp_path / "hf")
+    assert type(theirs).__name__ == ("LlamaForCausalLM" if ACTIVATIONS[name].gated else "ArceeForCausalLM")
+    assert theirs.dtype == torch.float32
+    tokens_BT = torch.randint(257, (8, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours_BTV, theirs_BTV = model(tokens_BT), theirs(tokens_BT).logits
+    assert ours_BTV.std() > 0.5
+    torch.testing.assert_close(theirs_BTV, ours_BTV, rtol=0, atol=1e-4)
+    prompt_BT = tokens_BT[:2, :16]
+    new_BT = theirs.generate(prompt_BT, max_new_tokens=64, do_sample=False, eos_token_id=None)[:, 16:]
+    assert new_BT.tolist() == generate(model, prompt_BT, 64, temperature=0).tolist()
+
+
+def same_ids(tokenizer, texts):
+    for text in texts:
+        assert fast(tokenizer).encode(text).ids == tokenizer.encode(text), text
+        assert fast(tokenizer).decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("make", [bytes_tokenizer, bpe_tokenizer])
+def test_ids_are_the_same_on_lines(make):
+    assert len(lines()) == 2000
+    same_ids(make(), lines())
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+@example(text="x" * 100 + "\n" * 40)
+def test_ids_are_the_same_on_any_text(text):
+    for tokenizer in (bytes_tokenizer(), bpe_tokenizer()):
+        same_ids(tokenizer, [text.replace(END_OF_TEXT, "")])
+
+
+def test_ids_are_the_same_where_merges_compete():
+    draw = random.Random(0)
+    for _ in range(10):
+        texts = ["".join(draw.choices("ab", k=draw.randint(5, 60))) for _ in range(40)]
+        same_ids(train_tokenizer(f"bpe:{draw.randint(270, 300)}", iter(texts)), texts)
+
+
+def test_gpt2_ids_are_the_same(wheels):
+    tokenizer = train_tokenizer("gpt2", iter(()))
+    draw = random.Random(0)
+    points = [*range(0xD800), *range(0xE000, 0x110000)]
+    same_ids(tokenizer, lines() + ["".join(map(chr, draw.choices(points, k=20))) for _ in range(500)])
+
+
+def test_a_token_that_nothing_merges_to_is_no_silent_difference():
+    ranks = bytes_tokenizer().ranks | {b"abc": 256}
+    with pytest.raises(ValueError, match="b'abc'"):
+        to_tokenizers(Tokenizer("bpe:258", bpe_tokenizer().pattern, ranks))
+
+
+def test_the_folder_holds_the_tokenizer_and_its_special_token(tmp_path):
+    tokenizer = bpe_tokenizer()
+    write_folder(tmp_path / "hf", tiny_gpt("relu", tokenizer.n_vocab), tokenizer, "")
+    theirs = auto()[1].from_pretrained(tmp_path / "hf")
+    text = "O Romeo, 'tis 1234\n\n  é\U0001f600 , don't"
+    read = theirs(text)
+    assert read["input_ids"] == tokenizer.encode(text)
+    assert set(read) == {"input_ids", "attention_mask"}
+    assert theirs.decode(read["input_ids"]) == text
+    assert (len(theirs), theirs.model_max_length) == (tokenizer.n_vocab, 80)
+    assert (theirs.eos_token, theirs.eos_token_id, theirs.bos_token_id) == (END_OF_TEXT, tokenizer.eot, tokenizer.eot)
+    assert theirs(f"a{END_OF_TEXT}")["input_ids"] == [*tokenizer.encode("a"), tokenizer.eot]
+    literal = theirs(f"a{END_OF_TEXT}", split_special_tokens=True)["input_ids"]
+    assert literal == tokenizer.encode(f"a{END_OF_TEXT}")
+    model = auto()[0].from_pretrained(tmp_path / "hf")
+    assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eot
+    assert model.generate(max_new_tokens=3)[0, 0] == tokenizer.eot
+
+
+REFUSED = {
+    "softsign": ({"activation": "softsign"}, "none of the functions of transformers' ACT2FN"),
+    "xielu": ({"activation": "xielu"}, "weights of its own"),
+    "swiglu_clamped": ({"activation": "swiglu_clamped"}, "other factor"),
+    "layer": ({"norm": "layer"}, "RMSNorm alone"),
+    "none": ({"norm": "none"}, "RMSNorm alone"),
+    "residual": ({"ffn_residual": False}, "add the FFN to its input"),
+    "bias": ({"ffn_bias": True}, "bias"),
+    "head": ({"head": "sigsoftmax"}, "softmax"),
+}
+
+
+@pytest.mark.parametrize("changes", REFUSED)
+def test_what_transformers_cannot_express_is_refused_with_the_reason(changes, tmp_path):
+    options, reason = REFUSED[changes]
+    config = ModelConfig(**{"n_layer": 1, "d_model": 16, "context": 8} | options)
+    with pytest.raises(UserError, match=reason):
+        write_folder(tmp_path / "hf", GPT(config, 257), bytes_tokenizer(), "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_name_is_exportable_or_refused_and_all_reasons_are_given():
+    for name in ACTIVATIONS:
+        if name in HIDDEN_ACT:
+            check_exportable(ModelConfig(activation=name))
+        else:
+            with pytest.raises(UserError, match="exportable are sigmoid, relu, gelu"):
+                check_exportable(ModelConfig(activation=name))
+    with pytest.raises(UserError, match=r"(?s)softsign.*norm 'none'.*ffn_residual"):
+        check_exportable(ModelConfig(activation="softsign", norm="none", ffn_residual=False))
+
+
+def test_a_weight_without_a_place_is_an_error(monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "relu", Activation(torch.nn.PReLU))
+    with pytest.raises(ValueError, match=r"blocks\.0\.ffn\.act\.weight"):
+        to_transformers(GPT(ModelConfig(activation="relu"), 257))
+
+
+def exported(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, arguments)])
+    return door(eval_door.main)
+
+
+def test_a_run_is_exported_through_the_door(tiny, tmp_path, monkeypatch, capsys):
+    run, folder = tmp_path / "run", tmp_path / "new" / "hf"
+    summary = train(tiny(model={"activation": "swiglu"}), run)
+    capsys.readouterr()
+    assert exported(monkeypatch, run, "--export", folder) == 0
+    printed = capsys.readouterr().out
+    assert not [path for path in folder.parent.iterdir() if path != folder]
+    found = {}
+    exec(printed[printed.index("from transformers") :], found)
+    model, tokenizer, _ = load_run(run, torch.device("cpu"))
+    ids = tokenizer.encode("the king")
+    assert found["tokenizer"]("the king")["input_ids"] == ids
+    with torch.no_grad():
+        torch.testing.assert_close(found["model"](torch.tensor([ids])).logits, model(torch.tensor([ids])))
+    card = (folder / "README.md").read_text()
+    assert f"{summary['val/loss']:.4f} nats/token, perplexity {summary['val/perplexity']:.3f}" in card
+    assert f"{summary['val/bits_per_byte']:.4f} bits/byte" in card
+    for part in (f"{summary['params/total']:,}", "1,280 tokens", "corpus.txt", "swiglu", f"torch {torch.__version__}"):
+        assert part in card
+    assert str(tmp_path) not in card
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert exported(monkeypatch, run, "--export", folder) == 2
+    assert "is not an empty folder" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (tmp_path / "empty").mkdir()
+    assert exported(monkeypatch, run, "--export", tmp_path / "empty") == 0
+    assert load_file(tmp_path / "empty" / "model.safetensors").keys() == dict(found["model"].named_parameters()).keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [(["--device=cpu"], "--device"), (["--reference=relu"], "--reference"), (["run2"], "--export goes with one run")],
+)
+def test_mistakes_at_the_door(flags, reason, tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.toml").touch()
+    assert exported(monkeypatch, tmp_path, *flags, "--export", tmp_path / "hf") == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_run_that_cannot_be_expressed_or_is_not_finished(tiny, tmp_path, monkeypatch, capsys):
+    config = tiny(model={"norm": "layer"})
+    train(config, tmp_path / "layer")
+    assert exported(monkeypatch, tmp_path / "layer", "--export", tmp_path / "hf") == 2
+    assert "RMSNorm alone" in capsys.readouterr().err
+    run = tmp_path / "run"
+    train(dataclasses.replace(config, model=dataclasses.replace(config.model, norm="rms")), run)
+    (run / "checkpoints" / "step-00000020" / "state.json").unlink()  # the figures are not those of what is left
+    export_run(run, tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "step 18 of 20" in card
+    assert "nats" not in card
