@@ -40,7 +40,7 @@ def explained(what: str, way_out: str) -> Iterator[None]:
 def door(main: Callable[[], int | None]) -> int:
     """Call the main function of a door and return its exit code: 2 for the user's mistake, 130 or 143 for a signal.
 
-    A fault keeps its traceback and exits with 1. NO_COLOR is honoured (https://no-color.org).
+    A fault keeps its traceback and exits with 1, as do numbers that are not finite, without one. NO_COLOR is honoured (https://no-color.org).
     """
     if os.environ.get("NO_COLOR"):  # rich reads it, tyro has to be told
         import tyro
@@ -51,6 +51,9 @@ def door(main: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader has had enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

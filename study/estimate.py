@@ -59,7 +59,7 @@ def _measure(config: RunConfig, data: Dataset) -> tuple[float, float]:
     times = []
     for step in range(STEPS + 2):
         began = time.perf_counter()
-        train_step(model, optimizers, data.train.tokens_N, config, step, 0.0, precision)[0].item()
+        train_step(model, optimizers, data.train.tokens_N, config, step, 0.0, precision)
         times.append(time.perf_counter() - began)
     began = time.perf_counter()
     with autocast(precision, device):

@@ -160,6 +160,9 @@ def _child(config: RunConfig, folder: Path, plugin: Path | None) -> None:
     except UserError as error:
         print(error)
         sys.exit(2)
+    except FloatingPointError as error:
+        print(error)
+        sys.exit(1)
 
 
 def _end_with_parent() -> None:

@@ -14,6 +14,16 @@ os.environ["WANDB_MODE"] = "disabled"  # tests of the mirror say otherwise
 torch.set_num_threads(1)  # small tensors gain nothing from more
 
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="faults in the numbers that docs/reliability.md reports")
+
+
+@pytest.fixture
+def times(pytestconfig):
+    """Return a function that picks how often a fault is tried: (in CI, with --long)."""
+    return lambda short, long: long if pytestconfig.getoption("--long") else short
+
+
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory):
     """A cache that keeps fetched wheels for the whole session."""

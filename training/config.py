@@ -34,6 +34,9 @@ class TrainConfig:
     beta2: Annotated[float, Field(ge=0, lt=1, description="AdamW: decay of the mean of squares")] = 0.99
     momentum: Annotated[float, Field(ge=0, lt=1, description="SGD and Muon")] = 0.95
     clip: Annotated[float, Field(ge=0, description="largest norm of the gradient; 0: no clipping")] = 1.0
+    nonfinite: Annotated[
+        Literal["stop", "skip"], Field(description="a step whose loss or gradient is not finite: end, or leave it out")
+    ] = "stop"
     warmup: Annotated[float, Field(ge=0, le=1, description="share of the steps in which lr rises from 0")] = 0.05
     schedule: Annotated[Literal["cosine", "linear"], Field(description="shape of the decay")] = "cosine"
     decay: Annotated[float, Field(ge=0, le=1, description="share of the steps, the last, in which lr falls")] = 1.0

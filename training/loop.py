@@ -39,7 +39,7 @@ def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, A
     Raises:
         UserError: the folder or the data do not fit the config.
         Interrupted: a signal came; a checkpoint is written, and the same call resumes.
-        FloatingPointError: the loss is no longer finite; the last checkpoint stays.
+        FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
     """
     if not read_summary(folder):
         check_available(config)
@@ -79,13 +79,14 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
     probes = Probes(model, optimizers, data.val, steps, c.probes)
 
     # what a resumed run needs beside its tensors
-    state: dict[str, Any] = {"step": 0, "offset": 0, "time": 0.0, "train_seconds": 0.0, "val": {}, "wandb_id": None}
+    state: dict[str, Any] = {"step": 0, "offset": 0, "time": 0.0, "train_seconds": 0.0, "skipped": 0}
+    state |= {"val": {}, "wandb_id": None}
     if resumed := checkpoint.newest(checkpoints):
-        state = checkpoint.read_state(resumed)
+        state |= checkpoint.read_state(resumed)
         _check_same(state, data, env)
         checkpoint.load_weights(resumed, model)
         probes.load(checkpoint.load_optimizers(resumed, model, optimizers))
-    start, val = state["step"], state["val"]
+    start, val, skipped = state["step"], state["val"], state["skipped"]
     clock = Clock(state["time"], state["train_seconds"])
 
     with (
@@ -114,8 +115,8 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
                     record = {}
                 if (step and step % c.checkpoint_every == 0) or last or stop:
                     state = {"offset": metrics.offset, "time": clock.time, "train_seconds": clock.train_seconds}
-                    state |= {"val": val, "wandb_id": metrics.mirror.id, "fingerprint": data.fingerprint}
-                    state |= {"config": tree(config), "environment": env}
+                    state |= {"val": val, "skipped": skipped, "wandb_id": metrics.mirror.id}
+                    state |= {"config": tree(config), "environment": env, "fingerprint": data.fingerprint}
                     tensors = probes.tensors
                     checkpoint.save(checkpoints, step, model, optimizers, state, data.tokenizer, c.keep, tensors)
             if last:
@@ -124,13 +125,12 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
                 raise Interrupted(stop, f"{folder}: stopped at step {step} of {steps}; the same command resumes it")
 
             lr = c.lr * lr_factor(step, steps, c)
-            log, save = ((step + 1) % every == 0 or step + 1 == steps for every in (c.log_every, c.checkpoint_every))
             with probes.following(step + 1), clock.training(config.tokens_per_step):
                 loss, norm = train_step(model, optimizers, data.train.tokens_N, config, step, lr, precision)
-                if (log or save) and not math.isfinite(loss.item()):  # .item() also waits for the GPU, as a clock must
-                    raise FloatingPointError(f"{folder}: the loss is {loss.item()} at step {step + 1}; lower train.lr")
-            if log:
-                record = {"train/loss": loss.item(), "train/lr": lr, "grad/norm": norm.item()}
+            skipped += not math.isfinite(loss + norm)
+            if (step + 1) % c.log_every == 0 or step + 1 == steps:
+                record = {"train/loss": loss, "train/lr": lr, "grad/norm": norm}
+                record |= {"train/skipped": skipped} if c.nonfinite == "skip" else {}
                 record["perf/tokens_per_s"] = clock.speed()
 
         summary = _summary(config, model, data, precision, val, clock.train_seconds, env) | probes.summary()

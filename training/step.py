@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from data.batches import train_batch
 from model.gpt import GPT
 from training.config import RunConfig
 from training.device import autocast
+from training.nonfinite import began
 
 
 def train_step(
@@ -21,24 +22,37 @@ def train_step(
     step: int,
     lr: float,
     precision: str,
-) -> tuple[Tensor, Tensor]:
-    """Take the step of that number (from 0) at a learning rate.
+) -> tuple[float, float]:
+    """Take the step of that number (from 0) at a learning rate, unless its loss or gradient is not finite.
 
     Returns:
         The training loss of its batch before the update, nats/token, and the norm of the gradient before clipping.
+
+    Raises:
+        FloatingPointError: one of them is not finite, and `train.nonfinite` is "stop"; the weights are as before.
     """
     c, device = config.train, model.embedding.weight.device
     x_BT, y_BT = train_batch(tokens_N, c.seed, step, c.batch_size, config.model.context)
-    loss = torch.zeros((), device=device)
-    for micro_x_BT, micro_y_BT in zip(x_BT.chunk(c.accumulate), y_BT.chunk(c.accumulate), strict=True):
+    batches = list(zip(x_BT.to(device).chunk(c.accumulate), y_BT.to(device).chunk(c.accumulate), strict=True))
+    total = torch.zeros((), device=device)
+    for micro_x_BT, micro_y_BT in batches:
         with autocast(precision, device):
-            micro = model.train_loss(micro_x_BT.to(device), micro_y_BT.to(device)) / c.accumulate
+            micro = model.train_loss(micro_x_BT, micro_y_BT) / c.accumulate
         micro.backward()
-        loss += micro.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.clip or math.inf)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-        optimizer.zero_grad()
+        total += micro.detach()
+    total_norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    loss, norm = torch.stack([total, total_norm]).tolist()  # the one wait for a GPU
+    if math.isfinite(loss + norm):
+        clip_grads_with_norm_(model.parameters(), c.clip or math.inf, total_norm)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+    elif c.nonfinite == "stop":
+        raise FloatingPointError(
+            f"the loss is {loss} and the norm of the gradient {norm} at step {step + 1}; the first that is not finite "
+            f"is {began(model, batches, precision)}. The weights and the last checkpoint are from before that step. "
+            "Lower train.lr, or let a new run leave such steps out: --train.nonfinite=skip."
+        )
+    model.zero_grad()
     return loss, norm
