@@ -11,6 +11,7 @@ import torch
 from test_loop import records, same_weights
 
 from errors import Interrupted
+from model.gpt import GPT
 from training import checkpoint, loop
 from training.loop import train
 
@@ -118,6 +119,22 @@ def test_a_run_without_a_bad_step_is_the_same_under_either_choice(tiny, tmp_path
     assert {r.pop("train/skipped", 0) for r in skip} == {0}
     assert skip == records(tmp_path / "stop")
     assert same_weights(tmp_path / "stop", tmp_path / "skip")
+
+
+def test_of_gradients_that_spread_the_one_nearest_to_the_loss_is_named(tiny, tmp_path, monkeypatch):
+    def model_with_hook(*arguments):
+        model = GPT(*arguments)
+
+        def spoil(_module, _inputs, output):
+            if output.requires_grad:
+                output.register_hook(lambda gradient: gradient * float("nan"))
+
+        model.get_submodule("blocks.1.ffn.act").register_forward_hook(spoil)
+        return model
+
+    monkeypatch.setattr(loop, "GPT", model_with_hook)
+    with pytest.raises(FloatingPointError, match=r"at step 1; .* is the gradient of blocks\.1\.ffn\.up\.weight\. "):
+        train(tiny(train={"probes": 0}), tmp_path / "run")
 
 
 def test_micro_batches_find_the_same_layer(tiny, tmp_path, inject):
