@@ -8,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from test_loop import records, same_weights
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--model.n_layer=2", "--model.n_head=2", "--model.d_model=24", "--model.context=16", "--train.batch_size=4"]
-OFTEN = ["--train.log_every=5", "--train.eval_every=50", "--train.checkpoint_every=10", "--train.tokens=25600"]
+OFTEN = ["--train.log_every=5", "--train.eval_every=50", "--train.checkpoint_every=10", "--train.tokens=16000"]
 
 
 def begin(corpus, out):
@@ -38,7 +39,7 @@ def leftover(out):
 def strike(process, out, draw, seconds, save):
     """Kill a run at a random time of its life or, for `save`, within or just after one of its next saves."""
     if save:
-        for _ in range(draw.randint(1, 8)):
+        for _ in range(draw.randint(1, 5)):
             until(process, lambda: not leftover(out))
             until(process, lambda: leftover(out))
         time.sleep(draw.uniform(0, 0.004))
@@ -48,6 +49,7 @@ def strike(process, out, draw, seconds, save):
     process.kill()
 
 
+@pytest.mark.timeout(3600)
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(corpus, tmp_path, times):
     draw, wanted = random.Random(0), times(5, 50)
     kills, within_save, resumed, run = 0, 0, 0, 0
