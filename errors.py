@@ -40,7 +40,8 @@ def explained(what: str, way_out: str) -> Iterator[None]:
 def door(main: Callable[[], int | None]) -> int:
     """Call the main function of a door and return its exit code: 2 for the user's mistake, 130 or 143 for a signal.
 
-    A fault keeps its traceback and exits with 1, as do numbers that are not finite, without one. NO_COLOR is honoured (https://no-color.org).
+    A fault keeps its traceback and exits with 1, as do numbers that are not finite, without one. NO_COLOR is honoured
+    (https://no-color.org).
     """
     if os.environ.get("NO_COLOR"):  # rich reads it, tyro has to be told
         import tyro
