@@ -30,7 +30,7 @@ def export_run(run: Path, folder: Path) -> None:
     _check_free(folder)
     model, tokenizer, state = load_run(run, torch.device("cpu"))
     write_folder(folder, model, tokenizer, _card(run, config, model, state))
-    print(f"{run}, step {state['step']}, is in {folder}. With transformers (pip install 'actgpt[hf]'), it loads by:")
+    print(f"{run}, step {state['step']}, is in {folder}. With transformers installed, it loads by:")
     print(_loading(folder))
 
 
