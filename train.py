@@ -14,7 +14,6 @@ def main() -> int:
     from study.config import configs_of, expand, is_study, merge, parse_command, study_config
 
     command = parse_command(sys.argv[1:], QUICK)
-    from study.claims import read_claim  # after --help: it needs scipy
 
     if command.plugin:
         from model.activations import load_plugin
@@ -25,7 +24,10 @@ def main() -> int:
     claims = {}
     for path, tree in trees.items():  # all of them, before anything is trained
         study_config(tree, f"{path} and the flags")
-        claims[path] = read_claim(tree, str(path))
+        if "claim" in tree or "prediction" in tree:
+            from study.claims import read_claim  # where it is needed: it takes scipy
+
+            claims[path] = read_claim(tree, str(path))
         if path != command.config and not is_study(tree):
             raise UserError(f"{path} is a single run: a folder of configs holds studies.")
 
@@ -58,7 +60,7 @@ def main() -> int:
         rows = compare([folder], plugin=command.plugin)
         mirror_study(rows, folder, next(iter(runs[path].values())).wandb, failed=bool(unfinished))
         failed += unfinished
-    if command.config not in trees and any(claims.values()):
+    if command.config not in trees and claims:
         report_claims(command.out)
     if failed:
         print(f"failed: {', '.join(failed)}; log.txt of each says why", file=sys.stderr)

@@ -23,7 +23,7 @@ from training.folder import read_summary
 from training.interrupt import Interrupt
 from training.loop import train
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.1
 ORPHAN_SECONDS = 60.0  # in which a run of a study that was killed saves and lets go of its folder
 
 

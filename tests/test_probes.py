@@ -197,6 +197,10 @@ def test_gradients_are_those_of_autograd_by_hand():
     norms = [x_BTD.grad.square().mean().sqrt().item() for x_BTD in stream[:-1] if x_BTD.grad is not None]
     assert [found[f"grad/blocks.{i}/rms"] for i in range(3)] == pytest.approx(norms, rel=1e-4)
     assert found["grad/depth/first_to_last"] == pytest.approx(norms[0] / norms[2], rel=1e-4)
+    sizes = [x_BTD.detach().square().mean().sqrt().item() for x_BTD in stream[:-1]]
+    assert [found[f"stream/blocks.{i}/rms"] for i in range(3)] == pytest.approx(sizes, rel=1e-4)
+    scaled = norms[0] * sizes[0] / (norms[2] * sizes[2])
+    assert found["grad/depth/scaled_first_to_last"] == pytest.approx(scaled, rel=1e-4)
     line = statistics.linear_regression(range(3), [math.log(norm) for norm in norms])
     assert found["grad/depth/log_slope"] == pytest.approx(line.slope, rel=1e-3)
     ffn = model.get_submodule("blocks.1.ffn")
