@@ -11,7 +11,8 @@ QUICK = Path(__file__).parent / "configs" / "quick.toml"
 def main() -> int:
     """Read the command line and train; returns the exit code."""
     # late, since a study's processes import this file too
-    from study.config import configs_of, expand, is_study, merge, parse_command, study_config
+    from study.config import configs_of, merge, parse_command
+    from study.grid import expand, is_study, study_config
 
     command = parse_command(sys.argv[1:], QUICK)
 

@@ -14,7 +14,8 @@ import torch
 
 from data.dataset import prepare
 from model.gpt import GPT
-from study.config import expand, merge
+from study.config import merge
+from study.grid import expand
 from training.device import pick_precision
 from training.optim import build_optimizers
 from training.step import train_step

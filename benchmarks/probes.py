@@ -15,7 +15,8 @@ import torch
 
 from data.dataset import prepare
 from model.gpt import GPT
-from study.config import expand, merge
+from study.config import merge
+from study.grid import expand
 from training.config import RunConfig
 from training.device import pick_precision
 from training.optim import build_optimizers

@@ -19,9 +19,10 @@ from pydantic.dataclasses import dataclass
 
 from errors import UserError, unknown
 from study.arms import Arm
-from study.config import Tree, expand, is_study
+from study.config import Tree
 from study.controls import CONTROLS, Control
 from study.effects import MINIMUM_SEEDS, SMALLEST, Row, compare_arms
+from study.grid import expand, is_study
 from study.results import Run, Study, load_study
 from study.statistics import Effect, holm, paired, verdict
 from training.config import SECTIONS, read_toml, tree

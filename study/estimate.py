@@ -7,8 +7,9 @@ import torch
 
 from data.dataset import Dataset, prepare
 from model.gpt import GPT
-from study.config import Tree, expand, study_config
+from study.config import Tree
 from study.display import match
+from study.grid import expand, study_config
 from study.tuning import arm_of, arms, tuning_runs
 from training.config import RunConfig
 from training.device import autocast, cores, pick_device, pick_precision

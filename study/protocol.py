@@ -12,9 +12,10 @@ import tomli_w
 
 from data.dataset import prepare
 from errors import UserError
-from study.config import Tree, expand, study_config
+from study.config import Tree
 from study.display import match
 from study.executor import execute
+from study.grid import expand, study_config
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
 from training.config import WHERE, RunConfig, read_toml
 from training.folder import CHOOSE, PARTIAL, hold, read_summary, write_whole

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
-from study.config import points
+from study.grid import points
 from training.config import SECTIONS, WHERE
 
 RUN_FOLDER = "a run folder holds config.toml and metrics.jsonl, a study folder holds one such folder per run"

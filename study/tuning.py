@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from study.config import StudyConfig, Tree, planned
+from study.config import StudyConfig, Tree
+from study.grid import planned
 from training.config import RunConfig, TrainConfig
 
 EXTENSIONS = 2  # at most so many times

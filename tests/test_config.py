@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import UserError
-from study.config import ALL_SECTIONS, axes, expand, is_study, merge, parse_command, points, run_name
+from study.config import ALL_SECTIONS, merge, parse_command
+from study.grid import axes, expand, is_study, points, run_name
 from training.config import RunConfig, build, build_sections, differences, read_toml, to_toml
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from errors import UserError
-from study.config import expand
+from study.grid import expand
 from study.protocol import run_study
 from training.config import tree as plain
 from training.folder import read_run_config, read_summary

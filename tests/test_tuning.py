@@ -4,7 +4,8 @@ import math
 import pytest
 
 from errors import UserError
-from study.config import StudyConfig, study_config
+from study.config import StudyConfig
+from study.grid import study_config
 from study.protocol import run_study
 from study.tuning import arm_of, arms, best_lr, extension, tuning_runs
 from training.config import read_toml
