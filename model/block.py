@@ -7,11 +7,12 @@ from torch import Tensor, nn
 from model.attention import Attention, KVCache
 from model.config import ModelConfig
 from model.ffn import FFN
+from model.layers import RMSNorm
 
 EPS = 1e-6  # under the root of both norms; torch's own default for RMSNorm would depend on the dtype
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "rms": lambda d_model: nn.RMSNorm(d_model, EPS),  # Zhang & Sennrich, 2019
+    "rms": lambda d_model: RMSNorm(d_model, EPS),  # Zhang & Sennrich, 2019
     "layer": lambda d_model: nn.LayerNorm(d_model, EPS, bias=False),  # Ba et al., 2016
     "none": lambda d_model: nn.Identity(),
 }

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from model.activations import ACTIVATIONS
 from model.config import ModelConfig
+from model.layers import Linear
 
 
 def ffn_width(d_model: int, gated: bool) -> int:
@@ -18,10 +19,10 @@ class FFN(nn.Module):
         super().__init__()
         activation = ACTIVATIONS[config.activation]
         width = ffn_width(config.d_model, activation.gated)
-        self.gate = nn.Linear(config.d_model, width, bias=False) if activation.gated else None
-        self.up = nn.Linear(config.d_model, width, bias=False)
+        self.gate = Linear(config.d_model, width, bias=False) if activation.gated else None
+        self.up = Linear(config.d_model, width, bias=False)
         self.act, self.on_up = activation.factory(), activation.on_up
-        self.down = nn.Linear(width, config.d_model, bias=config.ffn_bias)
+        self.down = Linear(width, config.d_model, bias=config.ffn_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the block's update, BTD."""

@@ -4,14 +4,15 @@ Shape suffixes, everywhere: B batch, T time (positions), D width of the residual
 K width of a head, V vocabulary, N any number of tokens.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import KVCache, rotary_table
 from model.block import NORMS, Block
 from model.config import ModelConfig
-from model.head import HEADS, cross_entropy
+from model.head import HEADS
 from model.init import init_weights
+from model.layers import linear
+from model.loss import head_loss, token_losses
 
 
 class GPT(nn.Module):
@@ -36,7 +37,11 @@ class GPT(nn.Module):
         return self.head(self.scores(tokens_BT, cache))
 
     def scores(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return what the head reads, z_BTV; with a cache, for T positions after those that it holds.
+        """Return what the head reads, z_BTV; with a cache, for T positions after those that it holds."""
+        return linear(self.states(tokens_BT, cache), self.embedding.weight)
+
+    def states(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the last states, normed, BTD; their products with the embedding are the scores.
 
         Raises:
             ValueError: more positions than `config.context`, the cache included.
@@ -51,12 +56,18 @@ class GPT(nn.Module):
             x_BTD = block(x_BTD, rotary_2TK, cache)
         if cache is not None:
             cache.length = end
-        return F.linear(self.norm(x_BTD), self.embedding.weight)
+        return self.norm(x_BTD)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor, reduction: str = "mean") -> Tensor:
-        """Return the cross-entropy of the targets, nats: their mean, sum or each ("none", N). Heads compare on it."""
-        return cross_entropy(self(tokens_BT).flatten(0, 1), targets_BT.flatten(), reduction)
+    def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Return the cross-entropy of each target, nats, BT. All heads are scored on it."""
+        x_ND = self.states(tokens_BT).flatten(0, 1)
+        return token_losses(self.head, x_ND, self.embedding.weight, targets_BT.flatten()).view_as(targets_BT)
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Return the mean of `token_losses`, nats per token."""
+        return self.token_losses(tokens_BT, targets_BT).mean()
 
     def train_loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return what the head is trained on, nats per token: `loss`, but for the sigmoid head's own."""
-        return self.head.loss(self.scores(tokens_BT).flatten(0, 1), targets_BT.flatten())
+        x_ND = self.states(tokens_BT).flatten(0, 1)
+        return head_loss(self.head, x_ND, self.embedding.weight, targets_BT.flatten())

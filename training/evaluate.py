@@ -38,8 +38,8 @@ def evaluate(model: GPT, split: Split, batch_size: int) -> Score:
     device, context = model.embedding.weight.device, model.config.context
     nats = []
     for x_BT, y_BT in eval_windows(split.tokens_N, context, batch_size):
-        nats_N = model.loss(x_BT.to(device), y_BT.to(device), reduction="none")
-        nats.append(nats_N.view_as(y_BT).sum(-1, dtype=torch.float64))
+        nats_BT = model.token_losses(x_BT.to(device), y_BT.to(device))
+        nats.append(nats_BT.sum(-1, dtype=torch.float64))
     windows = torch.cat(nats).cpu().numpy()
     n_targets = len(split.tokens_N) - 1
     loss = windows.sum() / n_targets

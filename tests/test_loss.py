@@ -1,0 +1,55 @@
+"""The loss taken rows at a time is that of all rows, and so are its gradients."""
+
+import pytest
+import torch
+
+from model import loss
+from model.head import HEADS
+from model.loss import head_loss, token_losses
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    monkeypatch.setattr(loss, "LEAST_ROWS", 4)
+    monkeypatch.setattr(loss, "SCORES", 1)
+
+
+def problem(name, n=10, d=5, v=7):
+    """A head, states, embedding and targets; ten rows fall into 4 + 4 + 2."""
+    generator = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(n, d, generator=generator, dtype=torch.float64).requires_grad_()
+    weight_VD = torch.randn(v, d, generator=generator, dtype=torch.float64).requires_grad_()
+    return HEADS[name](v).double(), x_ND, weight_VD, torch.randint(v, (n,), generator=generator)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_rows_at_a_time_change_neither_loss_nor_gradients(name, few_rows):
+    head, x_ND, weight_VD, targets_N = problem(name)
+    inputs = (x_ND, weight_VD, *head.parameters())
+    expected = head.loss(x_ND @ weight_VD.T, targets_N)
+    found = head_loss(head, x_ND, weight_VD, targets_N)
+    assert "_Chunked" in type(found.grad_fn).__name__
+    torch.testing.assert_close(found, expected)
+    # three times the loss: what comes from above must reach every gradient
+    gradients = torch.autograd.grad(3 * found, inputs), torch.autograd.grad(3 * expected, inputs)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_scored_rows_at_a_time_each_token_keeps_its_loss(name, few_rows):
+    head, x_ND, weight_VD, targets_N = problem(name)
+    whole = token_losses(head, x_ND, weight_VD, targets_N)
+    with torch.no_grad():
+        parts = token_losses(head, x_ND, weight_VD, targets_N)
+    torch.testing.assert_close(parts, whole.detach())
+    p_NV = head(x_ND @ weight_VD.T).softmax(-1)
+    torch.testing.assert_close(whole, -p_NV[torch.arange(10), targets_N].log())
+
+
+def test_scores_of_all_rows_are_never_there_at_once(few_rows):
+    head, x_ND, weight_VD, targets_N = problem("softmax")
+    seen = []
+    head.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    head_loss(head, x_ND, weight_VD, targets_N).backward()
+    assert seen == [4, 4, 2]
