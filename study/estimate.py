@@ -12,7 +12,7 @@ from study.display import match
 from study.grid import expand, study_config
 from study.tuning import arm_of, arms, tuning_runs
 from training.config import RunConfig
-from training.device import autocast, cores, pick_device, pick_precision
+from training.device import autocast, cores, keep_memory, pick_device, pick_precision
 from training.evaluate import evaluate
 from training.loop import check_available
 from training.optim import build_optimizers
@@ -36,6 +36,7 @@ def dry_run(tree: Tree, source: str) -> float:
     on_cpu = pick_device(next(iter(runs.values())).train.device).type == "cpu"
     parallel = min(cores(), len(runs)) if on_cpu else 1
     torch.set_num_threads(max(1, cores() // parallel))
+    keep_memory()
     data = {config: prepare(config) for config in {run.data for run in runs.values()}}
     print(*match((c.model, data[c.data].tokenizer.n_vocab) for c, _ in compared.values()), sep="\n")
     seconds = 0.0

@@ -18,7 +18,7 @@ from model.size import size
 from training import checkpoint
 from training.clock import Clock
 from training.config import RunConfig, tree
-from training.device import autocast, environment, peak_memory, pick_device, pick_precision
+from training.device import autocast, environment, keep_memory, peak_memory, pick_device, pick_precision
 from training.evaluate import evaluate
 from training.folder import open_run, read_summary, write_whole
 from training.interrupt import Interrupt
@@ -69,6 +69,7 @@ def check_context(config: RunConfig, data: Dataset) -> None:
 
 def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, interrupt: Interrupt) -> dict[str, Any]:
     c, steps, checkpoints = config.train, config.steps, folder / "checkpoints"
+    keep_memory()
     if c.threads:
         torch.set_num_threads(c.threads)
     precision = pick_precision(c.precision, device)
