@@ -23,10 +23,10 @@ def rotary_table(context: int, d_head: int) -> Tensor:
     return torch.stack((angle_TK.cos(), angle_TK.sin())).float()
 
 
-def rotate(x_BHTK: Tensor, rotary_2TK: Tensor) -> Tensor:
-    """Turn each pair (k, k + K/2) of a head by the angle of its position."""
-    cos_TK, sin_TK = rotary_2TK.to(x_BHTK.dtype)
-    a, b = x_BHTK.chunk(2, dim=-1)
+def rotate(x: Tensor, rotary_2TK: Tensor) -> Tensor:
+    """Turn each pair (k, k + K/2) of a head by the angle of its position; (..., T, K) -> (..., T, K)."""
+    cos_TK, sin_TK = rotary_2TK.to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos_TK - b * sin_TK, b * cos_TK + a * sin_TK), dim=-1)
 
 
@@ -67,14 +67,18 @@ def heads(qkv_BT3HK: Tensor, rotary_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor
     """Return queries, keys (both rotated) and values of every head, BHTK."""
     if formulated(qkv_BT3HK):
         return _Heads.apply(qkv_BT3HK, rotary_2TK)  # pyright: ignore[reportReturnType]
-    q_BHTK, k_BHTK, v_BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
-    return rotate(q_BHTK, rotary_2TK), rotate(k_BHTK, rotary_2TK), v_BHTK
+    qkv_3BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
+    q_BHTK, k_BHTK = rotate(qkv_3BHTK[:2], rotary_2TK)
+    return q_BHTK, k_BHTK, qkv_3BHTK[2]
 
 
 def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, causal: bool) -> Tensor:
     """Return softmax(q kᵀ/√K) v, BHTK; `causal` masks later positions (as many queries as keys)."""
     B, H, T, K = q_BHTK.shape
-    if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.bfloat16 or not 1 < T <= PLAIN_UP_TO:
+    if T == 1 and q_BHTK.device.type == "cpu":  # one new position: products alone, without a mask
+        scores_N1S = q_BHTK.flatten(0, 1) @ k_BHTK.flatten(0, 1).mT
+        return ((scores_N1S * K**-0.5).softmax(-1) @ v_BHTK.flatten(0, 1)).view(B, H, 1, K)
+    if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.bfloat16 or T > PLAIN_UP_TO:
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=causal)
     bias_TT = torch.full((T, T), -math.inf if causal else 0.0, dtype=q_BHTK.dtype).triu(1)
     scores_NTT = torch.baddbmm(bias_TT, q_BHTK.flatten(0, 1), k_BHTK.flatten(0, 1).mT, alpha=K**-0.5)

@@ -1,4 +1,4 @@
-"""Linear layers and RMSNorm: torch's own, formulated anew where eager torch is slow on a CPU.
+"""Linear layers and RMSNorm: torch's own, formulated anew where eager torch is slow to train on a CPU.
 
 Equal to torch's within rounding; on other devices, and inside transforms of `torch.func`, they are torch's.
 """
@@ -21,8 +21,8 @@ def transformed() -> bool:
 
 
 def formulated(x: Tensor) -> bool:
-    """Whether the formulations of this project apply to a tensor: on a CPU, outside transforms of `torch.func`."""
-    return x.device.type == "cpu" and not transformed()
+    """Whether the formulations of this project apply: where gradients flow on a CPU, outside of `torch.func`."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not transformed()
 
 
 def _onednn(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
@@ -55,9 +55,10 @@ def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
     """Return x Wᵀ, as `F.linear` does: (..., I) -> (..., O)."""
     single = x.dtype == weight_OI.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
     few = x.shape[:-1].numel() < LEAST_ROWS
-    if ONEDNN is None or not single or few or not formulated(x):
+    if ONEDNN is None or not single or few or x.device.type != "cpu" or transformed():
         return F.linear(x, weight_OI)
-    y_NO: Tensor = _Linear.apply(x.flatten(0, -2), weight_OI)  # pyright: ignore[reportAssignmentType]
+    product = _Linear.apply if torch.is_grad_enabled() else _onednn
+    y_NO: Tensor = product(x.flatten(0, -2), weight_OI)  # pyright: ignore[reportAssignmentType]
     return y_NO.view(*x.shape[:-1], -1)
 
 

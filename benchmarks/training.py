@@ -1,0 +1,86 @@
+"""Training steps on a CPU against nanoGPT and transformers' GPT-2, same size and batch, in turn, medians of five.
+
+Tokens/s are also given as a share of the matrix-product peak, measured in the same run (model FLOPs utilisation).
+
+python benchmarks/training.py --nanogpt PATH [--only 6x256] [--json figures.json] [--no-keep-memory]
+"""
+
+import dataclasses
+import importlib.util
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from peers import gpt2, gpt2_step, nanogpt, nanogpt_step, our_step, random_tokens
+from rounds import in_turn, machine, ratio, save, say
+
+from model.config import ModelConfig
+from model.size import size
+from training.config import RunConfig, TrainConfig
+from training.device import keep_memory
+
+SIZES = {  # name: layers, heads, width, context, vocabulary, batch
+    "6x256": (6, 4, 256, 256, 4096, 16),
+    "char": (4, 4, 128, 64, 65, 12),
+    "6x768": (6, 12, 768, 256, 4096, 8),
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """Time training steps."""
+
+    nanogpt: Path | None = None
+    """checkout of nanoGPT; without it, it is left out"""
+    only: str = ""
+    """one of the sizes"""
+    json: Path | None = None
+    """where to write the figures"""
+    keep_memory: bool = True
+    """as a run does; False shows what that saves"""
+
+
+def compare(name: str, peak: dict[str, Any], checkout: Path | None) -> dict[str, Any]:
+    """Print and return tokens/s of each at one size, and the ratios."""
+    n_layer, n_head, d_model, context, n_vocab, batch = SIZES[name]
+    network = ModelConfig(activation="gelu", n_layer=n_layer, n_head=n_head, d_model=d_model, context=context)
+    run = RunConfig(model=network, train=TrainConfig(batch_size=batch))
+    tokens_N = random_tokens(n_vocab)
+    single = dataclasses.replace(run, train=dataclasses.replace(run.train, precision="fp32"))
+    works = {"ours": our_step(tokens_N, run, n_vocab), "ours fp32": our_step(tokens_N, single, n_vocab)}
+    if checkout:
+        works["nanoGPT"] = nanogpt_step(nanogpt(checkout, network, n_vocab), tokens_N, run)
+    if importlib.util.find_spec("transformers"):
+        works["transformers"] = gpt2_step(gpt2(network, n_vocab), tokens_N, run)
+    repeats = 1 if batch * context > 1000 else 20
+    times = in_turn({label: lambda work=work: [work() for _ in range(repeats)] for label, work in works.items()})
+    figures: dict[str, Any] = {"sizes": SIZES[name]}
+    flops = size(network, n_vocab).flops_per_token
+    for label, each in times.items():
+        speed = repeats * run.tokens_per_step / statistics.median(each)
+        limit = peak["gemm_bf16_flops"] if label == "ours" else peak["gemm_fp32_flops"]
+        figures[label] = {"tokens_per_s": speed, "utilisation": speed * flops / limit}
+        print(f"{name}  {label:13s} {speed:9,.0f} tokens/s  {speed * flops / limit:.0%} of the peak in its precision")
+    for label in list(works)[2:]:
+        for mine in ("ours", "ours fp32"):
+            figures[f"{mine} / {label}"] = ratio(times[label], times[mine])
+            say(f"{name}  {mine} against {label}", figures[f"{mine} / {label}"])
+    return figures
+
+
+def main() -> None:
+    """Compare at every size."""
+    command = tyro.cli(Command, prog="python benchmarks/training.py")
+    if command.keep_memory:
+        keep_memory()
+    peak = machine()
+    names = [command.only] if command.only else list(SIZES)
+    save(command.json, {"machine": peak} | {name: compare(name, peak, command.nanogpt) for name in names})
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
