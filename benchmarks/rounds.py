@@ -1,4 +1,4 @@
-"""What the benchmarks share: works timed in turn, ratios with their spread, the machine's own limits, figures as JSON."""
+"""What benchmarks share: works timed in turn, ratios with their spread, the machine's limits, figures as JSON."""
 
 import json
 import platform

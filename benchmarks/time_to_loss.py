@@ -12,11 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rounds import ratio, save, say, seconds
+from rounds import ratio, save, say
 
 ROOT = Path(__file__).parent.parent
 RECIPE = (
@@ -39,9 +40,11 @@ class Command:
     """where to write the figures"""
 
 
-def call(command: list[str], folder: Path) -> str:
-    """Run a command and return what it printed."""
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+def call(command: list[str], folder: Path) -> tuple[float, str]:
+    """Run a command; return how long it took, seconds, and what it printed."""
+    began = time.perf_counter()
+    printed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+    return time.perf_counter() - began, printed
 
 
 def main() -> None:
@@ -54,22 +57,16 @@ def main() -> None:
         shutil.copytree(command.nanogpt, peer, ignore=shutil.ignore_patterns(".git"))
         shutil.copy(command.text, peer / "data" / "shakespeare_char" / "input.txt")
         call([sys.executable, "data/shakespeare_char/prepare.py"], peer)
-        ours = [
-            sys.executable,
-            "train.py",
-            "configs/shakespeare-char-muon.toml",
-            f"--data.corpus={command.text.resolve()}",
-        ]
-        ours += ["--wandb.mode=disabled"]  # as nanoGPT has it off
+        ours = [sys.executable, "train.py", "configs/shakespeare-char-muon.toml", "--wandb.mode=disabled"]
+        ours.append(f"--data.corpus={command.text.resolve()}")  # wandb is off, as nanoGPT has it
         call([*ours, "--train.tokens=768", f"--out={name}/warm"], ROOT)
         for n in range(command.rounds):
-            said: list[str] = []
-            times["nanoGPT"].append(
-                seconds(lambda: said.append(call([sys.executable, "train.py", *RECIPE.split()], peer)))
-            )
-            losses["nanoGPT"].append(float(re.findall(r"step 2000: .*val loss ([\d.]+)", said[0])[0]))
+            took, printed = call([sys.executable, "train.py", *RECIPE.split()], peer)
+            times["nanoGPT"].append(took)
+            losses["nanoGPT"].append(float(re.findall(r"step 2000: .*val loss ([\d.]+)", printed)[0]))
             out = Path(name) / f"run{n}"
-            times["ours"].append(seconds(lambda: call([*ours, f"--train.seed={n}", f"--out={out}"], ROOT)))
+            took, _ = call([*ours, f"--train.seed={n}", f"--out={out}"], ROOT)
+            times["ours"].append(took)
             losses["ours"].append(json.loads((out / "summary.json").read_text())["val/loss"])
             for what in times:
                 print(f"{what}: {times[what][-1]:.1f} s to {losses[what][-1]:.3f} nats per character", flush=True)
