@@ -40,7 +40,7 @@ class Command:
 def measure(what: str, checkout: Path) -> None:
     """Take a few steps and print the peak above the start, bytes."""
     tokens_N = random_tokens(VOCABULARY)
-    torch.ones(8, 8) @ torch.ones(8, 8)
+    _ = torch.ones(8, 8) @ torch.ones(8, 8)
     before = peak_memory(torch.device("cpu"))
     if what == "ours":
         keep_memory()
