@@ -32,7 +32,7 @@ class DataConfig:
         str,
         Field(
             description="shakespeare, stdlib (needs no network), a path or glob of .txt, .jsonl or .parquet, "
-            "or a Hugging Face data set: owner/name or owner/name:config."
+            "or a Hugging Face data set, streamed: owner/name or owner/name:config, or a folder in that layout."
         ),
     ] = "shakespeare"
     tokenizer: Annotated[
@@ -44,6 +44,14 @@ class DataConfig:
     column: Annotated[
         str, Field(min_length=1, description="Column that holds the text, in .jsonl, .parquet and Hugging Face data.")
     ] = "text"
+    max_tokens: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="0: the whole corpus. Else, before the split, its first documents, the last one cut, that hold "
+            "about so many tokens of `tokenizer`, judged by their size in its first 4 MiB; the rest is not read.",
+        ),
+    ] = 0
     val_fraction: Annotated[
         float, Field(gt=0, lt=1, description="Validation split: share of the corpus's bytes, above 0 and below 1.")
     ] = 0.03

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from data.config import DataConfig
-from data.corpus import Corpus
+from data.documents import Corpus
 from errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -72,11 +72,12 @@ def split_documents(
 
 def cut_document(text: str, val_fraction: float, test_fraction: float) -> tuple[str, str, str]:
     """Return the train, val and test part of one text, in this order, cut by characters at the line start before."""
-    train_end = _line_start(text, 0, round((1 - val_fraction - test_fraction) * len(text)))
-    val_end = _line_start(text, train_end, round((1 - test_fraction) * len(text))) if test_fraction else len(text)
+    train_end = line_start(text, 0, round((1 - val_fraction - test_fraction) * len(text)))
+    val_end = line_start(text, train_end, round((1 - test_fraction) * len(text))) if test_fraction else len(text)
     return text[:train_end], text[train_end:val_end], text[val_end:]
 
 
-def _line_start(text: str, low: int, near: int) -> int:
+def line_start(text: str, low: int, near: int) -> int:
+    """Return the last start of a line after `low` and up to `near`, `near` itself if there is none."""
     start = text.rfind("\n", low, near) + 1
     return start if start > low else near

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from data import corpus as corpus_module
 from data.config import DataConfig
-from data.corpus import check_corpus, hub_corpus, open_corpus
+from data.corpus import check_corpus, open_corpus
 from data.plays import clean
 from errors import UserError
 
@@ -100,7 +100,7 @@ def test_broken_file_is_named(tmp_path, name):
         ("shakespear", r"Did you mean 'shakespeare'\?.*neither an existing file or glob.*owner/name"),
         ("{tmp}/plya.txt", r"no such file. Did you mean '.*/play\.txt'\?"),
         ("{tmp}/*.jsonl", "no file matches this glob"),
-        ("{tmp}", r"is a folder: give its files as a glob, such as '.*\*\.txt'"),
+        ("{tmp}", r"is a folder without .jsonl or .parquet: give its files as a glob, such as '.*\*\.txt'"),
         ("{tmp}/notes.json", r"unknown suffix '.json'. Did you mean '.jsonl'\?"),
         ("corpora/missing.txt", "no such file"),
     ],
@@ -131,22 +131,72 @@ def test_hub_names_pass_the_cheap_check():
     assert check_corpus(DataConfig(corpus="Salesforce/wikitext:wikitext-2-raw-v1")) == []
 
 
-def test_hub_layout_is_read_from_its_train_split(tmp_path, monkeypatch):
+@pytest.fixture
+def layout(tmp_path, monkeypatch):
+    """A folder as on the Hub: a card that names two configs, and their shards."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
-    (tmp_path / "set" / "data").mkdir(parents=True)
-    for split, rows in {"train": ["one", "two"], "test": ["three"]}.items():
-        pq.write_table(pa.table({"text": rows, "n": range(len(rows))}), tmp_path / f"set/data/{split}-00000.parquet")
-    corpus = hub_corpus(str(tmp_path / "set"), "text")
-    assert texts(corpus) == texts(corpus) == ["one", "two"]
-    assert len(corpus.fingerprint) == 64
+    folder = tmp_path / "set"
+    card = "---\nconfigs:\n- config_name: tales\n  data_files:\n  - split: train\n    path: data/train-*\n"
+    card += "  - split: test\n    path: data/test-*\n- config_name: notes\n  data_files: notes.parquet\n"
+    card += "- config_name: held\n  data_files:\n  - split: test\n    path: data/test-*\n---\n"
+    shards = {"train-00001-of-00002": ["three"], "train-00000-of-00002": ["one", "two"], "test-00000-of-00001": ["no"]}
+    (folder / "data").mkdir(parents=True)
+    for name, rows in shards.items():
+        pq.write_table(pa.table({"text": rows, "n": range(len(rows))}), folder / f"data/{name}.parquet")
+    pq.write_table(pa.table({"text": ["a note"], "body": ["its body"]}), folder / "notes.parquet")
+    (folder / "README.md").write_text(card)
+    return folder
+
+
+def test_a_folder_in_the_layout_of_the_hub_is_read_as_datasets_reads_it(layout):
+    corpus = opened(f"{layout}:tales")
+    assert texts(corpus) == texts(corpus) == ["one", "two", "three"]
+    assert not corpus.remote
+    assert [document.name for document in corpus.documents()] == [f"{layout}:tales:{row}" for row in range(3)]
+    assert texts(opened(f"{layout}:notes", column="body")) == ["its body"]
+    with pytest.raises(UserError, match=r"unknown column 'tekst'. Did you mean 'text'\? Allowed: text, n\."):
+        texts(opened(f"{layout}:tales", column="tekst"))
+    with pytest.raises(UserError, match=r"(?s)Config name is missing.*'tales', 'notes'"):
+        opened(layout)
+    with pytest.raises(UserError, match=r"(?s)Available splits: \['test'\].*Ways out"):
+        texts(opened(f"{layout}:held"))
+
+
+def test_a_folder_without_a_card_is_read_by_the_names_of_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    for split, text in {"train": "one", "test": "two"}.items():
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": text}))
+    assert texts(opened(tmp_path)) == ["one"]
     with pytest.raises(UserError, match="unknown column 'tekst'"):
-        texts(hub_corpus(str(tmp_path / "set"), "tekst"))
+        texts(opened(tmp_path, column="tekst"))
 
 
-def test_hub_without_network_names_three_ways_out():
+def test_a_folder_is_known_by_the_content_of_its_training_files(layout):
+    first = opened(f"{layout}:tales").fingerprint
+    other = layout.rename(layout.with_name("copy"))
+    (other / "data" / "test-00000-of-00001.parquet").write_bytes(b"")
+    assert opened(f"{other}:tales").fingerprint == first
+    pq.write_table(pa.table({"text": ["four"], "n": [0]}), other / "data" / "train-00001-of-00002.parquet")
+    assert opened(f"{other}:tales").fingerprint != first
+
+
+def test_a_parquet_is_read_some_rows_at_a_time_though_it_be_one_row_group(tmp_path):
+    path, rows = tmp_path / "rows.parquet", [f"row {i:05} {'x' * 200}" for i in range(20_000)]
+    pq.write_table(pa.table({"text": rows}), path, compression="none", use_dictionary=False)
+    assert pq.ParquetFile(path).num_row_groups == 1
+    content = path.read_bytes()
+    damaged = len(content) * 3 // 4
+    path.write_bytes(content[:damaged] + b"\xff" * 100_000 + content[damaged + 100_000 :])
+    documents = opened(path).documents()
+    assert [next(documents).text for _ in range(5000)] == rows[:5000]
+    with pytest.raises(UserError, match=r"rows\.parquet.* cannot be read"):
+        list(documents)
+
+
+def test_hub_without_network_names_the_ways_out():
     with pytest.raises(UserError) as caught:
         opened("nobody-here/no-such-set")
-    for way in ("nobody-here/no-such-set", "correct the name", "--data.corpus=stdlib", "local", "HF_HUB_OFFLINE=1"):
+    for way in ("nobody-here/no-such-set", "correct the name", "--data.corpus=stdlib", "local", "hf download"):
         assert way in str(caught.value)
 
 
@@ -157,6 +207,7 @@ def test_hub_without_network_names_three_ways_out():
         ({"tokenizer": "bpe1024"}, r"Did you mean 'bpe:N'\?"),
         ({"tokenizer": "bpe:256"}, "from 257 to 65536"),
         ({"val_fraction": 0.0}, "greater than 0"),
+        ({"max_tokens": -1}, "greater than or equal to 0"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "below 1"),
         ({"colunm": "text"}, "colunm"),
     ],

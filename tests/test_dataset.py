@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from data import dataset as dataset_module
 from data.config import DataConfig
+from data.corpus import open_corpus
 from data.dataset import prepare
+from data.documents import copied
 from data.splits import cut_document, split_documents
 from errors import UserError
 
@@ -167,6 +170,28 @@ def test_damaged_files_are_made_again(tmp_path, damage, capsys):
     assert prepare(config).fingerprint == first.fingerprint
     assert path.read_bytes() == content
     assert f"{first.folder} is damaged" in capsys.readouterr().err
+
+
+def test_a_corpus_on_the_network_is_read_once_and_leaves_no_copy(tmp_path, monkeypatch):
+    config = DataConfig(write(tmp_path, [f"text {i} é" * 20 for i in range(30)]), "bpe:270")
+    local, reads = open_corpus(config), []
+    assert list(copied(local, tmp_path / "copy").documents()) == list(local.documents())
+
+    def documents():
+        reads.append(1)
+        return local.documents()
+
+    monkeypatch.setattr(dataset_module, "open_corpus", lambda _: replace(local, documents=documents))
+    near = prepare(config)
+    assert len(reads) == 3
+    names = {path.name for path in near.folder.iterdir()}
+    shutil.rmtree(near.folder)
+    reads.clear()
+    monkeypatch.setattr(dataset_module, "open_corpus", lambda _: replace(local, documents=documents, remote=True))
+    far = prepare(config)
+    assert len(reads) == 1
+    assert far.fingerprint == near.fingerprint
+    assert {path.name for path in far.folder.iterdir()} == names
 
 
 DIES = """

@@ -31,6 +31,14 @@ def test_round_trip_of_any_text(tokenizers, text):
         assert tokenizer.encode_batch([text])[0].tolist() == ids
 
 
+@pytest.mark.parametrize("share", [1, 40, 1 << 16])
+def test_many_texts_keep_their_order_however_they_are_shared_out(tokenizers, share, monkeypatch):
+    monkeypatch.setattr("data.tokenizer.SHARE", share)
+    texts = [TEXT[i : i * i] for i in range(50)]
+    assert [ids.tolist() for ids in tokenizers[1].encode_batch(texts)] == [tokenizers[1].encode(text) for text in texts]
+    assert tokenizers[1].encode_batch([]) == []
+
+
 @given(text=ANY_TEXT)
 def test_bytes_are_the_bytes(tokenizers, text):
     assert tokenizers[0].encode(text) == list(text.encode())
