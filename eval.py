@@ -33,6 +33,21 @@ class Command:
         str | None,
         arg(help="where one run is scored: auto, cuda, mps or cpu", help_behavior_hint="(default: auto)"),
     ] = None
+    corpus: Annotated[
+        str | None,
+        arg(
+            name="data.corpus",
+            help="score one run on all of another text instead, named as for train.py, with the run's own tokenizer",
+        ),
+    ] = None
+    column: Annotated[
+        str | None,
+        arg(
+            name="data.column",
+            help="of --data.corpus: column that holds the text",
+            help_behavior_hint="(default: text)",
+        ),
+    ] = None
     export: Annotated[
         Path | None,
         arg(help="new folder: one run as a Hugging Face model, which transformers loads without code of ours"),
@@ -55,6 +70,10 @@ def main() -> None:
         raise UserError("--export goes with one run, such as: python eval.py runs/relu --export relu-hf")
     if command.export is not None and command.device is not None:
         raise UserError("--device is where a run is scored; --export writes a folder instead.")
+    if command.corpus is not None and (not single or command.export is not None):
+        raise UserError("--data.corpus goes with one run, to be scored on that text; not with --export or several.")
+    if command.column is not None and command.corpus is None:
+        raise UserError("--data.column goes with --data.corpus, such as: --data.corpus=other.jsonl --data.column=body")
     if command.plugin:
         from model.activations import load_plugin
 
@@ -65,9 +84,12 @@ def main() -> None:
         export_run(only, command.export)
         return
     if single:
-        from training.score import score_run
+        from training.score import score_run, score_text
 
-        score_run(only, command.device or "auto")
+        if command.corpus is not None:
+            score_text(only, command.device or "auto", command.corpus, command.column)
+        else:
+            score_run(only, command.device or "auto")
         return
     own = (only / "study.toml").exists() or any(only.glob("*/config.toml"))
     if len(command.paths) == 1 and not own and any(only.glob("*/study.toml")):

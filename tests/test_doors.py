@@ -132,6 +132,8 @@ MISTAKES = {
     "eval.py nowhere": "nowhere",
     "eval.py configs": "configs",
     "eval.py configs --device=cpu": "--device goes with one run",
+    "eval.py configs --data.corpus=stdlib": "--data.corpus goes with one run",
+    "eval.py configs --data.column=body": "--data.column goes with --data.corpus",
     "sample.py configs": "not a run folder",
     "sample.py nowhere --temperature=-1": "--temperature -1.0",
     "sample.py nowhere --tokens=0": "--tokens 0",

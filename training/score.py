@@ -1,9 +1,16 @@
-"""The score of a finished or half-finished run on the data it was made for."""
+"""The score of a finished or half-finished run, on the data it was made for or on any other text."""
 
+import tempfile
 from pathlib import Path
 
+import torch
+
+from data.corpus import check_corpus, open_corpus
 from data.dataset import prepare
+from data.encode import Split, encode_whole
 from errors import UserError
+from model.gpt import GPT
+from training.config import RunConfig, build
 from training.device import autocast, pick_device, pick_precision
 from training.evaluate import Score, evaluate
 from training.folder import read_run_config
@@ -22,15 +29,35 @@ def score_run(folder: Path, device_name: str) -> dict[str, Score]:
     data = prepare(config.data)
     if state["fingerprint"] != data.fingerprint:
         raise UserError(f"{folder} was trained on other data: the corpus {config.data.corpus} has changed since.")
-    precision = pick_precision(config.train.precision, device)
-    scores = {}
-    for name, split in {"val": data.val, "test": data.test}.items():
-        if split is None:
-            continue
-        with autocast(precision, device):
-            scores[name] = score = evaluate(model, split, config.train.batch_size // config.train.accumulate)
-        figures = (
-            f"loss {score.loss:.4f} nats/token  perplexity {score.perplexity:.3f}  {score.bits_per_byte:.4f} bits/byte"
+    splits = {"val": data.val} | ({"test": data.test} if data.test else {})
+    return {name: _score(model, split, config, device, state["step"], name) for name, split in splits.items()}
+
+
+def score_text(folder: Path, device_name: str, corpus: str, column: str | None) -> Score:
+    """Score the newest checkpoint of a run on the whole of another corpus, with the run's own tokenizer, and print it.
+
+    Raises:
+        UserError: it is not a run, or has no checkpoint; the corpus cannot be had, is empty, or is what it trains on.
+    """
+    config = read_run_config(folder)
+    data = build({"data": {"corpus": corpus} | ({} if column is None else {"column": column})}, "flags").data
+    if (data.corpus, data.column) == (config.data.corpus, config.data.column):
+        raise UserError(
+            f"{folder} is trained on {corpus!r}: leave --data.corpus out to score what it held out of that."
         )
-        print(f"{name:<5} {figures}  ({len(split.tokens_N) - 1:,} tokens, step {state['step']}, {precision})")
-    return scores
+    check_corpus(data)
+    device = pick_device(device_name)
+    model, tokenizer, state = load_run(folder, device)
+    with tempfile.TemporaryDirectory() as temporary:
+        split = encode_whole(open_corpus(data), tokenizer, Path(temporary))
+        return _score(model, split, config, device, state["step"], f"{corpus}: all {split.n_documents:,} documents")
+
+
+def _score(model: GPT, split: Split, config: RunConfig, device: torch.device, step: int, name: str) -> Score:
+    precision = pick_precision(config.train.precision, device)
+    with autocast(precision, device):
+        score = evaluate(model, split, config.train.batch_size // config.train.accumulate)
+    figures = f"loss {score.loss:.4f} nats/token  perplexity {score.perplexity:.3f}"
+    of = f"{len(split.tokens_N) - 1:,} tokens, step {step}, {precision}"
+    print(f"{name:<5} {figures}  {score.bits_per_byte:.4f} bits/byte  ({of})")
+    return score
