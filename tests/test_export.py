@@ -6,13 +6,16 @@ import random
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import eval as eval_door  # the builtin keeps its name
+from data.encode import Split
 from data.export import to_tokenizers
 from data.tokenizer import END_OF_TEXT, Tokenizer, train_tokenizer
 from errors import UserError, door
@@ -21,6 +24,7 @@ from model.config import ModelConfig
 from model.export import HIDDEN_ACT, check_exportable, to_transformers
 from model.generate import generate
 from model.gpt import GPT
+from training.evaluate import evaluate
 from training.export import export_run, write_folder
 from training.loop import train
 from training.sample import load_run
@@ -73,10 +77,10 @@ def bytes_tokenizer():
 
 @functools.cache
 def lines():
-    """2,000 lines of words, numbers, scripts and white space in every order."""
+    """10,000 lines of words, numbers, scripts and white space in every order."""
     draw = random.Random(0)
     texts = ["".join(map("".join, itertools.product(WORDS, [space]))) for space in SPACES]
-    while len(texts) < 2000:
+    while len(texts) < 10_000:
         n = draw.randint(1, 12)
         letters = "".join(draw.choices("etaoinshrdluETA ", k=draw.randint(0, 9)))
         texts.append("".join(draw.choice((*WORDS, letters)) + draw.choice(SPACES) for _ in range(n)))
@@ -128,6 +132,22 @@ def test_transformers_computes_and_generates_the_same(name, tmp_path):
     assert new_BT.tolist() == generate(model, prompt_BT, 64, temperature=0).tolist()
 
 
+@pytest.mark.parametrize("name", ["swiglu", "relu"])
+def test_transformers_scores_the_same_on_the_same_windows(name, tmp_path):
+    model, tokenizer = tiny_gpt(name), bytes_tokenizer()
+    write_folder(tmp_path / "hf", model, tokenizer, "")
+    theirs, text = auto()[0].from_pretrained(tmp_path / "hf"), "".join(lines()[:300])[:4000]
+    ids = [tokenizer.eot, *auto()[1].from_pretrained(tmp_path / "hf")(text)["input_ids"]]
+    nats, context = [], model.config.context
+    for start in range(0, len(ids) - 1, context):  # one window at a time, each token but the first once
+        window = torch.tensor(ids[start : start + context + 1])
+        with torch.no_grad():
+            nats.append(F.cross_entropy(theirs(window[None, :-1]).logits[0], window[1:], reduction="sum"))
+    ours = evaluate(model, Split(np.array([tokenizer.eot, *tokenizer.encode(text)]), len(text.encode()), 1), 4)
+    assert ours.loss > 5
+    assert (torch.stack(nats).sum() / (len(ids) - 1)).item() == pytest.approx(ours.loss, abs=1e-4)
+
+
 def same_ids(tokenizer, texts):
     for text in texts:
         assert fast(tokenizer).encode(text).ids == tokenizer.encode(text), text
@@ -136,7 +156,7 @@ def same_ids(tokenizer, texts):
 
 @pytest.mark.parametrize("make", [bytes_tokenizer, bpe_tokenizer])
 def test_ids_are_the_same_on_lines(make):
-    assert len(lines()) == 2000
+    assert len(lines()) == 10_000
     same_ids(make(), lines())
 
 
@@ -154,11 +174,20 @@ def test_ids_are_the_same_where_merges_compete():
         same_ids(train_tokenizer(f"bpe:{draw.randint(270, 300)}", iter(texts)), texts)
 
 
-def test_gpt2_ids_are_the_same(wheels):
-    tokenizer = train_tokenizer("gpt2", iter(()))
+def random_unicode(count):
+    """Texts of characters of every plane, surrogates apart."""
     draw = random.Random(0)
     points = [*range(0xD800), *range(0xE000, 0x110000)]
-    same_ids(tokenizer, lines() + ["".join(map(chr, draw.choices(points, k=20))) for _ in range(500)])
+    return ["".join(map(chr, draw.choices(points, k=20))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("make", [bytes_tokenizer, bpe_tokenizer])
+def test_ids_are_the_same_on_random_unicode(make):
+    same_ids(make(), random_unicode(500))
+
+
+def test_gpt2_ids_are_the_same(wheels):
+    same_ids(train_tokenizer("gpt2", iter(())), lines() + random_unicode(500))
 
 
 def test_a_token_that_nothing_merges_to_is_no_silent_difference():
