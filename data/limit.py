@@ -33,10 +33,12 @@ def head(documents: Iterator[Document], n_bytes: int) -> Iterator[Document]:
     """Yield documents that hold text until they hold `n_bytes` of it, none read beyond; the last is cut to fit."""
     for document in documents:
         size = len(utf8(document.text))
-        if size >= n_bytes:
+        if size > n_bytes:
             end = line_start(document.text, 0, round(len(document.text) * n_bytes / size))
             yield replace(document, text=document.text[:end])
             return
         if size:
             yield document
         n_bytes -= size
+        if not n_bytes:
+            return

@@ -25,6 +25,7 @@ def then_fail(*texts):
         (["ab\n", "cd\nef\n", "gh"], 3, ["ab\n"]),
         (["ab\n", "cd\nef\n", "gh"], 4, ["ab\n", "c"]),
         (["ab\n", "cd\nef\n", "gh"], 7, ["ab\n", "cd\n"]),
+        (["ab\n", "cd\nef"], 8, ["ab\n", "cd\nef"]),
         (["ab\n", "", "cd\nef\n"], 9, ["ab\n", "cd\nef\n"]),
         (["éé\néé\n"], 5, ["éé\n"]),
     ],
