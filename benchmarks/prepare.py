@@ -4,11 +4,9 @@ The corpus is a .parquet of short documents, lines of the standard library drawn
 prepares it, with an empty cache, and one encodes the documents, which it holds already; the order is swapped from round
 to round. Memory is the peak of the process less what it held when its modules were imported.
 
-python benchmarks/prepare.py
+python benchmarks/prepare.py [--megabytes 300] [--json figures.json]
 """
 
-import argparse
-import json
 import multiprocessing
 import os
 import random
@@ -18,10 +16,29 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import tyro
+from rounds import ROUNDS, ratio, save, say
+
 BATCH = 10_000  # documents given to tiktoken at a time, and of a row group; its lists of all would fill the memory
+
+
+@dataclass(frozen=True)
+class Command:
+    """Measure what preparing a corpus takes."""
+
+    megabytes: int = 300
+    """size of the corpus"""
+    tokenizer: str = "gpt2"
+    """as --data.tokenizer; bpe:N is trained too, which tiktoken is spared"""
+    rounds: int = ROUNDS
+    """processes of each kind, in turn"""
+    json: Path | None = None
+    """where to write the figures"""
 
 
 def documents(megabytes: int) -> Iterator[str]:
@@ -55,8 +72,6 @@ def write(path: Path, megabytes: int) -> None:
 
 def prepare_corpus(path: str, tokenizer: str, cache: Path) -> dict[str, Any]:
     """Prepare the corpus; return the seconds, the peak of memory, and what was made."""
-    import torch
-
     from data.config import DataConfig
     from data.dataset import prepare
     from training.device import peak_memory
@@ -96,61 +111,54 @@ def alone(work: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, 
         return pool.submit(work, *arguments).result()
 
 
-def measure(megabytes: int, tokenizer: str, rounds: int, folder: Path) -> dict[str, Any]:
-    """Return the figures: bytes, peak of memory in bytes, megabytes a second of both, and the ratio of these."""
+def measure(command: Command, folder: Path) -> dict[str, Any]:
+    """Return the figures: bytes, peak of memory in bytes, bytes a second of both, and the ratio of these."""
     from data.assets import GPT2, cache_folder, fetch
 
-    if tokenizer == "gpt2":
+    if command.tokenizer == "gpt2":
         fetch(GPT2)
     path, cache, tokenizer_file = str(folder / "corpus.parquet"), folder / "cache", folder / "tokenizer.json"
-    write(Path(path), megabytes)
+    write(Path(path), command.megabytes)
     ours, theirs = [], []
 
     def ours_once() -> None:
         cache.mkdir()
         (cache / "assets").symlink_to(cache_folder() / "assets")  # what is fetched is no part of the work
-        ours.append(alone(prepare_corpus, path, tokenizer, cache))
+        ours.append(alone(prepare_corpus, path, command.tokenizer, cache))
         shutil.copy(ours[-1].pop("folder") / "tokenizer.json", tokenizer_file)
         shutil.rmtree(cache)
 
     def theirs_once() -> None:
         theirs.append(alone(encode_alone, path, tokenizer_file))
 
-    for turn in range(rounds):
+    for turn in range(command.rounds):
         for once in (ours_once, theirs_once) if turn % 2 == 0 else (theirs_once, ours_once):
             once()
     assert {each["tokens"] for each in ours + theirs} == {ours[0]["tokens"]}
+    our_times, their_times = ([each["seconds"] for each in side] for side in (ours, theirs))
     size = ours[0]["bytes"]
-    speeds = [[size / each["seconds"] / 1e6 for each in side] for side in (ours, theirs)]
     return {
         "bytes": size,
-        "tokenizer": tokenizer,
+        "tokenizer": command.tokenizer,
         "peak_bytes": max(each["peak"] for each in ours),
-        "mb_per_s": statistics.median(speeds[0]),
-        "tiktoken_mb_per_s": statistics.median(speeds[1]),
-        "ratio": statistics.median(speeds[0]) / statistics.median(speeds[1]),
-        "ratios": [one / other for one, other in zip(*speeds, strict=True)],
+        "bytes_per_s": size / statistics.median(our_times),
+        "tiktoken_bytes_per_s": size / statistics.median(their_times),
+        "ours / tiktoken": ratio(their_times, our_times),
     }
 
 
 def main() -> None:
     """Print the figures, and write them where --json says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=300, help="size of the corpus (default: 300)")
-    parser.add_argument("--tokenizer", default="gpt2", help="as --data.tokenizer; bpe:N is trained too (default: gpt2)")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each kind, in turn (default: 5)")
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
-    options = parser.parse_args()
+    command = tyro.cli(Command, prog="python benchmarks/prepare.py")
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(options.megabytes, options.tokenizer, options.rounds, Path(folder))
-    spread = f"{min(figures['ratios']):.2f} to {max(figures['ratios']):.2f}, {options.rounds} rounds"
+        figures = measure(command, Path(folder))
     print(
-        f"{figures['bytes'] / 1e6:.0f} MB, {options.tokenizer}: peak {figures['peak_bytes'] / 2**20:.0f} MiB above the "
-        f"start; {figures['mb_per_s']:.1f} MB/s, tiktoken alone {figures['tiktoken_mb_per_s']:.1f} MB/s: "
-        f"{figures['ratio']:.2f} times its speed ({spread})"
+        f"{figures['bytes'] / 1e6:.0f} MB, {command.tokenizer}: {figures['peak_bytes'] / 2**20:.0f} MiB above the start"
     )
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    for name, key in {"ours": "bytes_per_s", "tiktoken": "tiktoken_bytes_per_s"}.items():
+        print(f"{name:8s} {figures[key] / 1e6:6.1f} MB/s")
+    say("speed, ours against tiktoken", figures["ours / tiktoken"])
+    save(command.json, figures)
 
 
 if __name__ == "__main__":
