@@ -110,7 +110,7 @@ def test_a_data_set_is_streamed_no_further_than_asked_for_and_is_known_without_t
     def prepared(options, offline):
         command = [sys.executable, "-c", PREPARES, json.dumps(options)]
         env = home | {"HF_HUB_OFFLINE": "01"[offline]}
-        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
