@@ -1,11 +1,14 @@
 """How a command ends other than well: the user's mistake, a signal; and the exit codes of the doors."""
 
 import difflib
+import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -29,12 +32,17 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:
 
 
 @contextmanager
-def explained(what: str, way_out: str) -> Iterator[None]:
-    """Turn a fault of the file system (no permission, no space) into a `UserError`: what failed, why, the way out."""
+def explained(what: str, way_out: str, where: Path | None = None) -> Iterator[None]:
+    """Turn a fault of the file system (no permission, no space) into a `UserError`: what failed, why, the way out.
+
+    `where` is a folder that may be full.
+    """
     try:
         yield
     except OSError as fault:
-        raise UserError(f"{what} ({fault}): {way_out}.") from fault
+        full = where and where.exists() and fault.errno in (errno.ENOSPC, errno.EDQUOT)
+        free = f"; {shutil.disk_usage(where).free:,} bytes are free there" if full else ""
+        raise UserError(f"{what} ({fault}{free}): {way_out}.") from fault
 
 
 def door(main: Callable[[], int | None]) -> int:

@@ -53,7 +53,8 @@ def cache_folder() -> Path:
 
 def cache_faults() -> AbstractContextManager[None]:
     """Return a context that turns what goes wrong with the files of the cache into a `UserError`."""
-    return explained(f"the cache folder {_cache_path()} cannot be used", "set ACTGPT_CACHE to one that can be written")
+    path = _cache_path()
+    return explained(f"the cache folder {path} cannot be used", "set ACTGPT_CACHE to one that can be written", path)
 
 
 def _cache_path() -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from study.drawing import DASHES, FEW, PALETTE, SYMBOLS, Figure
+from training.folder import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,8 @@ def write_picture(figure: Figure, path: Path, title: str) -> None:
             _name(axes, ends)
         elif named and "ticktext" not in layout["yaxis"]:
             canvas.legend([*named], [*named.values()], loc="outside right upper")
-        canvas.savefig(path)
+        with replacing(path) as temporary:
+            canvas.savefig(temporary)
 
 
 def _kind(trace: Figure) -> str:

@@ -4,7 +4,6 @@ The page is a list of sections, each of a kind that the template knows how to la
 line in `sections`.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from study.figures import depth_figure, difference_figure, final_figure, heat_ma
 from study.pictures import write_picture
 from study.results import Run, Study, varying
 from study.table import Column, columns, cost_columns, course_columns, headline, notes, scope
+from training.folder import replacing
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,8 @@ def write_page(
         plotly=Markup(get_plotlyjs()),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(page, "utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     for part in parts:
         if part.kind == "figure":
             write_picture(part.content, path.with_name(f"{part.id}.png"), part.title)

@@ -16,6 +16,7 @@ import numpy as np
 from errors import UserError
 from study.grid import points
 from training.config import SECTIONS, WHERE
+from training.folder import replacing
 
 RUN_FOLDER = "a run folder holds config.toml and metrics.jsonl, a study folder holds one such folder per run"
 
@@ -171,7 +172,7 @@ def write_csv(study: Study, path: Path) -> None:
         figures = {key: value for key, value in numbers.items() if value is not None}
         rows.append(place | run.settings | {"data/fingerprint": fingerprint} | figures)
     fields = dict.fromkeys(key for row in rows for key in row)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(fields), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)

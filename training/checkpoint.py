@@ -3,20 +3,36 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from errors import UserError
+from training.folder import writing
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
+STATE: dict[str, type | tuple[type, ...]] = {  # what `state.json` may hold under these keys
+    "step": int,
+    "offset": int,
+    "skipped": int,
+    "time": (int, float),
+    "train_seconds": (int, float),
+    "val": dict,
+    "environment": dict,
+    "fingerprint": str,
+    "wandb_id": (str, NoneType),
+}
 
 
 class Damaged(Exception):
@@ -37,30 +53,43 @@ def save(
 
     `state` is what else an exact resume needs, as JSON, and `probes` as tensors. `tokenizer` writes itself with
     `save(path)`.
+
+    Raises:
+        UserError: it cannot be written; the checkpoints before it stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".writing-*"):  # of a process that died while saving
-        shutil.rmtree(leftover)
+    weights, followed = _weights(model), {f"probes/{name}": tensor for name, tensor in (probes or {}).items()}
+    others = _optimizer_tensors(model, optimizers) | followed
     target, partial = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
-    partial.mkdir()
-    save_file(_weights(model), partial / "model.safetensors")
-    followed = {f"probes/{name}": tensor for name, tensor in (probes or {}).items()}
-    save_file(_optimizer_tensors(model, optimizers) | followed, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
-    tokenizer.save(partial / "tokenizer.json")
-    manifest = {name: _sha256(partial / name) for name in FILES}
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for path in [*partial.iterdir(), partial]:
-        _fsync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    _fsync(folder)
+    with writing(target, sum(tensor.nbytes for tensor in [*weights.values(), *others.values()])):
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".writing-*"):  # of a process that died while saving
+            shutil.rmtree(leftover)
+        try:
+            partial.mkdir()
+            save_tensors(weights, partial / "model.safetensors")
+            save_tensors(others, partial / "optimizer.safetensors")
+            (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+            tokenizer.save(partial / "tokenizer.json")
+            manifest = {name: _sha256(partial / name) for name in FILES}
+            (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            for path in [*partial.iterdir(), partial]:
+                _fsync(path)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # of a failure; there is none where all went well
+        _fsync(folder)
+        _prune(folder, target, keep)
+    return target
+
+
+def _prune(folder: Path, target: Path, keep: int) -> None:
+    """Drop all but the `keep` newest checkpoints, `target` the newest of them."""
     others = sorted(path for path in folder.glob("step-*") if path != target)
     before = [path for path in others if path.name < target.name]
     later = [path for path in others if path.name > target.name]  # damaged, or this step would not have been trained
     for old in before[: max(len(before) - keep + 1, 0)] + later:
         shutil.rmtree(old)
-    return target
 
 
 def newest(folder: Path) -> Path | None:
@@ -90,27 +119,52 @@ def verify(path: Path) -> None:
     """Raise `Damaged` unless the files of a checkpoint are those that its manifest lists."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path.name}: manifest.json is missing or damaged ({type(error).__name__})") from None
     if not isinstance(manifest, dict) or sorted(manifest) != sorted(FILES):
         raise Damaged(f"{path.name}: manifest.json does not list the files of a checkpoint")
     for name in FILES:
+        if (path / name).is_symlink():
+            raise Damaged(f"{path.name}: {name} is a link")
         if not (path / name).is_file() or _sha256(path / name) != manifest[name]:
             raise Damaged(f"{path.name}: {name} is missing or does not match manifest.json")
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Return the state of a verified checkpoint, `step` among it."""
-    return json.loads((path / "state.json").read_text())
+    """Return the state of a verified checkpoint, `step` among it.
+
+    Raises:
+        UserError: it is not one that a run saved.
+    """
+    with _foreign(path):
+        state = json.loads((path / "state.json").read_text())
+        wrong = [key for key, kind in STATE.items() if key in state and not isinstance(state[key], kind)]
+        if wrong or state["step"] != int(path.name.removeprefix("step-")) or state.get("offset", 0) < 0:
+            raise ValueError(f"state.json: {', '.join(wrong) or 'step or offset'}")
+    return state
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load the weights of a verified checkpoint into `model`, every one of them."""
-    model.load_state_dict(load_file(path / "model.safetensors"))
+    """Load the weights of a verified checkpoint into `model`, every one of them.
+
+    Raises:
+        UserError: it does not hold the weights of such a model.
+    """
+    with _foreign(path):
+        model.load_state_dict(load_file(path / "model.safetensors"))
 
 
 def load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    """Restore the optimisers' state and torch's random state, and return the tensors of the probes."""
+    """Restore the optimisers' state and torch's random state, and return the tensors of the probes.
+
+    Raises:
+        UserError: it does not hold the state of such optimisers.
+    """
+    with _foreign(path):
+        return _load_optimizers(path, model, optimizers)
+
+
+def _load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
     tensors = load_file(path / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng.cpu"))
     if "rng.cuda" in tensors:
@@ -125,9 +179,31 @@ def load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) -
             probes[slot] = tensor
             continue
         parameter = parameters[name]
+        if tensor.shape not in ((), parameter.shape) or not tensor.is_floating_point():
+            raise ValueError(f"{key} has the shape {[*tensor.shape]} and the type {tensor.dtype}")
         # AdamW counts its steps on the device that the fused kernel reads them from
         owner[id(parameter)].state[parameter][slot] = tensor.to(parameter.device)
     return probes
+
+
+@contextmanager
+def _foreign(path: Path) -> Iterator[None]:
+    """Files that match their manifest may still be of another hand than ours: say so without a traceback."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as fault:
+        raise UserError(f"{path} is not a checkpoint of this run ({type(fault).__name__}: {fault}).") from fault
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors. What the disk refuses is an `OSError`, as everywhere else."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as fault:
+        number = re.search(r"\(os error (\d+)\)", str(fault))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from fault
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

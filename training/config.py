@@ -14,6 +14,7 @@ from data.config import DataConfig
 from errors import UserError, unknown
 from model.config import ModelConfig
 
+LARGEST = 1 << 20  # bytes of a config; what is larger is something else
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: 4, but not "4", 4.0 or true
 
 
@@ -164,11 +165,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: there is no such file, or it is not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise UserError(f"{path} is no config: it has more than {LARGEST:,} bytes.")
+        return tomllib.loads(content.decode())
     except FileNotFoundError:
         others = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         raise UserError(unknown("config file", str(path), others) if others else f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}") from None
 
 

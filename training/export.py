@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from data.export import to_tokenizers
 from data.tokenizer import END_OF_TEXT, Tokenizer
 from errors import UserError, explained
 from model.export import check_exportable, to_transformers
 from model.gpt import GPT
+from training.checkpoint import save_tensors
 from training.config import RunConfig
 from training.folder import read_run_config, read_summary
 from training.sample import load_run
@@ -65,7 +65,7 @@ def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> N
             for name, record in records.items():
                 (partial / name).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
             (partial / "README.md").write_text(card, encoding="utf-8")
-            save_file(weights, partial / "model.safetensors", {"format": "pt"})
+            save_tensors(weights, partial / "model.safetensors", {"format": "pt"})
             os.replace(partial, folder.absolute())
         finally:
             shutil.rmtree(partial, ignore_errors=True)

@@ -1,9 +1,13 @@
 """A run is a folder: who may write to it, and what it holds already."""
 
+import contextlib
 import json
 import os
+import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,9 @@ from training.config import RunConfig, build, differences, read_toml, to_toml
 
 CHOOSE = "Choose another --out."
 PARTIAL = ".partial"  # what a process that died was writing
-OWN_FILES = {".lock", PARTIAL, "log.txt"}  # may be there before the run is
+HOLDER = ".holder"  # says who writes here; beside the lock, since who waits for that one empties it
+OWN_FILES = {".lock", HOLDER, PARTIAL, "log.txt"}  # may be there before the run is
+NEEDED = ("val/loss", "val/perplexity", "val/bits_per_byte")  # what a finished run has for certain
 
 
 @contextmanager
@@ -39,33 +45,81 @@ def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator
 
 @contextmanager
 def hold(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Make a folder and keep other processes from writing to it.
+    """Make a folder and keep other processes from writing to it, with a note for them on who does.
 
     Raises:
-        UserError: it cannot be made or written, or another process holds it for longer than `patience` seconds.
+        UserError: it cannot be made or written, another process holds it for longer than `patience` seconds, or a link
+            in it would make this process write elsewhere.
     """
-    lock = FileLock(folder / ".lock", timeout=patience)
+    lock, holder = FileLock(folder / ".lock", timeout=patience), folder / HOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if links := [path for path in _written(folder) if path.is_symlink()]:
+            raise UserError(f"{links[0]} is a link, and what is written to it would land elsewhere. Remove it.")
         lock.acquire()
     except Timeout:
-        raise UserError(f"{folder} is being written by another process; wait for it. {CHOOSE}") from None
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        raise UserError(f"{folder} is being written by {who}; wait for it. {CHOOSE}") from None
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}.") from None
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    with contextlib.suppress(OSError):  # a courtesy: a disk that is full says so where it matters
+        holder.write_text(f"process {os.getpid()} on {platform.node()} since {now}", encoding="utf-8")
     try:
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, in a folder that this process holds."""
-    partial = path.with_name(PARTIAL)
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def _written(folder: Path) -> Iterator[Path]:
+    """All that stands where a run or a study writes; wandb makes links of its own within its folder."""
+    yield from folder.iterdir()
+    yield from (folder / "checkpoints").glob("*")
+    yield from (folder / "checkpoints").glob("*/*")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, in a folder that this process holds.
+
+    Raises:
+        UserError: it cannot be written; what was there before stays.
+    """
+    data, partial = content.encode() if isinstance(content, str) else content, path.with_name(PARTIAL)
+    with writing(path, len(data)):
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside `path` to write to. What was written takes its place at the end; a failure leaves nothing."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, need: int) -> Iterator[None]:
+    """Turn what a disk says that is full or read-only into a `UserError`: the place, `need` and what is free, bytes."""
+    try:
+        yield
+    except OSError as fault:
+        free = shutil.disk_usage(path.parent).free
+        raise UserError(
+            f"{path} cannot be written ({fault.strerror or fault}): it needs {need:,} bytes, and {free:,} are free "
+            "there. With that put right, the same command goes on from the last checkpoint."
+        ) from fault
 
 
 def read_run_config(folder: Path) -> RunConfig:
@@ -83,6 +137,8 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     """Return the final figures of a finished run, None for an unfinished one."""
     path = folder / "summary.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or damaged: the run writes it again
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # none, or damaged: the run writes it again
         return None
+    whole = isinstance(summary, dict) and all(isinstance(summary.get(key), int | float) for key in NEEDED)
+    return summary if whole else None

@@ -1,6 +1,7 @@
 """One run, from a config to a folder with its metrics, checkpoints and summary."""
 
 import dataclasses
+import io
 import json
 import math
 from pathlib import Path
@@ -105,7 +106,7 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
                 if step % c.eval_every == 0 or last:
                     with autocast(precision, device):
                         score = evaluate(model, data.val, c.batch_size // c.accumulate)
-                    np.save(folder / "val_windows.npy", score.windows.astype(np.float32))
+                    write_whole(folder / "val_windows.npy", _npy(score.windows.astype(np.float32)))
                     val = score.named("val")
                     record |= val
                 record |= probes.measure(step)
@@ -138,6 +139,13 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
         write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
         metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
     return summary
+
+
+def _npy(array: np.ndarray) -> bytes:
+    """The bytes of a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> None:

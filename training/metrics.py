@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
+from training.folder import writing
 from training.wandb_mirror import WandbMirror
 
 
@@ -15,7 +16,9 @@ class Metrics:
     def __init__(self, path: Path, offset: int, mirror: WandbMirror):
         if offset and (not path.exists() or path.stat().st_size < offset):
             raise UserError(f"{path} is shorter than at the last checkpoint: it was cut or replaced. Restore it.")
-        self.file = path.open("a+b")
+        self.path = path
+        with writing(path, 0):
+            self.file = path.open("a+b", buffering=0)  # so that what fails, fails in `log`
         self.file.truncate(offset)
         self.file.seek(offset)
         self.mirror = mirror
@@ -28,8 +31,15 @@ class Metrics:
     def log(self, record: dict[str, Any]) -> None:
         """Append one record (`step`, `tokens`, `time` and the metrics) and hand it to wandb. Keys are paths."""
         strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self.file.write(json.dumps(strict, allow_nan=False).encode() + b"\n")
-        self.file.flush()
+        line, before = json.dumps(strict, allow_nan=False).encode() + b"\n", self.offset
+        with writing(self.path, len(line)):
+            try:
+                written = 0
+                while written < len(line):  # a disk may take a part
+                    written += self.file.write(line[written:])
+            except OSError:
+                self.file.seek(self.file.truncate(before))
+                raise
         self.mirror.log(record)
 
     def finish(self, summary: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ class WandbMirror:
         os.environ.setdefault("WANDB_SILENT", "true")
         if mode in ("auto", "online"):
             mode = "online" if self._can_log_in(wandb) else "offline"
-        settings = wandb.Settings(init_timeout=15, console="off", x_disable_stats=True)
+        settings = wandb.Settings(init_timeout=8, console="off", x_disable_stats=True)
         self.id = self.id or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]  # a sweep's agent sets it
         arguments: dict[str, Any] = about | {
             "id": self.id,

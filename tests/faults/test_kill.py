@@ -3,29 +3,11 @@
 import contextlib
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from processes import begin, until
 from test_loop import records, same_weights
-
-ROOT = Path(__file__).parent.parent.parent
-SMALL = ["--model.n_layer=2", "--model.n_head=2", "--model.d_model=24", "--model.context=16", "--train.batch_size=4"]
-OFTEN = ["--train.log_every=5", "--train.eval_every=50", "--train.checkpoint_every=10", "--train.tokens=16000"]
-
-
-def begin(corpus, out):
-    flags = [f"--data.corpus={corpus}", "--data.tokenizer=bytes", *SMALL, *OFTEN, "--train.threads=1", f"--out={out}"]
-    command = [sys.executable, "train.py", "configs/single.toml", *flags]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def until(process, condition):
-    """Wait for a condition while a process runs."""
-    while process.poll() is None and not condition():
-        time.sleep(0.0005)
 
 
 def leftover(out):

@@ -1,0 +1,61 @@
+"""Real signals to real processes: the first saves at the next step, the second ends at once."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from processes import begin, run_flags, trains, until
+from test_loop import records, same_weights
+
+from training import checkpoint
+
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+@pytest.fixture
+def whole(call, corpus, tmp_path):
+    """The same run, never interrupted, and how long its training took, seconds."""
+    code, said = call("train", "configs/single.toml", *run_flags(corpus), f"--out={tmp_path / 'whole'}")
+    assert code == 0, said
+    return tmp_path / "whole"
+
+
+@pytest.mark.timeout(1200)
+def test_a_signal_saves_at_the_next_step_and_nothing_is_lost(whole, call, corpus, tmp_path, times):
+    draw, stopped = random.Random(0), 0
+    while stopped < times(2, 20):
+        out, signum = tmp_path / f"run{stopped}", [signal.SIGTERM, signal.SIGINT][stopped % 2]
+        process = begin(corpus, out)
+        until(process, lambda out=out: trains(out))
+        time.sleep(draw.uniform(0, 1))
+        process.send_signal(signum)
+        _, error = process.communicate()
+        if process.returncode == 0:  # it was faster than the signal
+            continue
+        assert process.returncode == CODES[signum], error
+        assert "Traceback" not in error
+        newest = checkpoint.newest(out / "checkpoints")
+        assert newest is not None
+        step = checkpoint.read_state(newest)["step"]
+        assert f"stopped at step {step} of 250; the same command resumes it" in error
+        assert records(out)[-1]["step"] == max(step // 5 * 5, 0)  # every record up to it, and none beyond
+        code, said = call("train", "configs/single.toml", *run_flags(corpus), f"--out={out}")
+        assert code == 0, said
+        assert f"resumed at step {step} of 250" in said
+        assert records(out) == records(whole)
+        assert same_weights(out, whole)
+        stopped += 1
+
+
+def test_a_second_signal_ends_at_once(corpus, tmp_path):
+    process = begin(corpus, tmp_path / "run", "--train.checkpoint_every=100000")
+    until(process, lambda: trains(tmp_path / "run"))
+    process.send_signal(signal.SIGSTOP)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # both wait until it goes on: no step lies between
+        process.send_signal(signum)
+    process.send_signal(signal.SIGCONT)
+    process.communicate()
+    assert process.returncode == 143
+    assert not os.path.exists(tmp_path / "run" / "checkpoints")
