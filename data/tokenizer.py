@@ -80,7 +80,7 @@ class Tokenizer:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             tokens = [base64.b64decode(token, validate=True) for token in record["tokens"]]
             return cls(record["spec"], record["pattern"], {token: rank for rank, token in enumerate(tokens)})
-        except (OSError, ValueError, KeyError, TypeError) as fault:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as fault:
             raise UserError(f"{path} is not a whole tokenizer: {fault}") from fault
 
 

@@ -145,6 +145,7 @@ def _ignoring_ctrl_c() -> Iterator[None]:
 
 def _child(config: RunConfig, folder: Path, plugin: Path | None) -> None:
     """Train in a process of its own, its output in log.txt of the run's folder."""
+    os.environ.pop("WANDB_RUN_ID", None)  # a sweep's agent gives one, and a study has many runs
     os.setsid()  # Ctrl-C on the terminal reaches the study, which asks each run once
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:

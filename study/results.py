@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
+from study.config import merge
 from study.grid import points
 from training.config import SECTIONS, WHERE
 from training.folder import replacing
 
+FINAL = {"status": str, "environment": dict, "sample/prompt": str, "sample/text": str}  # in summary.json, if there
+PLACE = {"step": int, "tokens": int}  # in every record
 RUN_FOLDER = "a run folder holds config.toml and metrics.jsonl, a study folder holds one such folder per run"
 
 
@@ -73,7 +75,15 @@ class Run:
     def windows(self) -> np.ndarray:
         """The loss of each whole validation window after the last step, nats per token; empty where there is none."""
         path = self.folder / "val_windows.npy"
-        return np.load(path, allow_pickle=False) if self.status == "finished" and path.exists() else np.empty(0)
+        if self.status != "finished" or not path.exists():
+            return np.empty(0)
+        try:
+            windows = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+        if not isinstance(windows, np.ndarray) or windows.ndim != 1 or windows.dtype != np.float32:
+            raise UserError(f"{path} is damaged: it holds no losses.")
+        return windows
 
     def final(self, metric: str) -> float | None:
         """Return a figure of a finished run's summary, or None: a partial figure is never passed off as a final one."""
@@ -119,17 +129,20 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / "config.toml").is_file():
         raise UserError(f"{folder} is not a run folder: {RUN_FOLDER}.")
+    config, summary = merge(folder / "config.toml", {}), folder / "summary.json"
     try:
-        config = tomllib.loads((folder / "config.toml").read_text("utf-8"))
-        summary = folder / "summary.json"
         final = json.loads(summary.read_bytes()) if summary.exists() else None
+        if summary.exists() and not _holds(final, FINAL):
+            raise ValueError(f"{summary.name} is no summary")
         records = _records(folder / "metrics.jsonl")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"a file of the run {folder} is damaged: {error}") from error
     if "activation" not in config.get("model", {}) or "tokens" not in config.get("train", {}):
         raise UserError(
             f"{folder / 'config.toml'} does not configure a run: it lacks model.activation or train.tokens."
         )
+    if not _holds(config["train"], {"tokens": int, "seed": int}):
+        raise UserError(f"{folder / 'config.toml'} does not configure a run: train.tokens and train.seed are numbers.")
     return Run(folder.resolve().name, folder.resolve(), config, records, final)
 
 
@@ -152,7 +165,7 @@ def load_study(paths: Iterable[str | Path]) -> Study:
         folders |= dict.fromkeys(found)
         tuning |= dict.fromkeys(tried)
         if (path / "study.toml").is_file():
-            plans[path.resolve()] = tomllib.loads((path / "study.toml").read_text("utf-8"))
+            plans[path.resolve()] = merge(path / "study.toml", {})
     return Study([load_run(f) for f in folders], [load_run(f) for f in tuning], plans)
 
 
@@ -208,11 +221,20 @@ def _records(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError as error:
             if number < len(lines):
                 raise ValueError(f"{path.name}, line {number}: {error}") from error
+            continue
+        if not _holds(record, PLACE) or not PLACE.keys() <= record.keys():
+            raise ValueError(f"{path.name}, line {number} is no record")
+        records.append(record)
     return records
+
+
+def _holds(found: Any, kinds: dict[str, type]) -> bool:
+    """Whether this is a JSON object, in which these keys, where it has them, are of these types."""
+    return isinstance(found, dict) and all(type(found[key]) is kind for key, kind in kinds.items() if key in found)
 
 
 def _number(record: dict[str, Any], metric: str) -> float | None:

@@ -139,6 +139,8 @@ def read_state(path: Path) -> dict[str, Any]:
     with _foreign(path):
         state = json.loads((path / "state.json").read_text())
         wrong = [key for key, kind in STATE.items() if key in state and not isinstance(state[key], kind)]
+        if not re.fullmatch(r"[\w-]{1,64}", state.get("wandb_id") or "none"):  # it becomes part of a path
+            wrong.append("wandb_id")
         if wrong or state["step"] != int(path.name.removeprefix("step-")) or state.get("offset", 0) < 0:
             raise ValueError(f"state.json: {', '.join(wrong) or 'step or offset'}")
     return state
@@ -151,7 +153,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
         UserError: it does not hold the weights of such a model.
     """
     with _foreign(path):
-        model.load_state_dict(load_file(path / "model.safetensors"))
+        tensors, types = load_file(path / "model.safetensors"), {k: v.dtype for k, v in model.state_dict().items()}
+        if other := [name for name, tensor in tensors.items() if tensor.dtype != types.get(name, tensor.dtype)]:
+            raise ValueError(f"{other[0]} is of the type {tensors[other[0]].dtype}")
+        model.load_state_dict(tensors)
 
 
 def load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:

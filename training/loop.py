@@ -150,11 +150,11 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> None:
     """Refuse to go on with other data, and warn where results will no longer be equal bit for bit."""
-    if state["fingerprint"] != data.fingerprint:
+    if state.get("fingerprint") != data.fingerprint:
         raise UserError("the checkpoint was trained on other data: the corpus or its tokens have changed since.")
     for key in ("threads", "device_name", "torch", "precision"):
-        if state["environment"][key] != env[key]:
-            print(f"warning: {key} was {state['environment'][key]}, is {env[key]}: not bitwise the same from here on")
+        if (before := state.get("environment", {}).get(key)) != env[key]:
+            print(f"warning: {key} was {before}, is {env[key]}: not bitwise the same from here on")
 
 
 def _summary(

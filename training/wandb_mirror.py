@@ -1,5 +1,6 @@
 """The mirror of a folder in wandb. It never blocks for long, never asks, and never ends what it mirrors."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -104,3 +105,12 @@ class WandbMirror:
         except Exception as error:
             self.run = None
             self.say(f"warning: wandb is off for this run ({type(error).__name__}: {error}); its folder has it all")
+            if isinstance(error, ConnectionError):
+                self._forget()
+
+    def _forget(self) -> None:
+        """Let go of a process that has died: wandb would look for it when this one ends, and print a traceback."""
+        with contextlib.suppress(Exception):
+            import wandb
+
+            wandb.teardown()

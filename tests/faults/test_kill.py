@@ -1,12 +1,14 @@
 """A real run, killed with SIGKILL again and again, ends as if it had never been touched."""
 
 import contextlib
+import json
+import os
 import random
 import signal
 import time
 
 import pytest
-from processes import begin, until
+from processes import begin, descendants, run_flags, trains, until
 from test_loop import records, same_weights
 
 
@@ -59,3 +61,42 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(corpus, tmp_pat
             run += 1
     print(f"{kills} kills of {run} runs: {within_save} within a save, {resumed} with a checkpoint to go on from")
     assert resumed >= kills // 2
+
+
+SIX = ["relu", "gelu", "silu", "tanh", "sigmoid", "swiglu"]
+
+
+@pytest.mark.timeout(3600)
+def test_a_study_killed_at_random_moments_ends_as_one_that_was_not(call, corpus, tmp_path, times):
+    for name in SIX:  # the truth: each run alone, in this process
+        flags = [*run_flags(corpus), "--train.tokens=6400", f"--model.activation={name}"]
+        code, said = call("train", "configs/single.toml", *flags, f"--out={tmp_path / 'alone' / name}")
+        assert code == 0, said
+    draw, wanted = random.Random(0), times(1, 10)
+    kills, alone, study = 0, 0, 0
+    while kills < wanted or any((tmp_path / f"study{study}").glob("*")):
+        out = tmp_path / f"study{study}"
+        process = begin(corpus, out, "--train.tokens=6400", f"--model.activation={json.dumps(SIX)}")
+        if kills < wanted:
+            begun = SIX[draw.randrange(len(SIX))]
+            until(process, lambda out=out, begun=begun: trains(out / begun))
+            end = time.monotonic() + draw.uniform(0, 1)
+            until(process, lambda end=end: time.monotonic() > end)
+            below = descendants(process.pid)
+            process.kill()
+            if draw.random() < 0.5:  # its runs too, or they save and end by themselves
+                for pid in below:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            else:
+                alone += 1
+        _, error = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), error
+        if process.returncode:
+            kills += 1
+        else:
+            for name in SIX:
+                assert records(out / name) == records(tmp_path / "alone" / name)
+                assert same_weights(out / name, tmp_path / "alone" / name)
+            study += 1
+    print(f"{kills} kills of {study} studies of {len(SIX)} runs, {alone} of them of the study alone")
