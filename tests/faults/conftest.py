@@ -55,6 +55,13 @@ def disk(tmp_path):
 
 
 @pytest.fixture
+def long_only(pytestconfig):
+    """Skip a test that takes long, or that another does in short."""
+    if not pytestconfig.getoption("--long"):
+        pytest.skip("only with --long")
+
+
+@pytest.fixture
 def draw():
     """Random numbers of a fixed seed."""
     return random.Random(0)

@@ -57,7 +57,7 @@ def finish(corpus, out, whole, **env):
     return done.stdout + done.stderr, seconds
 
 
-def test_wandb_missing(whole, corpus, tmp_path, wandb_home):
+def test_wandb_missing(long_only, whole, corpus, tmp_path, wandb_home):
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "wandb.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'wandb'\", name='wandb')\n"
@@ -66,7 +66,7 @@ def test_wandb_missing(whole, corpus, tmp_path, wandb_home):
     assert said.count("warning: wandb is off for this run (ModuleNotFoundError") == 1
 
 
-def test_no_login_on_a_terminal_asks_nothing(whole, corpus, tmp_path, wandb_home):
+def test_no_login_on_a_terminal_asks_nothing(long_only, whole, corpus, tmp_path, wandb_home):
     screen, terminal = pty.openpty()
     process = subprocess.Popen(
         command(corpus, tmp_path / "run"),
@@ -123,9 +123,7 @@ def test_its_folder_read_only(disk, call, whole, corpus, tmp_path, wandb_home, m
 
 
 @pytest.mark.parametrize("kind", ["no login", "a server that is not there", "a server that never answers"])
-def test_no_login_or_no_network(whole, corpus, tmp_path, wandb_home, pytestconfig, silent, kind):
-    if not pytestconfig.getoption("--long"):
-        pytest.skip("it waits for wandb to give up: --long")
+def test_no_login_or_no_network(long_only, whole, corpus, tmp_path, wandb_home, silent, kind):
     env = {"no login": {}, "a server that never answers": {"WANDB_BASE_URL": silent}}
     env["a server that is not there"] = {"WANDB_BASE_URL": "http://127.0.0.1:9"}
     key = {} if kind == "no login" else {"WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
