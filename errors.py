@@ -40,8 +40,9 @@ def explained(what: str, way_out: str, where: Path | None = None) -> Iterator[No
     try:
         yield
     except OSError as fault:
-        full = where and where.exists() and fault.errno in (errno.ENOSPC, errno.EDQUOT)
-        free = f"; {shutil.disk_usage(where).free:,} bytes are free there" if full else ""
+        free = ""
+        if where and where.exists() and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = f"; {shutil.disk_usage(where).free:,} bytes are free there"
         raise UserError(f"{what} ({fault}{free}): {way_out}.") from fault
 
 

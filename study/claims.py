@@ -19,13 +19,13 @@ from pydantic.dataclasses import dataclass
 
 from errors import UserError, unknown
 from study.arms import Arm
-from study.config import Tree
+from study.config import Tree, merge
 from study.controls import CONTROLS, Control
 from study.effects import MINIMUM_SEEDS, SMALLEST, Row, compare_arms
 from study.grid import expand, is_study
 from study.results import Run, Study, load_study
 from study.statistics import Effect, holm, paired, verdict
-from training.config import SECTIONS, read_toml, tree
+from training.config import SECTIONS, tree
 
 Term = dict[str, Any]  # settings of an arm, such as {"activation": "sigmoid", "n_layer": 4}, and perhaps "at"
 OPPOSITE = {"supported": "refuted", "refuted": "supported"}
@@ -257,7 +257,7 @@ def claims_in(folder: Path) -> dict[Path, Claim]:
     Raises:
         UserError: two of them have one name.
     """
-    plans = {path.parent: read_toml(path) for path in sorted(folder.glob("*/study.toml"))}
+    plans = {path.parent: merge(path, {}) for path in sorted(folder.glob("*/study.toml"))}
     found = {path: claim for path, plan in plans.items() if (claim := read_claim(plan, str(path / "study.toml")))}
     if twice := [name for name, n in Counter(claim.name for claim in found.values()).items() if n > 1]:
         raise UserError(f"{folder}: two claims have the name {twice[0]}.")

@@ -140,7 +140,8 @@ def test_any_value_makes_a_run_or_is_named(until_training, times):
     seen = {0: 0, 2: 0}
 
     def change(one):
-        flags, tree = [], {name: dict(part) for name, part in SMALL.items()}
+        flags: list[str] = []
+        tree: dict[str, Any] = {name: dict(part) for name, part in SMALL.items()}
         if one.by == "flag":
             flags = [f"--{one.section}.{one.key}={written(one.value)}"]
         elif one.by == "file":

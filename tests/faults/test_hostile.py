@@ -12,6 +12,7 @@ import re
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def trained(tmp_path_factory):
     (folder / "corpus.txt").write_text(" ".join(draw.choices(["the", "king", "and", "queen", "of", "night"], k=4000)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACTGPT_CACHE", str(folder / "cache"))
-        tree = {"data": {"corpus": str(folder / "corpus.txt"), "tokenizer": "bytes"}}
+        tree: dict[str, Any] = {"data": {"corpus": str(folder / "corpus.txt"), "tokenizer": "bytes"}}
         tree["model"] = {"n_layer": 1, "n_head": 2, "d_model": 24, "context": 16}
         tree["train"] = {"tokens": 1280, "batch_size": 4, "checkpoint_every": 8, "eval_every": 10, "log_every": 5}
         tree["train"] |= {"threads": 1, "keep": 3}
