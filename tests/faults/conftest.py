@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from processes import ROOT
+from commands import ROOT
 
 from errors import door
 

@@ -14,7 +14,7 @@ import time
 
 import pytest
 import torch
-from processes import ROOT, SMALL, remount
+from commands import ROOT, SMALL, remount
 from test_checkpoint import TOKENIZER, step
 from test_loop import records, same_weights
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes import SMALL
+from commands import SMALL
 from safetensors.torch import load_file, save_file
 
 from training import checkpoint

@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from processes import begin, descendants, run_flags, trains, until
+from commands import begin, descendants, run_flags, trains, until
 from test_loop import records, same_weights
 
 

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from processes import begin, run_flags, trains, until
+from commands import begin, run_flags, trains, until
 from test_loop import records, same_weights
 
 from training import checkpoint

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from processes import ROOT, begin, run_flags, trains, until
+from commands import ROOT, begin, run_flags, trains, until
 from test_loop import records, same_weights
 
 from errors import Interrupted

@@ -15,7 +15,7 @@ import sys
 import time
 
 import pytest
-from processes import ROOT, begin, descendants, remount, run_flags, trains, until
+from commands import ROOT, begin, descendants, remount, run_flags, trains, until
 from test_loop import records
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
