@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# What F.linear takes in fp32 is MKL, which leaves AVX-512 unused on an AMD processor. (benchmarks/training.py)
+# What F.linear takes in fp32 is MKL, which leaves AVX-512 unused on an AMD processor. (benchmarks/steps.py)
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 LEAST_ROWS = 16  # below it, a call of oneDNN costs more than it saves
 

@@ -59,7 +59,7 @@ def keep_memory() -> None:
     """Let this process keep the memory that it frees, for the rest of its life; glibc only, else nothing happens.
 
     Without it every large tensor of a step is a mapping of its own, whose pages the kernel clears anew: a fifth of a
-    bf16 step (benchmarks/training.py --no-keep-memory).
+    bf16 step (benchmarks/steps.py --no-keep-memory).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -2,7 +2,7 @@
 
 Tokens/s are also given as a share of the matrix-product peak, measured in the same run (model FLOPs utilisation).
 
-python benchmarks/training.py --nanogpt PATH [--only 6x256] [--json figures.json] [--no-keep-memory]
+python benchmarks/steps.py --nanogpt PATH [--only 6x256] [--json figures.json] [--no-keep-memory]
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def compare(name: str, peak: dict[str, Any], checkout: Path | None) -> dict[str,
 
 def main() -> None:
     """Compare at every size."""
-    command = tyro.cli(Command, prog="python benchmarks/training.py")
+    command = tyro.cli(Command, prog="python benchmarks/steps.py")
     if command.keep_memory:
         keep_memory()
     peak = machine()
