@@ -12,8 +12,8 @@ from study.display import match
 from study.grid import expand, study_config
 from study.tuning import arm_of, arms, tuning_runs
 from training.config import RunConfig
-from training.device import autocast, cores, keep_memory, pick_device, pick_precision
-from training.evaluate import evaluate
+from training.device import cores, keep_memory, pick_device, pick_precision
+from training.evaluate import score
 from training.loop import check_available
 from training.optim import build_optimizers
 from training.step import train_step
@@ -64,6 +64,5 @@ def _measure(config: RunConfig, data: Dataset) -> tuple[float, float]:
         train_step(model, optimizers, data.train.tokens_N, config, step, 0.0, precision)
         times.append(time.perf_counter() - began)
     began = time.perf_counter()
-    with autocast(precision, device):
-        evaluate(model, data.val, config.train.batch_size // config.train.accumulate)
+    score(model, data.val, config, precision)
     return statistics.median(times[2:]), time.perf_counter() - began

@@ -1,8 +1,6 @@
 """The time of a run, over all of its sessions: as a whole, and of training steps alone."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class Clock:
@@ -18,12 +16,9 @@ class Clock:
         """Seconds since the run began."""
         return time.perf_counter() - self._began
 
-    @contextmanager
-    def training(self, tokens: int) -> Iterator[None]:
-        """Count what runs inside as training on that many tokens."""
-        began = time.perf_counter()
-        yield
-        self.train_seconds += time.perf_counter() - began
+    def trained(self, tokens: int, seconds: float) -> None:
+        """Count training on that many tokens."""
+        self.train_seconds += seconds
         self._lap_tokens += tokens
 
     def speed(self) -> float:

@@ -1,14 +1,18 @@
 """The score of a model on a split of the data, all of it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.batches import eval_windows
 from data.dataset import Split
 from model.gpt import GPT
+from training.config import RunConfig
+from training.device import autocast
 
 
 @dataclass(frozen=True)
@@ -28,19 +32,38 @@ class Score:
         return {f"{split}/{name}": getattr(self, name) for name in ("loss", "perplexity", "bits_per_byte")}
 
 
-@torch.no_grad()
+def score(model: GPT, split: Split, config: RunConfig, precision: str) -> Score:
+    """Score a split as a run does: in its precision, as many windows at a time as a micro-batch has sequences."""
+    with autocast(precision, model.embedding.weight.device):
+        return evaluate(model, split, config.train.batch_size // config.train.accumulate)
+
+
 def evaluate(model: GPT, split: Split, batch_size: int) -> Score:
     """Score every token of the split but the first once, in consecutive windows of the model's context.
 
     Nats are summed over the split first, and exponentiated last. Document separators count as tokens, and what they
     cost counts in the bits, but they add no bytes.
     """
-    device, context = model.embedding.weight.device, model.config.context
+    context, device = model.config.context, model.embedding.weight.device
+    return from_nats(window_nats(model.token_losses, split, context, batch_size, device), split, context)
+
+
+@torch.no_grad()
+def window_nats(
+    losses: Callable[[Tensor, Tensor], Tensor], split: Split, context: int, batch_size: int, device: torch.device
+) -> np.ndarray:
+    """Return the nats of each window in the order of the text; `losses` gives those of each token, BT.
+
+    Dimensions before these, as of several models, are kept.
+    """
     nats = []
     for x_BT, y_BT in eval_windows(split.tokens_N, context, batch_size):
-        nats_BT = model.token_losses(x_BT.to(device), y_BT.to(device))
-        nats.append(nats_BT.sum(-1, dtype=torch.float64))
-    windows = torch.cat(nats).cpu().numpy()
+        nats.append(losses(x_BT.to(device), y_BT.to(device)).sum(-1, dtype=torch.float64))
+    return torch.cat(nats, -1).cpu().numpy()
+
+
+def from_nats(windows: np.ndarray, split: Split, context: int) -> Score:
+    """Return the score of a split from the nats of each of its windows."""
     n_targets = len(split.tokens_N) - 1
     loss = windows.sum() / n_targets
     perplexity = math.exp(loss) if loss < 700 else math.inf

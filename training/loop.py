@@ -4,8 +4,11 @@ import dataclasses
 import io
 import json
 import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from training import checkpoint
 from training.clock import Clock
 from training.config import RunConfig, tree
 from training.device import autocast, environment, keep_memory, peak_memory, pick_device, pick_precision
-from training.evaluate import evaluate
+from training.evaluate import score
 from training.folder import open_run, read_summary, write_whole
 from training.interrupt import Interrupt
 from training.metrics import Metrics
@@ -30,6 +33,17 @@ from training.progress import Display
 from training.sample import sample
 from training.step import train_step
 from training.wandb_mirror import WandbMirror
+
+
+class Call(NamedTuple):
+    """What a run asks for: alone it is `function(*arguments)`; runs of one shape can be answered together."""
+
+    step: int
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+Run = Generator[Call, tuple[Any, float], dict[str, Any]]  # is sent each result, and the seconds that it took
 
 
 def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, Any]:
@@ -42,6 +56,26 @@ def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, A
         Interrupted: a signal came; a checkpoint is written, and the same call resumes.
         FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
     """
+    run = begin(config, folder, patience)
+    try:
+        call = next(run)
+        while True:
+            began = time.perf_counter()
+            try:
+                result = call.function(*call.arguments)
+            except BaseException as error:
+                call = run.throw(error)
+            else:
+                call = run.send((result, time.perf_counter() - began))
+    except StopIteration as end:
+        return end.value
+
+
+def begin(config: RunConfig, folder: Path, patience: float = 0.0, interrupt: Interrupt | None = None) -> Run:
+    """Return a run as `train`, which asks for its scores and its training steps instead of computing them.
+
+    `interrupt` is given where several runs share one.
+    """
     if not read_summary(folder):
         check_available(config)
     with open_run(folder, config, patience) as finished:
@@ -49,8 +83,8 @@ def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, A
             return finished
         data = prepare(config.data)
         check_context(config, data)
-        with Interrupt() as interrupt:
-            return _run(config, folder, data, pick_device(config.train.device), interrupt)
+        with nullcontext(interrupt) if interrupt else Interrupt() as seen:
+            return (yield from _run(config, folder, data, pick_device(config.train.device), seen))
 
 
 def check_available(config: RunConfig) -> None:
@@ -68,7 +102,7 @@ def check_context(config: RunConfig, data: Dataset) -> None:
         )
 
 
-def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, interrupt: Interrupt) -> dict[str, Any]:
+def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, interrupt: Interrupt) -> Run:
     c, steps, checkpoints = config.train, config.steps, folder / "checkpoints"
     keep_memory()
     if c.threads:
@@ -104,10 +138,9 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
             last, stop = step == steps, interrupt.signum
             if step > start or not resumed:  # a checkpoint comes after the records of its step
                 if step % c.eval_every == 0 or last:
-                    with autocast(precision, device):
-                        score = evaluate(model, data.val, c.batch_size // c.accumulate)
-                    write_whole(folder / "val_windows.npy", _npy(score.windows.astype(np.float32)))
-                    val = score.named("val")
+                    scored, _ = yield Call(step, score, (model, data.val, config, precision))
+                    write_whole(folder / "val_windows.npy", _npy(scored.windows.astype(np.float32)))
+                    val = scored.named("val")
                     record |= val
                 record |= probes.measure(step)
                 if record:
@@ -127,14 +160,19 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
                 raise Interrupted(stop, f"{folder}: stopped at step {step} of {steps}; the same command resumes it")
 
             lr = c.lr * lr_factor(step, steps, c)
-            with probes.following(step + 1), clock.training(config.tokens_per_step):
-                loss, norm = train_step(model, optimizers, data.train.tokens_N, config, step, lr, precision)
+            asked = model, optimizers, data.train.tokens_N, config, step, lr, precision
+            with probes.following(step + 1):
+                (loss, norm), seconds = yield Call(step, train_step, asked)
+            clock.trained(config.tokens_per_step, seconds)
             skipped += not math.isfinite(loss + norm)
             if (step + 1) % c.log_every == 0 or step + 1 == steps:
                 record = {"train/loss": loss, "train/lr": lr, "grad/norm": norm}
                 record |= {"train/skipped": skipped} if c.nonfinite == "skip" else {}
                 record["perf/tokens_per_s"] = clock.speed()
 
+        if data.test:
+            scored, _ = yield Call(steps, score, (model, data.test, config, precision))
+            val = val | scored.named("test")
         summary = _summary(config, model, data, precision, val, clock.train_seconds, env) | probes.summary()
         write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
         metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
@@ -162,17 +200,12 @@ def _summary(
     model: GPT,
     data: Dataset,
     precision: str,
-    val: dict[str, float],
+    scores: dict[str, float],
     seconds: float,
     env: dict[str, Any],
 ) -> dict[str, Any]:
     device = model.embedding.weight.device
     with autocast(precision, device):
-        test = (
-            evaluate(model, data.test, config.train.batch_size // config.train.accumulate).named("test")
-            if data.test
-            else {}
-        )
         text = sample(model, data.tokenizer, prompt="", n_tokens=300, temperature=0.8, top_k=50, seed=0)[0]
     tokens = config.steps * config.tokens_per_step
     count = dataclasses.asdict(size(config.model, data.tokenizer.n_vocab))
@@ -182,8 +215,7 @@ def _summary(
         "gated": ACTIVATIONS[config.model.activation].gated,
         "steps": config.steps,
         "tokens": tokens,
-        **val,
-        **test,
+        **scores,
         "perf/tokens_per_s": tokens / seconds,
         "perf/train_seconds": seconds,
         "perf/peak_memory_bytes": peak_memory(device),

@@ -11,8 +11,8 @@ from data.encode import Split, encode_whole
 from errors import UserError
 from model.gpt import GPT
 from training.config import RunConfig, build
-from training.device import autocast, pick_device, pick_precision
-from training.evaluate import Score, evaluate
+from training.device import pick_device, pick_precision
+from training.evaluate import Score, score
 from training.folder import read_run_config
 from training.sample import load_run
 
@@ -55,9 +55,8 @@ def score_text(folder: Path, device_name: str, corpus: str, column: str | None) 
 
 def _score(model: GPT, split: Split, config: RunConfig, device: torch.device, step: int, name: str) -> Score:
     precision = pick_precision(config.train.precision, device)
-    with autocast(precision, device):
-        score = evaluate(model, split, config.train.batch_size // config.train.accumulate)
-    figures = f"loss {score.loss:.4f} nats/token  perplexity {score.perplexity:.3f}"
+    found = score(model, split, config, precision)
+    figures = f"loss {found.loss:.4f} nats/token  perplexity {found.perplexity:.3f}"
     of = f"{len(split.tokens_N) - 1:,} tokens, step {step}, {precision}"
-    print(f"{name:<5} {figures}  {score.bits_per_byte:.4f} bits/byte  ({of})")
-    return score
+    print(f"{name:<5} {figures}  {found.bits_per_byte:.4f} bits/byte  ({of})")
+    return found

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -32,8 +33,7 @@ def train_step(
         FloatingPointError: one of them is not finite, and `train.nonfinite` is "stop"; the weights are as before.
     """
     c, device = config.train, model.embedding.weight.device
-    x_BT, y_BT = train_batch(tokens_N, c.seed, step, c.batch_size, config.model.context)
-    batches = list(zip(x_BT.to(device).chunk(c.accumulate), y_BT.to(device).chunk(c.accumulate), strict=True))
+    batches = micro_batches(tokens_N, config, step, device)
     total = torch.zeros((), device=device)
     for micro_x_BT, micro_y_BT in batches:
         with autocast(precision, device):
@@ -49,10 +49,24 @@ def train_step(
                 group["lr"] = lr
             optimizer.step()
     elif c.nonfinite == "stop":
-        raise FloatingPointError(
-            f"the loss is {loss} and the norm of the gradient {norm} at step {step + 1}; the first that is not finite "
-            f"is {began(model, batches, precision)}. The weights and the last checkpoint are from before that step. "
-            "Lower train.lr, or let a new run leave such steps out: --train.nonfinite=skip."
-        )
+        raise not_finite(step, loss, norm, began(model, batches, precision))
     model.zero_grad()
     return loss, norm
+
+
+def micro_batches(
+    tokens_N: np.ndarray, config: RunConfig, step: int, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the (x_BT, y_BT) of that step on a device, one for each micro-batch."""
+    c = config.train
+    x_BT, y_BT = train_batch(tokens_N, c.seed, step, c.batch_size, config.model.context)
+    return list(zip(x_BT.to(device).chunk(c.accumulate), y_BT.to(device).chunk(c.accumulate), strict=True))
+
+
+def not_finite(step: int, loss: float, norm: float, where: str) -> FloatingPointError:
+    """Return the error that ends a run at a step; `where` is what `began` found."""
+    return FloatingPointError(
+        f"the loss is {loss} and the norm of the gradient {norm} at step {step + 1}; the first that is not finite "
+        f"is {where}. The weights and the last checkpoint are from before that step. "
+        "Lower train.lr, or let a new run leave such steps out: --train.nonfinite=skip."
+    )
