@@ -37,10 +37,11 @@ def compare(config: RunConfig) -> None:
     def step(probes: Probes, to: int) -> tuple[float, float]:
         """Return the seconds of a training step that leads to the step `to`, and those of the probes around it."""
         began = time.process_time()
-        with probes.following(to):
-            inside = time.process_time()
-            train_step(model, optimizers, data.train.tokens_N, config, 0, 1e-3, precision)
-            inside = time.process_time() - inside
+        probes.keep_before(to)
+        inside = time.process_time()
+        train_step(model, optimizers, data.train.tokens_N, config, 0, 1e-3, precision)
+        inside = time.process_time() - inside
+        probes.follow()
         probes.measure(to)
         return inside, time.process_time() - began - inside
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError, unknown
-from model.learnable import XIELU, DyT, PolyReLU, SigmoidAffine, Snake, SwishBeta
+from model.learnable import XIELU, DyT, PolyReLU, PReLU, SigmoidAffine, Snake, SwishBeta
 
 
 def _unchanged(v: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "lisht": Activation(pointwise(lambda u: u * torch.tanh(u))),  # u·tanh u; Roy et al., 2019
     "relu2": Activation(pointwise(_relu2)),  # max(0, u)²; Primer, So et al., 2021
     # learned: the formulas are in model/learnable.py
-    "prelu": Activation(nn.PReLU),  # u, below 0 au with a learned from 0.25; He et al., 2015
+    "prelu": Activation(PReLU),  # u, below 0 au with a learned from 0.25; He et al., 2015
     "swish_beta": Activation(SwishBeta),  # u·σ(βu); Ramachandran et al., 2017
     "xielu": Activation(XIELU),  # αₚu² + βu, below 0 αₙ(eᵘ − 1 − u) + βu; Huang & Schlag, 2024
     "polyrelu": Activation(PolyReLU),  # a cubic in max(0, u); Zhuo et al., 2024

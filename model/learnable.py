@@ -11,6 +11,18 @@ def _scalar(value: float) -> nn.Parameter:
     return nn.Parameter(torch.tensor(value))
 
 
+class PReLU(nn.Module):
+    """u, below 0 au (He et al., 2015). It starts at a = 0.25, as torch's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.25]))
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Apply the formula, any shape."""
+        return F.prelu(u, self.weight.to(u.dtype))  # autocast would do it, but not under vmap
+
+
 class SwishBeta(nn.Module):
     """u·σ(βu) (Ramachandran et al., 2017). It starts between SiLU (β = 1) and quick GELU (1.702)."""
 

@@ -79,6 +79,14 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def free_memory(device: torch.device) -> int:
+    """Return the memory that is free, bytes: on the GPU, else in the machine, or all of it where that is not told."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
     """Return what must be equal for results to be equal bit for bit, and what a reader wants to know."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name()

@@ -161,8 +161,9 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
 
             lr = c.lr * lr_factor(step, steps, c)
             asked = model, optimizers, data.train.tokens_N, config, step, lr, precision
-            with probes.following(step + 1):
-                (loss, norm), seconds = yield Call(step, train_step, asked)
+            probes.keep_before(step + 1)
+            (loss, norm), seconds = yield Call(step, train_step, asked)
+            yield Call(step, Probes.follow, (probes,))
             clock.trained(config.tokens_per_step, seconds)
             skipped += not math.isfinite(loss + norm)
             if (step + 1) % c.log_every == 0 or step + 1 == steps:

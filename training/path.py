@@ -1,5 +1,6 @@
 """The zig-zag of the weights: how directly training moves, from one update to the next and in all."""
 
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -27,6 +28,11 @@ def ffn_matrices(model: GPT) -> dict[str, Tensor]:
     }
 
 
+def sample(matrices: Iterable[Tensor]) -> Tensor:
+    """Return the weights that are followed, MS; dimensions before those of a matrix, as of several models, are kept."""
+    return torch.stack([w.detach().flatten(-2)[..., : w.shape[-2:].numel() // SHARE] for w in matrices], -2)
+
+
 class Path:
     """The path of each FFN matrix from its initial weights; `model` must hold them when this is made.
 
@@ -35,33 +41,21 @@ class Path:
 
     def __init__(self, model: GPT):
         self.matrices = ffn_matrices(model)
-        # views: they follow the weights, which change in place
-        self.sample = [w.detach().view(-1)[: w.numel() // SHARE] for w in self.matrices.values()]
-        self.start_MS = torch.stack(self.sample)
-        self.last_MS = self.start_MS
+        self.start_MS = self.last_MS = sample(self.matrices.values())
+        zeros_M = self.start_MS.new_zeros(len(self.matrices))
         self.tensors = {"update_MS": torch.zeros_like(self.start_MS)}
-        self.tensors |= {name: self.start_MS.new_zeros(len(self.sample)) for name in ("norm_M", "cosine_M", "count_M")}
-        self.tensors["length_M"] = self.tensors["norm_M"].double()
+        self.tensors |= {name: zeros_M.clone() for name in ("norm_M", "cosine_M", "count_M")}
+        self.tensors["length_M"] = zeros_M.double()
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on from a checkpoint whose weights the model holds by now."""
         self.tensors = {name: tensors[name].to(self.start_MS.device) for name in self.tensors}
-        self.last_MS = torch.stack(self.sample)
+        self.last_MS = sample(self.matrices.values())
 
     def update(self) -> None:
         """Follow the model by one training step."""
-        before, now_MS = self.tensors, torch.stack(self.sample)
-        update_MS = now_MS - self.last_MS
-        norm_M = torch.linalg.vecdot(update_MS, update_MS).sqrt()
-        cosine_M = torch.linalg.vecdot(update_MS, before["update_MS"]) / (norm_M * before["norm_M"])
-        self.tensors = {
-            "update_MS": update_MS,
-            "norm_M": norm_M,
-            "length_M": before["length_M"] + norm_M,
-            "cosine_M": before["cosine_M"] + cosine_M.nan_to_num(),  # the first update follows none
-            "count_M": before["count_M"] + cosine_M.isfinite(),
-        }
-        self.last_MS = now_MS
+        now_MS = sample(self.matrices.values())
+        self.tensors, self.last_MS = _followed(self.tensors, self.last_MS, now_MS), now_MS
 
     def figures(self) -> dict[str, float]:
         """Return for each matrix the path's efficiency ‖θ_T − θ_0‖/Σ‖Δθ_t‖ and the cosine of successive updates.
@@ -75,3 +69,24 @@ class Path:
         for name, efficiency, mean in zip(self.matrices, efficiency_M.tolist(), cosine_M.tolist(), strict=True):
             figures |= {f"path/{name}_efficiency": efficiency, f"path/{name}_cosine": mean}
         return figures
+
+
+def update_together(paths: Sequence[Path], now_RMS: Tensor) -> None:
+    """Follow R models by one training step each; `now_RMS` is the sample of their weights."""
+    before = {name: torch.stack([path.tensors[name] for path in paths]) for name in paths[0].tensors}
+    after = _followed(before, torch.stack([path.last_MS for path in paths]), now_RMS)
+    for r, path in enumerate(paths):
+        path.tensors, path.last_MS = {name: tensor[r] for name, tensor in after.items()}, now_RMS[r]
+
+
+def _followed(before: dict[str, Tensor], last_MS: Tensor, now_MS: Tensor) -> dict[str, Tensor]:
+    update_MS = now_MS - last_MS
+    norm_M = torch.linalg.vecdot(update_MS, update_MS).sqrt()
+    cosine_M = torch.linalg.vecdot(update_MS, before["update_MS"]) / (norm_M * before["norm_M"])
+    return {
+        "update_MS": update_MS,
+        "norm_M": norm_M,
+        "length_M": before["length_M"] + norm_M,
+        "cosine_M": before["cosine_M"] + cosine_M.nan_to_num(),  # the first update follows none
+        "count_M": before["count_M"] + cosine_M.isfinite(),
+    }

@@ -65,11 +65,12 @@ class Probes:
         device = model.embedding.weight.device
         self.x_BT, self.y_BT = x_BT.to(device), y_BT.to(device)
 
-    @contextmanager
-    def following(self, step: int) -> Iterator[None]:
-        """Follow the training step inside, which leads to that step."""
+    def keep_before(self, step: int) -> None:
+        """Keep the weights before the training step that leads to that step, if it is one to measure at."""
         self.before = snapshot(self.model) if step in self.steps else None
-        yield
+
+    def follow(self) -> None:
+        """Follow the weights by one training step."""
         if self.path:
             self.path.update()
 

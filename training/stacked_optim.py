@@ -1,0 +1,116 @@
+"""The optimisers of a stack: torch's AdamW, SGD and Muon for R runs at once, each with a learning rate of its own.
+
+R runs, N weights of a run, P parameters. torch's own take one learning rate a call, and Muon one matrix.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Muon, Optimizer
+
+from training.config import TrainConfig
+from training.optim import build_optimizers
+
+Slots = dict[str, Tensor]  # what an optimiser remembers, RN; but steps, RP
+
+
+def adamw(w_RN: Tensor, g_RN: Tensor, slots: Slots, lr_R1: Tensor, options: Mapping[str, Any]) -> None:
+    """Take a step of AdamW (Loshchilov & Hutter, 2017)."""
+    beta1, beta2 = options["betas"]
+    mean_RN, square_RN = slots["exp_avg"], slots["exp_avg_sq"]
+    slots["step"] += 1
+    step_R1 = slots["step"][:, :1].double()  # 1 − βᵗ cancels digits
+    mean_RN.lerp_(g_RN, 1 - beta1)
+    square_RN.mul_(beta2).addcmul_(g_RN, g_RN, value=1 - beta2)
+    root_RN = square_RN.sqrt().div_((1 - beta2**step_R1).sqrt().float()).add_(options["eps"])
+    w_RN.mul_(1 - lr_R1 * options["weight_decay"])
+    w_RN.sub_(mean_RN.div(root_RN).mul_(lr_R1 / (1 - beta1**step_R1).float()))
+
+
+def sgd(w_RN: Tensor, g_RN: Tensor, slots: Slots, lr_R1: Tensor, options: Mapping[str, Any]) -> None:
+    """Take a step of SGD, with the momentum of Polyak, 1964, where there is any."""
+    g_RN = g_RN + options["weight_decay"] * w_RN
+    if options["momentum"]:
+        g_RN = slots["momentum_buffer"].mul_(options["momentum"]).add_(g_RN)
+    w_RN.sub_(lr_R1 * g_RN)
+
+
+def muon(w_RN: Tensor, g_RN: Tensor, slots: Slots, lr_R1: Tensor, options: Mapping[str, Any]) -> None:
+    """Take a step of Muon (Jordan et al., 2024), its updates scaled to AdamW's RMS (Liu et al., 2025)."""
+    rows, columns = options["shape"]
+    buffer_RN = slots["momentum_buffer"].lerp_(g_RN, 1 - options["momentum"])
+    update_RN = g_RN.lerp(buffer_RN, options["momentum"])
+    near = orthogonal(update_RN.reshape(-1, rows, columns), options["ns_coefficients"], options["ns_steps"])
+    w_RN.mul_(1 - lr_R1 * options["weight_decay"])
+    w_RN.sub_(near.reshape(w_RN.shape) * (lr_R1 * 0.2 * math.sqrt(max(rows, columns))))
+
+
+def orthogonal(x_LMN: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Return nearly the closest orthogonal matrix of each of L, by Newton-Schulz in bf16 (Jordan et al., 2024)."""
+    if x_LMN.shape[1] > x_LMN.shape[2]:
+        return orthogonal(x_LMN.mT, coefficients, steps).mT
+    a, b, c = coefficients
+    x_LMN = x_LMN.bfloat16()
+    x_LMN = x_LMN / x_LMN.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram_LMM = x_LMN @ x_LMN.mT
+        gram_LMM = torch.baddbmm(gram_LMM, gram_LMM, gram_LMM, beta=b, alpha=c)
+        x_LMN = torch.baddbmm(x_LMN, gram_LMM, x_LMN, beta=a)
+    return x_LMN
+
+
+UPDATES: dict[type[Optimizer], Callable[..., None]] = {AdamW: adamw, SGD: sgd, Muon: muon}
+
+
+class Segment:
+    """Parameters of a run, by name, that one group of one optimiser updates alike: columns of the stack."""
+
+    def __init__(self, kind: type[Optimizer], options: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]):
+        self.kind, self.options = kind, options
+        self.shapes = {name: p.shape for name, p in parameters.items()}
+        self.width = sum(p.numel() for p in parameters.values())
+        self.slots: Slots = {}
+
+    def columns(self, rows_RN: Tensor) -> dict[str, Tensor]:
+        """Return what belongs to each parameter in the segment's columns, (R, *shape)."""
+        parts = rows_RN.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        named = zip(self.shapes.items(), parts, strict=True)
+        return {name: part.unflatten(1, shape) if shape else part[:, 0] for (name, shape), part in named}
+
+    def take(self, states: Sequence[Mapping[str, dict[str, Any]]], like_RN: Tensor) -> None:
+        """Move what the runs' own optimisers remember of each parameter into the stack; they keep views of it."""
+        names = {AdamW: ["exp_avg", "exp_avg_sq", "step"], Muon: ["momentum_buffer"]}.get(self.kind, [])
+        if self.kind is SGD and self.options["momentum"]:
+            names = ["momentum_buffer"]
+        for slot in names:
+            if slot == "step":
+                self.slots[slot] = like_RN.new_zeros(len(states), len(self.shapes))
+                parts = dict(zip(self.shapes, self.slots[slot].unbind(1), strict=True))
+            else:
+                self.slots[slot] = torch.zeros_like(like_RN, memory_format=torch.contiguous_format)
+                parts = self.columns(self.slots[slot])
+            for name, part in parts.items():
+                for state, mine in zip(states, part, strict=True):
+                    if slot in state[name]:
+                        mine.copy_(state[name][slot])
+                    state[name][slot] = mine
+
+    def update(self, w_RN: Tensor, g_RN: Tensor, lr_R1: Tensor) -> None:
+        """Take a step."""
+        UPDATES[self.kind](w_RN, g_RN, self.slots, lr_R1, self.options)
+
+
+def segments(model: nn.Module, config: TrainConfig) -> list[Segment]:
+    """Return the segments of a model's parameters: the groups of its optimisers, but for Muon those of one shape."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = []
+    for optimizer in build_optimizers(model, config):
+        for group in optimizer.param_groups:
+            by_shape: dict[torch.Size | None, dict[str, nn.Parameter]] = {}
+            for p in group["params"]:
+                by_shape.setdefault(p.shape if isinstance(optimizer, Muon) else None, {})[names[id(p)]] = p
+            found += [Segment(type(optimizer), group | {"shape": shape}, own) for shape, own in by_shape.items()]
+    return found
