@@ -5,7 +5,7 @@ import os
 import tomllib
 from collections.abc import Container
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 from pydantic import Field
@@ -20,7 +20,10 @@ TABLES = ("grid", "prediction")  # lists of tables
 
 @dataclass(frozen=True, config=STRICT)
 class StudyConfig:
-    """How arms are compared: an arm is what remains of a run when its seed and learning rate are taken away."""
+    """How arms are compared: an arm is what remains of a run when its seed and learning rate are taken away.
+
+    `engine` says how they are trained: it may differ when a study is resumed.
+    """
 
     reference: Annotated[
         str,
@@ -41,6 +44,14 @@ class StudyConfig:
     tune_share: Annotated[
         float, Field(gt=0, le=1, description="budget of a tuning run, as a share of train.tokens")
     ] = 0.5
+
+    engine: Annotated[
+        Literal["auto", "processes", "stacked"],
+        Field(
+            description="a process for each core, or runs that differ in seed and lr alone as one batched program; "
+            "auto: stacked on cuda, where small runs leave the GPU waiting"
+        ),
+    ] = "auto"
 
     def __post_init__(self):
         if self.lr and len(set(self.lr)) < 3:

@@ -1,4 +1,4 @@
-"""Runs of a study in parallel, one process for each core, under one live display."""
+"""Runs of a study in processes, under one live display: one run in each, or a stack of runs."""
 
 import contextlib
 import dataclasses
@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,6 +23,7 @@ from training.device import cores, pick_device
 from training.folder import read_summary
 from training.interrupt import Interrupt
 from training.loop import train
+from training.together import shape, train_together
 
 POLL_SECONDS = 0.1
 ORPHAN_SECONDS = 60.0  # in which a run of a study that was killed saves and lets go of its folder
@@ -29,11 +31,15 @@ ORPHAN_SECONDS = 60.0  # in which a run of a study that was killed saves and let
 
 @dataclasses.dataclass
 class Job:
-    """A run of the study while it executes. What it does is read from its folder."""
+    """A run of the study while it executes, in a process of its own or one that it shares with others of its `stack`.
+
+    What it does is read from its folder.
+    """
 
     name: str
     config: RunConfig
     folder: Path
+    stack: int = 0
     process: BaseProcess | None = None
     status: str = "waiting"  # then running, finished or failed
     record: dict[str, Any] = dataclasses.field(default_factory=dict)  # the newest value of each metric
@@ -70,17 +76,39 @@ def execute(
 ) -> list[str]:
     """Train every run that is not finished, in `folder/<name>`; return the names of those that failed.
 
-    `group` is the study's name in wandb.
+    Each has a process of its own, as many at a time as there are cores, or one at a time on a GPU. `group` is the
+    study's name in wandb.
 
     Raises:
         Interrupted: a signal came; every run has written a checkpoint.
     """
     on_cpu = all(pick_device(config.train.device).type == "cpu" for config in runs.values())
     parallel = min(len(runs), cores()) if on_cpu else 1
-    jobs = [Job(name, _placed(config, group, parallel), folder / name) for name, config in runs.items()]
+    placed = {name: _placed(config, group, parallel) for name, config in runs.items()}
+    jobs = [Job(name, config, folder / name, stack) for stack, (name, config) in enumerate(placed.items())]
+    return _execute(jobs, parallel, folder, group, plugin, interrupt)
+
+
+def execute_stacked(
+    runs: dict[str, RunConfig], folder: Path, group: str, plugin: Path | None, interrupt: Interrupt
+) -> list[str]:
+    """Train as `execute`, but runs that differ in seed and learning rate alone as one batched program.
+
+    One stack at a time, in a process of its own that has all cores.
+    """
+    placed = {name: _placed(config, group, 1) for name, config in runs.items()}
+    shapes = list(dict.fromkeys(shape(config) for config in placed.values()))
+    jobs = [Job(name, config, folder / name, shapes.index(shape(config))) for name, config in placed.items()]
+    return _execute(jobs, 1, folder, group, plugin, interrupt)
+
+
+def _execute(
+    jobs: list[Job], parallel: int, folder: Path, group: str, plugin: Path | None, interrupt: Interrupt
+) -> list[str]:
     for job in jobs:
         job.status = "finished" if read_summary(job.folder) else "waiting"
-    with StudyDisplay(folder.name, jobs, parallel) as display:
+    at_once = max(Counter(job.stack for job in jobs).values()) * parallel
+    with StudyDisplay(folder.name, jobs, at_once) as display:
         _run_jobs(jobs, parallel, plugin, interrupt, display)
         if any(folder.glob("*/wandb/offline-run-*")):
             display.say(f"wandb: kept offline; to upload it later: wandb sync {folder}/*/wandb/offline-run-*")
@@ -110,15 +138,16 @@ def _run_jobs(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: In
             return
         if interrupt.signum and not asked:
             asked = True
-            for job in running:
-                assert job.process is not None
-                job.process.terminate()  # SIGTERM: it saves and ends
-        elif waiting and len(running) < parallel and not interrupt.signum:
-            job = waiting[0]
-            job.process = context.Process(target=_child, args=(job.config, job.folder, plugin))
+            for process in {job.process for job in running}:
+                assert process is not None
+                process.terminate()  # SIGTERM: it saves and ends
+        elif waiting and len({job.stack for job in running}) < parallel and not interrupt.signum:
+            stack = [job for job in waiting if job.stack == waiting[0].stack]
+            process = context.Process(target=_child, args=({job.folder: job.config for job in stack}, plugin))
             with _ignoring_ctrl_c():
-                job.process.start()
-            job.status = "running"
+                process.start()
+            for job in stack:
+                job.process, job.status = process, "running"
             continue
         for job in running:
             assert job.process is not None
@@ -143,10 +172,11 @@ def _ignoring_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _child(config: RunConfig, folder: Path, plugin: Path | None) -> None:
-    """Train in a process of its own, its output in log.txt of the run's folder."""
+def _child(runs: dict[Path, RunConfig], plugin: Path | None) -> None:
+    """Train a run or a stack of runs in a process of its own, the output in log.txt of the (first) run's folder."""
     os.environ.pop("WANDB_RUN_ID", None)  # a sweep's agent gives one, and a study has many runs
-    os.setsid()  # Ctrl-C on the terminal reaches the study, which asks each run once
+    os.setsid()  # Ctrl-C on the terminal reaches the study, which asks each process once
+    folder, config = next(iter(runs.items()))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("ab") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
@@ -155,7 +185,10 @@ def _child(config: RunConfig, folder: Path, plugin: Path | None) -> None:
     try:
         if plugin:
             load_plugin(plugin)
-        train(config, folder, ORPHAN_SECONDS)
+        if len(runs) > 1:
+            train_together(runs, ORPHAN_SECONDS)
+        else:
+            train(config, folder, ORPHAN_SECONDS)
     except Interrupted as stopped:
         sys.exit(stopped.code)
     except UserError as error:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,24 @@ from data.dataset import prepare
 from errors import UserError
 from study.config import Tree
 from study.display import match
-from study.executor import execute
+from study.executor import execute, execute_stacked
 from study.grid import expand, study_config
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
 from training.config import WHERE, RunConfig, read_toml
+from training.device import pick_device
 from training.folder import CHOOSE, PARTIAL, hold, read_summary, write_whole
 from training.interrupt import Interrupt
 from training.loop import check_available, check_context
+
+ENGINES = {"processes": execute, "stacked": execute_stacked}
+PLACE = WHERE | {"study.engine"}  # may differ when a study is resumed
+
+
+def pick_engine(name: str, runs: Iterable[RunConfig]) -> str:
+    """Return the engine of that name; `auto` stacks on a GPU, which waits for the kernels of a small run alone."""
+    if name != "auto":
+        return name
+    return "stacked" if all(pick_device(run.train.device).type == "cuda" for run in runs) else "processes"
 
 
 def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str = "the study") -> list[str]:
@@ -33,7 +44,7 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
         UserError: the config is not allowed, the folder holds another study, or another process works on it.
         Interrupted: a signal came; every run has written a checkpoint.
     """
-    study_config(tree, source)
+    study = study_config(tree, source)
     runs = expand(tree, source)
     finished = all(read_summary(folder / name) for name in runs)
     if not finished:
@@ -48,8 +59,9 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
         if not begun:
             write_whole(folder / "study.toml", tomli_w.dumps(tree))
         print(*match((run.model, data[run.data].tokenizer.n_vocab) for run in runs.values()), sep="\n", flush=True)
+        engine = pick_engine(study.engine, runs.values())
         with Interrupt() as interrupt:
-            train_all = partial(execute, group=folder.name, plugin=plugin, interrupt=interrupt)
+            train_all = partial(ENGINES[engine], group=folder.name, plugin=plugin, interrupt=interrupt)
             return _stages(runs, tree, folder, source, train_all)
 
 
@@ -102,7 +114,7 @@ def _open_study(folder: Path, tree: Tree) -> Iterator[bool]:
         old = read_toml(path) if begun else tree
         flat = [{f"{s}.{key}": value for s, part in t.items() for key, value in _entries(part)} for t in (old, tree)]
         pairs = [(key, flat[0].get(key), flat[1].get(key)) for key in sorted(flat[0].keys() | flat[1].keys())]
-        unequal = [pair for pair in pairs if pair[1] != pair[2] and pair[0] not in WHERE]
+        unequal = [pair for pair in pairs if pair[1] != pair[2] and pair[0] not in PLACE]
         if unequal:
             lines = [f"{key}: {a!r} in the folder, {b!r} asked for" for key, a, b in unequal]
             raise UserError("\n  ".join([f"{folder} holds another study:", *lines, CHOOSE]))

@@ -3,14 +3,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from errors import UserError
+from errors import Interrupted, UserError
 from study.grid import expand
-from study.protocol import run_study
+from study.protocol import pick_engine, run_study
 from training.config import tree as plain
 from training.folder import read_run_config, read_summary
 from training.loop import train
@@ -28,6 +30,18 @@ def study(tiny):
         return tree
 
     return make
+
+
+def stop_once(path_in, folder):
+    """Send this process SIGTERM as soon as such a path is in the folder."""
+
+    def watch():
+        deadline = time.monotonic() + 100
+        while not any(folder.glob(path_in)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def losses(folder):
@@ -71,6 +85,35 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(study, tmp_path, capf
     assert read_summary(tmp_path / "study" / "relu")
     assert read_summary(tmp_path / "study" / "gelu")
     assert "RuntimeError" in (tmp_path / "study" / "broken" / "log.txt").read_text()
+
+
+def test_a_stacked_study_is_stopped_and_goes_on_under_either_engine(study, tmp_path, capfd):
+    tree = study(["relu", "swiglu"], train={"checkpoint_every": 3, "lr": 1e-3, "tokens": 16 * 4 * 60})
+    tree["train"]["seed"] = [0, 1]
+    stop_once("*/checkpoints/step-*", tmp_path / "study")
+    with pytest.raises(Interrupted) as stopped:
+        run_study(tree | {"study": {"engine": "stacked"}}, tmp_path / "study")
+    assert stopped.value.code == 143
+    begun = {p.parent.parent.name for p in (tmp_path / "study").glob("*/checkpoints/step-*")}
+    assert begun == {"relu-seed0", "relu-seed1"}  # one stack after another
+    assert run_study(tree | {"study": {"engine": "processes"}}, tmp_path / "study") == []
+    assert "relu-seed1: resumed at step" in (tmp_path / "study" / "relu-seed1" / "log.txt").read_text()
+    (tmp_path / "study" / "swiglu-seed0" / "summary.json").unlink()
+    (tmp_path / "study" / "swiglu-seed1" / "summary.json").unlink()
+    assert run_study(tree | {"study": {"engine": "stacked"}}, tmp_path / "study") == []
+    for name, config in expand(tree, "it").items():
+        train(config, tmp_path / "alone" / name)
+        got, expected = ([v for v in losses(tmp_path / f / name) if v] for f in ("study", "alone"))
+        assert got == pytest.approx(expected, abs=1e-4)
+    assert "relu-seed1  step 60/60" in capfd.readouterr().out
+
+
+def test_the_engine_is_chosen_by_the_device_unless_by_hand(tiny, monkeypatch):
+    runs = [tiny(), tiny(train={"seed": 1})]
+    assert pick_engine("auto", runs) == "processes"
+    monkeypatch.setattr("study.protocol.pick_device", lambda _: torch.device("cuda"))
+    assert pick_engine("auto", runs) == "stacked"
+    assert pick_engine("processes", runs) == "processes"
 
 
 def test_another_study_in_the_folder_is_refused(study, tmp_path):

@@ -1,5 +1,6 @@
 """Many runs of one shape in one process, in step: what they ask for at the same time is computed together."""
 
+import dataclasses
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import torch
 
 from data.dataset import prepare
 from errors import Interrupted, UserError
-from training.config import RunConfig
+from training.config import RunConfig, WandbConfig
 from training.device import pick_device
 from training.evaluate import score
 from training.interrupt import Interrupt
@@ -22,7 +23,7 @@ from training.step import train_step
 
 
 def train_together(runs: Mapping[Path, RunConfig], patience: float = 0.0) -> dict[Path, dict[str, Any] | None]:
-    """Train runs of one shape by their folders, each as `training.loop.train` would, as many at once as memory holds.
+    """Train runs of one `shape` by their folders, each as `training.loop.train` would, as many at once as memory holds.
 
     Returns:
         The summary of each run, None of those that failed: log.txt in their folder says why, and the others go on.
@@ -36,6 +37,12 @@ def train_together(runs: Mapping[Path, RunConfig], patience: float = 0.0) -> dic
     for start in range(0, len(folders), at_once):
         summaries |= _train({folder: runs[folder] for folder in folders[start : start + at_once]}, patience)
     return summaries
+
+
+def shape(config: RunConfig) -> RunConfig:
+    """Return what is equal for runs that can be stacked: all but seed, learning rate, and how the record is kept."""
+    train = dataclasses.replace(config.train, seed=0, lr=1.0, keep=1)
+    return dataclasses.replace(config, train=train, wandb=WandbConfig())
 
 
 class _Member:
@@ -82,9 +89,9 @@ def _train(runs: Mapping[Path, RunConfig], patience: float) -> dict[Path, dict[s
             calls = [member.call for member in due if member.call]
             began = time.perf_counter()
             try:
-                if len(due) > 1 and due != stacked:
+                if len(due) > 1 and due != stacked and calls[0].function in (score, train_step):
                     stack, stacked = Stack([call.arguments[0] for call in calls], next(iter(runs.values()))), due
-                answers = _answers(stack, calls)
+                answers = _answers(stack if due == stacked else None, calls)
             except Exception as error:
                 answers = [error] * len(due)
             seconds = time.perf_counter() - began
@@ -104,8 +111,8 @@ def _due(waiting: list[_Member]) -> list[_Member]:
 
 
 def _answers(stack: Stack | None, calls: Sequence[Call]) -> list[Any]:
-    """Return the answer to each of these calls, which ask for the same at the same step."""
-    if len(calls) == 1 or stack is None:
+    """Return the answer to each of these calls, which ask for the same at the same step; of no stack, one by one."""
+    if stack is None:
         return [call.function(*call.arguments) for call in calls]
     if calls[0].function is score:
         _, split, _, precision = calls[0].arguments

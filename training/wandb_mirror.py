@@ -17,6 +17,8 @@ class WandbMirror:
     is what wandb shall know from the start: `job_type`, `config`, `tags`.
     """
 
+    unreachable = False  # going online failed in this process: those that follow do not wait for it again
+
     def __init__(self, where: WandbConfig, folder: Path, run_id: str | None, say: Callable[[str], None], **about: Any):
         self.run: Any = None
         self.id = run_id
@@ -40,8 +42,9 @@ class WandbMirror:
 
         os.environ.setdefault("WANDB_SILENT", "true")
         if mode in ("auto", "online"):
-            mode = "online" if self._can_log_in(wandb) else "offline"
-        settings = wandb.Settings(init_timeout=8, console="off", x_disable_stats=True)
+            mode = "online" if not WandbMirror.unreachable and self._can_log_in(wandb) else "offline"
+        # stacked runs share a process, and without create_new they would all write to the first one's
+        settings = wandb.Settings(init_timeout=8, console="off", x_disable_stats=True, reinit="create_new")
         self.id = self.id or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]  # a sweep's agent sets it
         arguments: dict[str, Any] = about | {
             "id": self.id,
@@ -60,6 +63,7 @@ class WandbMirror:
                 raise
             self.say(f"wandb: cannot go online ({type(error).__name__}); this run is kept offline")
             arguments.pop("resume")
+            WandbMirror.unreachable = True
             wandb.teardown()  # else the id counts as taken
             self.run = wandb.init(mode="offline", **arguments)
         if self.run.settings.mode != "online":
