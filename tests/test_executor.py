@@ -36,7 +36,7 @@ def stop_once(path_in, folder):
     """Send this process SIGTERM as soon as such a path is in the folder."""
 
     def watch():
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 250
         while not any(folder.glob(path_in)) and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
