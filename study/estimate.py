@@ -10,6 +10,7 @@ from model.gpt import GPT
 from study.config import Tree
 from study.display import match
 from study.grid import expand, study_config
+from study.protocol import pick_engine
 from study.tuning import arm_of, arms, tuning_runs
 from training.config import RunConfig
 from training.device import cores, keep_memory, pick_device, pick_precision
@@ -26,29 +27,32 @@ def dry_run(tree: Tree, source: str) -> float:
     """Print the runs, the match of the arms in parameters and FLOPs, and the hours that the study takes; return these.
 
     It times a few steps and one evaluation of each arm on a run's share of the cores. The text is fetched and prepared
-    for that, nothing is trained or written. A learning-rate grid that must be extended takes longer.
+    for that, nothing is trained or written. A learning-rate grid that must be extended takes longer, and stacked runs,
+    which are counted one after another, take less.
     """
-    study_config(tree, source)
+    study = study_config(tree, source)
     runs, compared = expand(tree, source), arms(tree, source)
-    trials = {name: tuning_runs(name, config, study, study.lr) for name, (config, study) in compared.items()}
+    trials = {name: tuning_runs(name, config, its, its.lr) for name, (config, its) in compared.items()}
     for config in runs.values():
         check_available(config)
     on_cpu = pick_device(next(iter(runs.values())).train.device).type == "cpu"
-    parallel = min(cores(), len(runs)) if on_cpu else 1
+    stacked = pick_engine(study.engine, runs.values()) == "stacked"
+    parallel = min(cores(), len(runs)) if on_cpu and not stacked else 1
     torch.set_num_threads(max(1, cores() // parallel))
     keep_memory()
     data = {config: prepare(config) for config in {run.data for run in runs.values()}}
     print(*match((c.model, data[c.data].tokenizer.n_vocab) for c, _ in compared.values()), sep="\n")
     seconds = 0.0
     for name, (config, _) in compared.items():
-        step, score = _measure(config, data[config.data])
+        step, scoring = _measure(config, data[config.data])
         mine = [run for run in runs.values() if arm_of(run, compared) == name]
         tuning = [run for _, run in trials[name].values()]
         for run in [*mine, *tuning]:
-            seconds += START_SECONDS + run.steps * step + (run.steps // run.train.eval_every + 2) * score
+            seconds += START_SECONDS + run.steps * step + (run.steps // run.train.eval_every + 2) * scoring
         print(f"{name}: {len(tuning)} tuning runs, {len(mine)} runs, {config.tokens_per_step / step:,.0f} tokens/s")
     hours = seconds / parallel / 3600
-    print(f"estimated time of {source.split()[0]}: {hours:.2f} h, {parallel} runs at a time")
+    how = "or less, since runs are stacked" if stacked else f"{parallel} runs at a time"
+    print(f"estimated time of {source.split()[0]}: {hours:.2f} h, {how}")
     return hours
 
 

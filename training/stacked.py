@@ -75,7 +75,7 @@ class Stack:
         c, context = self.config.train, self.config.model.context
 
         def nats(x_BT: Tensor, y_BT: Tensor) -> Tensor:
-            return self._batched(precision, x_BT, y_BT, "none", shared=True)
+            return self._batched(precision, x_BT, y_BT, scored=True)
 
         windows_RN = window_nats(nats, split, context, c.batch_size // c.accumulate, self.device)
         return [from_nats(windows_N, split, context) for windows_N in windows_RN]
@@ -143,15 +143,14 @@ class Stack:
         for segment, w_RN in zip(self.segments, self._split(self.weights_RN), strict=True):
             segment.take(states, w_RN)
 
-    def _batched(self, precision: str, x: Tensor, y: Tensor, *reduction: str, shared: bool = False) -> Tensor:
-        """Return the loss of every model: on its own x_RBT, y_RBT, or on `shared` x_BT, y_BT."""
+    def _batched(self, precision: str, x: Tensor, y: Tensor, scored: bool = False) -> Tensor:
+        """Return the training loss of every model on its own x_RBT, y_RBT, or, `scored`, RBT of all on one x_BT."""
 
         def loss(tensors: dict[str, Tensor], x_BT: Tensor, y_BT: Tensor) -> Tensor:
-            return functional_call(
-                self.objective, {f"model.{n}": t for n, t in tensors.items()}, (x_BT, y_BT, *reduction)
-            )
+            own = {f"model.{name}": tensor for name, tensor in tensors.items()}
+            return functional_call(self.objective, own, (x_BT, y_BT, scored))
 
-        side = None if shared else 0
+        side = None if scored else 0
         with autocast(precision, self.device), _attention(self.device):
             return vmap(loss, (0, side, side), randomness="different")(self.tensors, x, y)
 
@@ -171,9 +170,9 @@ class _Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x_BT: Tensor, y_BT: Tensor, reduction: str | None = None) -> Tensor:
-        """Return the training loss, or the cross-entropy with a reduction."""
-        return self.model.train_loss(x_BT, y_BT) if reduction is None else self.model.loss(x_BT, y_BT, reduction)
+    def forward(self, x_BT: Tensor, y_BT: Tensor, scored: bool) -> Tensor:
+        """Return the training loss, or the cross-entropy of each token."""
+        return self.model.token_losses(x_BT, y_BT) if scored else self.model.train_loss(x_BT, y_BT)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[Any]:
