@@ -8,14 +8,12 @@ python benchmarks/stacked.py [--runs 32] [--steps 20] [--device cuda] [--engines
 import argparse
 import dataclasses
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from rounds import in_turn, ratio, save, say
 
 from data.dataset import prepare
 from model.gpt import GPT
@@ -28,8 +26,6 @@ from training.optim import build_optimizers
 from training.stacked import Stack
 from training.step import train_step
 from training.together import train_together
-
-ROUNDS = 5
 
 
 def seeds(config: RunConfig, count: int) -> list[RunConfig]:
@@ -50,10 +46,16 @@ def steps(config: RunConfig, count: int, number: int) -> dict[str, Callable[[], 
     def stacked() -> None:
         for step in range(number):
             stack.step(optimizers[:-1], [tokens_N] * count, configs, step, [lr] * count, precision)
+        finish()
 
     def alone() -> None:
         for step in range(number):
             train_step(models[-1], optimizers[-1], tokens_N, config, step, lr, precision)
+        finish()
+
+    def finish() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     return {"stacked": stacked, "alone": alone}
 
@@ -73,15 +75,6 @@ def engines(config: RunConfig, count: int) -> dict[str, Callable[[], None]]:
                 train(c, Path(folder) / str(c.train.seed))
 
     return {"stacked": stacked, "alone": alone}
-
-
-def seconds(work: Callable[[], None], device: torch.device) -> float:
-    """Return the time that some work takes, the device's included."""
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def flags(texts: list[str]) -> Tree:
@@ -113,25 +106,12 @@ def main() -> None:
     device = pick_device(config.train.device)
     work = engines(config, count) if given.engines else steps(config, count, given.steps)
 
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for done in range(ROUNDS + (not given.engines)):
-        for name, take in work.items():
-            took = seconds(take, device)
-            if done or given.engines:  # the first steps make kernels ready
-                times[name].append(took)
-    pairs = [s / a for s, a in zip(times["stacked"], times["alone"], strict=True)]
-    ratio, middle = statistics.median(pairs), {name: statistics.median(took) for name, took in times.items()}
-    if given.engines:
-        print(f"{count} whole runs stacked: {middle['stacked']:.1f} s, one after another {middle['alone']:.1f} s")
-    else:
-        each = {name: took / given.steps * 1e3 for name, took in middle.items()}
-        print(f"a step of {count} stacked runs: {each['stacked']:.1f} ms, of one run {each['alone']:.1f} ms")
-    print(f"ratio {ratio:.3f} ({min(pairs):.3f} to {max(pairs):.3f}, {ROUNDS} pairs, {device.type})")
-    if given.json:
-        env = environment(device, pick_precision(config.train.precision, device))
-        result: dict[str, Any] = {"runs": count, "whole_runs": given.engines, "steps": given.steps, "seconds": times}
-        result |= {"ratio": ratio, "lowest": min(pairs), "highest": max(pairs), "environment": env}
-        given.json.write_text(json.dumps(result, indent=1))
+    times = in_turn(work)
+    what = f"{count} runs stacked against one after another" if given.engines else f"{count} stacked runs against one"
+    figures = ratio(times["stacked"], times["alone"])
+    say(f"{what}, {device.type}", figures)
+    env = environment(device, pick_precision(config.train.precision, device))
+    save(given.json, {"runs": count, "engines": given.engines, "seconds": times, "environment": env} | figures)
 
 
 if __name__ == "__main__":
