@@ -124,4 +124,5 @@ def test_twice_the_memory_holds_twice_the_runs_and_one_always_goes(monkeypatch):
     for memory in (1e9, 2e9):
         monkeypatch.setattr(stacked, "free_memory", lambda _, memory=memory: int(memory))
         rooms.append(room(config, 23, torch.device("cpu")))
+    assert rooms[0] > 100
     assert rooms[1] == pytest.approx(2 * rooms[0], abs=1)
