@@ -105,7 +105,9 @@ def _fill(folder: Path, corpus: Corpus, config: DataConfig) -> None:
         counts = write_splits(folder, splits, corpus, plan, tokenizer, lambda size: progress.advance(task, size))
     copy.unlink(missing_ok=True)
     if empty := [split for split in splits if not counts[split]["tokens"]]:
-        raise UserError(f"corpus {corpus.name!r} is too small to split: nothing is left for {' and '.join(empty)}.")
+        limited = f" under data.max_tokens = {config.max_tokens}" if config.max_tokens else ""
+        left = f"nothing is left for {' and '.join(empty)}"
+        raise UserError(f"corpus {corpus.name!r}{limited} is too small to split: {left}.")
     tokenizer.save(folder / "tokenizer.json")
     hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
     meta = {

@@ -96,9 +96,11 @@ def check_available(config: RunConfig) -> None:
 def check_context(config: RunConfig, data: Dataset) -> None:
     """Raise `UserError` if the training split does not fill one context."""
     if len(data.train.tokens_N) <= config.model.context:
+        most = config.data.max_tokens
+        limited = f" under data.max_tokens = {most}" if most else ""
         raise UserError(
-            f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}, "
-            f"{len(data.train.tokens_N)} tokens."
+            f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}"
+            f"{limited}, {len(data.train.tokens_N)} tokens."
         )
 
 

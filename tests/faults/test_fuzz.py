@@ -104,7 +104,12 @@ def until_training(call, monkeypatch, corpus, tmp_path):
     """Return a function that gives a config and flags to train.py, and stops where training would begin."""
     end = {"val/loss": 1.0, "val/perplexity": 2.7, "val/bits_per_byte": 1.0}
     monkeypatch.setattr(study_config, "parse_command", parse_once)
-    monkeypatch.setattr(loop, "_run", lambda *_: end)
+
+    def ended(*_):
+        yield from ()  # a run is a generator
+        return end
+
+    monkeypatch.setattr(loop, "_run", ended)
     monkeypatch.setattr(protocol, "_stages", lambda *_: [])
     monkeypatch.setattr(compare, "compare", lambda *_, **__: [])
     monkeypatch.setattr(mirror, "mirror_study", lambda *_, **__: None)
