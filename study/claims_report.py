@@ -91,7 +91,7 @@ def _claim(judged: Judged, link: str) -> dict[str, Any]:
     for found in judged.findings:
         p, e = found.prediction, found.effect
         cells = [
-            {"value": e.mean if e else "", "text": f"{e.mean:+.3f} {p.unit}" if e else found.reason},
+            {"value": e.mean if e else "", "text": f"{e.mean:+.3f} {p.unit}" if e else "–"},
             {"value": e.high - e.low if e else "", "text": table.interval(e) if e and e.n > 1 else "–"},
             {"value": found.p if e else "", "text": table.p_value(found.p) if e and e.n > 1 else "–"},
             {"value": e.n if e else "", "text": str(e.n) if e else "–"},
@@ -99,7 +99,7 @@ def _claim(judged: Judged, link: str) -> dict[str, Any]:
         ]
         text = f"{'aside: ' * p.aside}{p.text} ({p.predicts} 0 by {p.smallest:g})"
         predictions.append({"text": text, "cells": cells})
-    reasons = dict.fromkeys(found.reason for found in judged.findings if found.effect)
+    reasons = dict.fromkeys(found.reason for found in judged.findings)
     told = {reason: [f.prediction.text for f in judged.findings if f.reason == reason] for reason in reasons}
     notes = [f"{joined(texts) if len(texts) < len(judged.findings) else 'All'}: {r}." for r, texts in told.items()]
     if control:

@@ -73,7 +73,7 @@ def final_figure(rows: Sequence[Row]) -> Figure:
     if not traces:
         return {}
     drawn = figure(traces, f"final loss minus {escaped(rows[0].reference)}’s, nats per token", "", ends=False)
-    names = [end_name(row.arm.label) for row in ordered]
+    names = [end_name(row.arm.label, 48) for row in ordered]
     drawn["height"] = 78 + 30 * len(names)
     drawn["layout"]["margin"] |= {"l": 26 + 7 * max(map(len, names)), "r": 24}
     drawn["layout"]["xaxis"] |= {"zeroline": True, "showgrid": True, "tickformat": "+.3~f"}
