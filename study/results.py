@@ -81,7 +81,7 @@ class Run:
             windows = np.load(path, allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
-        if not isinstance(windows, np.ndarray) or windows.ndim != 1 or windows.dtype != np.float32:
+        if not isinstance(windows, np.ndarray) or windows.ndim != 1 or windows.dtype.kind != "f":
             raise UserError(f"{path} is damaged: it holds no losses.")
         return windows
 
