@@ -27,12 +27,18 @@ def shard(number):
 FILES = {"README.md": b"# A data set\n"} | {path: shard(i) for i, path in enumerate(SHARDS)}
 
 
+class Server(ThreadingHTTPServer):
+    """Keeps the names of the files of which parts were read."""
+
+    read: list[str]
+
+
 class Hub(BaseHTTPRequestHandler):
     """What `datasets` asks about me/tales: its files, by tree and one by one."""
 
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_):
+    def log_message(self, format, *args):  # noqa: A002  (its name there)
         pass
 
     def answer(self, body, code=200, **headers):
@@ -51,6 +57,7 @@ class Hub(BaseHTTPRequestHandler):
                 self.answer(b"", 404, X_Error_Code="EntryNotFound")
             elif part := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
                 asked = content[int(part[1]) : int(part[2]) + 1]
+                assert isinstance(self.server, Server)
                 self.server.read.append(file[1])
                 self.answer(asked, 206, Content_Range=f"bytes {part[1]}-{part[2]}/{len(content)}")
             else:
@@ -93,7 +100,7 @@ for options in json.loads(sys.argv[1]):
 
 @pytest.fixture
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server = Server(("127.0.0.1", 0), Hub)
     server.read = []
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
