@@ -24,6 +24,7 @@ DASH = dict(zip(DASHES, ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 2, 1, 2)), (0,
 MARKER = dict(zip(SYMBOLS, "osD^vPX*", strict=True)) | {"circle-open": "o"}
 WIDTH, HEIGHT, GAP = 800, 440, 18  # pixels of the page: the picture, and a line of text
 PIXEL = 0.72  # points
+NO_NAME = "_nolegend_"  # matplotlib's own, of an interval's caps
 LOOK: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 12 * PIXEL,
@@ -68,7 +69,7 @@ def write_picture(figure: Figure, path: Path, title: str) -> None:
         axes = canvas.add_subplot()
         for trace in traces:
             DRAW[trace["type"]](axes, trace)
-        named = {line: str(name) for line in axes.lines if (name := line.get_label())}
+        named = {line: str(name) for line in axes.lines if (name := line.get_label()) not in ("", NO_NAME)}
         _dress(axes, layout)
         axes.set_title(title)
         if ends := [trace for trace in traces if _kind(trace) in ("validation", "difference")]:

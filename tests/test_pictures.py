@@ -106,6 +106,14 @@ def test_each_curve_in_view_is_named_and_no_two_names_overlap(many):
     assert min(np.diff(at)) >= 29.99  # pixels, two for one of the page
 
 
+def test_a_legend_names_each_arm_once_and_no_interval(tmp_path, monkeypatch):
+    legends = []
+    monkeypatch.setattr(Figure, "legend", lambda _, handles, names, **__: legends.append(names))
+    look = {"meta": {"arm": "a", "kind": "", "color": 0}, "error_y": {"array": [1, 1], "thickness": 1, "width": 4}}
+    write_picture(figure([curve([2, 5], [5, 5], **look)]), tmp_path / "it.png", "title")
+    assert legends == [["a"]]
+
+
 def test_names_are_pushed_apart_no_further_than_needed():
     assert [*apart([10, 10, 50], 4, 0, 100)] == [8, 12, 50]
     assert [*apart([1, 2, 3], 4, 0, 100)] == [0, 4, 8]
