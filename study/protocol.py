@@ -22,6 +22,7 @@ from training.device import pick_device
 from training.folder import CHOOSE, PARTIAL, hold, read_summary, write_whole
 from training.interrupt import Interrupt
 from training.loop import check_available, check_context
+from training.parallel import world_size
 
 ENGINES = {"processes": execute, "stacked": execute_stacked}
 PLACE = WHERE | {"study.engine"}  # may differ when a study is resumed
@@ -46,6 +47,8 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
     """
     study = study_config(tree, source)
     runs = expand(tree, source)
+    if world_size() > 1:
+        raise UserError(f"torchrun spreads one run, and this is a study of {len(runs)}: start it without torchrun.")
     finished = all(read_summary(folder / name) for name in runs)
     if not finished:
         for config in runs.values():

@@ -53,11 +53,11 @@ def inject(monkeypatch):
                 model.get_submodule(where).register_forward_hook(lambda _module, _inputs, output: spoil(output))
             return model
 
-        def step(model, optimizers, tokens_N, config, step, lr, precision):
+        def step(model, optimizers, tokens_N, config, step, *others):
             before = tensors(model, optimizers)
             now[0] = step
             try:
-                return take(model, optimizers, tokens_N, config, step, lr, precision)
+                return take(model, optimizers, tokens_N, config, step, *others)
             finally:
                 now[0] = -1  # scores of the validation set and probes are left alone
                 seen[step] = before, tensors(model, optimizers)

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from errors import UserError
 from training.folder import writing
+from training.parallel import ALONE, Alone
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
 STATE: dict[str, type | tuple[type, ...]] = {  # what `state.json` may hold under these keys
@@ -48,18 +49,21 @@ def save(
     tokenizer: Any,
     keep: int,
     probes: Mapping[str, Tensor] | None = None,
+    ranks: Alone = ALONE,
 ) -> Path:
     """Write `folder/step-<step>` whole or not at all, then drop all but the `keep` newest checkpoints.
 
     `state` is what else an exact resume needs, as JSON, and `probes` as tensors. `tokenizer` writes itself with
-    `save(path)`.
+    `save(path)`. The first of the `ranks` writes; all have to call.
 
     Raises:
         UserError: it cannot be written; the checkpoints before it stay.
     """
-    weights, followed = _weights(model), {f"probes/{name}": tensor for name, tensor in (probes or {}).items()}
-    others = _optimizer_tensors(model, optimizers) | followed
+    weights, followed = ranks.gathered(_weights(model)), {f"probes/{name}": t for name, t in (probes or {}).items()}
+    others = ranks.gathered(_optimizer_tensors(model, optimizers)) | followed
     target, partial = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
+    if not ranks.main:
+        return target
     with writing(target, sum(tensor.nbytes for tensor in [*weights.values(), *others.values()])):
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".writing-*"):  # of a process that died while saving
@@ -146,30 +150,32 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
+def load_weights(path: Path, model: nn.Module, ranks: Alone = ALONE) -> None:
     """Load the weights of a verified checkpoint into `model`, every one of them.
 
     Raises:
         UserError: it does not hold the weights of such a model.
     """
     with _foreign(path):
-        tensors, types = load_file(path / "model.safetensors"), {k: v.dtype for k, v in model.state_dict().items()}
-        if other := [name for name, tensor in tensors.items() if tensor.dtype != types.get(name, tensor.dtype)]:
+        tensors, own = load_file(path / "model.safetensors"), model.state_dict()
+        if other := [name for name, tensor in tensors.items() if name in own and tensor.dtype != own[name].dtype]:
             raise ValueError(f"{other[0]} is of the type {tensors[other[0]].dtype}")
-        model.load_state_dict(tensors)
+        model.load_state_dict({name: ranks.part(t, own[name]) if name in own else t for name, t in tensors.items()})
 
 
-def load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+def load_optimizers(
+    path: Path, model: nn.Module, optimizers: list[Optimizer], ranks: Alone = ALONE
+) -> dict[str, Tensor]:
     """Restore the optimisers' state and torch's random state, and return the tensors of the probes.
 
     Raises:
         UserError: it does not hold the state of such optimisers.
     """
     with _foreign(path):
-        return _load_optimizers(path, model, optimizers)
+        return _load_optimizers(path, model, optimizers, ranks)
 
 
-def _load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+def _load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer], ranks: Alone) -> dict[str, Tensor]:
     tensors = load_file(path / "optimizer.safetensors")
     torch.set_rng_state(tensors.pop("rng.cpu"))
     if "rng.cuda" in tensors:
@@ -187,7 +193,7 @@ def _load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer]) 
         if tensor.shape not in ((), parameter.shape) or not tensor.is_floating_point():
             raise ValueError(f"{key} has the shape {[*tensor.shape]} and the type {tensor.dtype}")
         # AdamW counts its steps on the device that the fused kernel reads them from
-        owner[id(parameter)].state[parameter][slot] = tensor.to(parameter.device)
+        owner[id(parameter)].state[parameter][slot] = ranks.part(tensor, parameter)
     return probes
 
 

@@ -20,7 +20,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict:
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """How a run trains. `threads` and `device` say where: they may differ when a run is resumed."""
+    """How a run trains. `threads`, `device` and `parallel` say where: they may differ when a run is resumed."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, description="fixes the initial weights and the order of the data")] = 0
     tokens: Annotated[int, Field(gt=0, description="budget, tokens; rounded up to whole steps")] = 1_000_000
@@ -48,6 +48,10 @@ class TrainConfig:
     device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Field(description="auto: the first that there is")] = (
         "auto"
     )
+    parallel: Annotated[
+        Literal["auto", "ddp", "fsdp"],
+        Field(description="over the processes of torchrun; auto: ddp where there are several"),
+    ] = "auto"
     threads: Annotated[int, Field(ge=0, description="CPU threads of a run; 0: all, or one per run of a study")] = 0
     log_every: Annotated[int, Field(gt=0, description="steps between two records")] = 10
     eval_every: Annotated[int, Field(gt=0, description="steps between two scores of the validation set")] = 200
@@ -106,6 +110,7 @@ SECTIONS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": 
 WHERE = {
     "train.threads",
     "train.device",
+    "train.parallel",
     "train.keep",
     "wandb.mode",
     "wandb.project",

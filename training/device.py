@@ -87,7 +87,7 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def environment(device: torch.device, precision: str) -> dict[str, Any]:
+def environment(device: torch.device, precision: str, ranks: int = 1) -> dict[str, Any]:
     """Return what must be equal for results to be equal bit for bit, and what a reader wants to know."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name()
     return {
@@ -96,6 +96,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "device": device.type,
         "device_name": name,
         "threads": torch.get_num_threads(),
+        "ranks": ranks,
         "precision": precision,
         "platform": platform.platform(),
         "commit": _commit(),

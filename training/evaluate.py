@@ -13,6 +13,7 @@ from data.dataset import Split
 from model.gpt import GPT
 from training.config import RunConfig
 from training.device import autocast
+from training.parallel import ALONE, Alone
 
 
 @dataclass(frozen=True)
@@ -32,33 +33,42 @@ class Score:
         return {f"{split}/{name}": getattr(self, name) for name in ("loss", "perplexity", "bits_per_byte")}
 
 
-def score(model: GPT, split: Split, config: RunConfig, precision: str) -> Score:
+def score(model: GPT, split: Split, config: RunConfig, precision: str, ranks: Alone = ALONE) -> Score:
     """Score a split as a run does: in its precision, as many windows at a time as a micro-batch has sequences."""
     with autocast(precision, model.embedding.weight.device):
-        return evaluate(model, split, config.train.batch_size // config.train.accumulate)
+        return evaluate(model, split, config.train.batch_size // config.train.accumulate, ranks)
 
 
-def evaluate(model: GPT, split: Split, batch_size: int) -> Score:
+def evaluate(model: GPT, split: Split, batch_size: int, ranks: Alone = ALONE) -> Score:
     """Score every token of the split but the first once, in consecutive windows of the model's context.
 
     Nats are summed over the split first, and exponentiated last. Document separators count as tokens, and what they
     cost counts in the bits, but they add no bytes.
     """
     context, device = model.config.context, model.embedding.weight.device
-    return from_nats(window_nats(model.token_losses, split, context, batch_size, device), split, context)
+    return from_nats(window_nats(model.token_losses, split, context, batch_size, device, ranks), split, context)
 
 
 @torch.no_grad()
 def window_nats(
-    losses: Callable[[Tensor, Tensor], Tensor], split: Split, context: int, batch_size: int, device: torch.device
+    losses: Callable[[Tensor, Tensor], Tensor],
+    split: Split,
+    context: int,
+    batch_size: int,
+    device: torch.device,
+    ranks: Alone = ALONE,
 ) -> np.ndarray:
     """Return the nats of each window in the order of the text; `losses` gives those of each token, BT.
 
-    Dimensions before these, as of several models, are kept.
+    Dimensions before these, as of several models, are kept. Each of the `ranks` scores its rows of each batch.
     """
+
+    def nats_of(x_BT: Tensor, y_BT: Tensor) -> Tensor:
+        return losses(x_BT, y_BT).sum(-1, dtype=torch.float64)
+
     nats = []
     for x_BT, y_BT in eval_windows(split.tokens_N, context, batch_size):
-        nats.append(losses(x_BT.to(device), y_BT.to(device)).sum(-1, dtype=torch.float64))
+        nats.append(ranks.by_row(nats_of, x_BT.to(device), y_BT.to(device)))
     return torch.cat(nats, -1).cpu().numpy()
 
 

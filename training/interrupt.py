@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM: the first asks the loop to stop at its next step, the second ends the process at once."""
+"""SIGINT and SIGTERM: the first asks the loop to stop at its next step, the second ends the process at once.
+
+Not under torchrun, which hands on what the processes may have received already, and ends them itself after a while.
+"""
 
 import os
 import signal
@@ -13,8 +16,8 @@ class Interrupt:
     Outside the main thread, where Python takes no signals, it stays 0.
     """
 
-    def __init__(self):
-        self.signum = 0
+    def __init__(self, insist: bool = True):
+        self.signum, self.insist = 0, insist
 
     def __enter__(self) -> "Interrupt":
         if threading.current_thread() is threading.main_thread():
@@ -26,8 +29,8 @@ class Interrupt:
             signal.signal(signum, handler)
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
-        if self.signum:
+        if self.signum and self.insist:
             if sys.stdout.isatty():
                 os.write(sys.stdout.fileno(), b"\x1b[?25h")  # the cursor that a progress bar hid
             os._exit(128 + signum)
-        self.signum = signum
+        self.signum = self.signum or signum

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Generator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +26,12 @@ from training.device import autocast, environment, keep_memory, peak_memory, pic
 from training.evaluate import score
 from training.folder import open_run, read_summary, write_whole
 from training.interrupt import Interrupt
-from training.metrics import Metrics
+from training.metrics import Metrics, Unwritten
 from training.optim import build_optimizers, lr_factor
+from training.parallel import ALONE, Alone, pick_parallel
 from training.probes import Probes
 from training.progress import Display
+from training.ranks import joined
 from training.sample import sample
 from training.step import train_step
 from training.wandb_mirror import WandbMirror
@@ -49,7 +51,8 @@ Run = Generator[Call, tuple[Any, float], dict[str, Any]]  # is sent each result,
 def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, Any]:
     """Train one run in `folder`, or go on with it, and return its summary (that of `summary.json`).
 
-    `patience` is how long to wait, seconds, for another process that writes there.
+    `patience` is how long to wait, seconds, for another process that writes there. Under torchrun, all of its processes
+    call this and train the run together.
 
     Raises:
         UserError: the folder or the data do not fit the config.
@@ -76,21 +79,22 @@ def begin(config: RunConfig, folder: Path, patience: float = 0.0, interrupt: Int
 
     `interrupt` is given where several runs share one.
     """
-    if not read_summary(folder):
-        check_available(config)
-    with open_run(folder, config, patience) as finished:
-        if finished:
+    with joined(config) as ranks, ExitStack() as held:
+        if not read_summary(folder):
+            check_available(config)
+        if finished := ranks.first(lambda: held.enter_context(open_run(folder, config, patience))):
             return finished
         data = prepare(config.data)
         check_context(config, data)
-        with nullcontext(interrupt) if interrupt else Interrupt() as seen:
-            return (yield from _run(config, folder, data, pick_device(config.train.device), seen))
+        with nullcontext(interrupt) if interrupt else Interrupt(insist=ranks is ALONE) as seen:
+            return (yield from _run(config, folder, data, pick_device(config.train.device), seen, ranks))
 
 
 def check_available(config: RunConfig) -> None:
-    """Raise `UserError` for a corpus or device that cannot be, before a folder is made or anything is fetched."""
+    """Raise `UserError` for a corpus, device or ranks that cannot be, before a folder is made or a corpus fetched."""
     check_corpus(config.data)
     pick_device(config.train.device)
+    pick_parallel(config)
 
 
 def check_context(config: RunConfig, data: Dataset) -> None:
@@ -104,44 +108,44 @@ def check_context(config: RunConfig, data: Dataset) -> None:
         )
 
 
-def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, interrupt: Interrupt) -> Run:
+def _run(
+    config: RunConfig, folder: Path, data: Dataset, device: torch.device, interrupt: Interrupt, ranks: Alone
+) -> Run:
     c, steps, checkpoints = config.train, config.steps, folder / "checkpoints"
     keep_memory()
     if c.threads:
         torch.set_num_threads(c.threads)
     precision = pick_precision(c.precision, device)
-    env = environment(device, precision)
+    env = environment(device, precision, ranks.size)
     torch.manual_seed(c.seed)
-    model = GPT(config.model, data.tokenizer.n_vocab, c.seed).to(device)
+    model = GPT(config.model, data.tokenizer.n_vocab, c.seed)
+    ranks.place(model, device)
     optimizers = build_optimizers(model, c)
     probes = Probes(model, optimizers, data.val, steps, c.probes)
 
     # what a resumed run needs beside its tensors
     state: dict[str, Any] = {"step": 0, "offset": 0, "time": 0.0, "train_seconds": 0.0, "skipped": 0}
     state |= {"val": {}, "wandb_id": None}
-    if resumed := checkpoint.newest(checkpoints):
-        state |= checkpoint.read_state(resumed)
+    if resumed := ranks.first(lambda: checkpoint.newest(checkpoints)):
+        state |= checkpoint.read_state(Path(resumed))
         _check_same(state, data, env)
-        checkpoint.load_weights(resumed, model)
-        probes.load(checkpoint.load_optimizers(resumed, model, optimizers))
+        checkpoint.load_weights(Path(resumed), model, ranks)
+        probes.load(checkpoint.load_optimizers(Path(resumed), model, optimizers, ranks))
     start, val, skipped = state["step"], state["val"], state["skipped"]
     clock = Clock(state["time"], state["train_seconds"])
 
     with (
         Display(folder.name, start, steps, resumed=bool(resumed)) as display,
-        Metrics(
-            folder / "metrics.jsonl",
-            state["offset"],
-            WandbMirror.of_run(config, folder, state["wandb_id"], display.say),
-        ) as metrics,
+        _metrics(config, folder, state, display, ranks) as metrics,
     ):
         record: dict[str, Any] = {}
         for step in range(start, steps + 1):
-            last, stop = step == steps, interrupt.signum
+            last, stop = step == steps, ranks.agree(interrupt.signum)
             if step > start or not resumed:  # a checkpoint comes after the records of its step
                 if step % c.eval_every == 0 or last:
-                    scored, _ = yield Call(step, score, (model, data.val, config, precision))
-                    write_whole(folder / "val_windows.npy", _npy(scored.windows.astype(np.float32)))
+                    scored, _ = yield Call(step, score, (model, data.val, config, precision, ranks))
+                    if ranks.main:
+                        write_whole(folder / "val_windows.npy", _npy(scored.windows.astype(np.float32)))
                     val = scored.named("val")
                     record |= val
                 record |= probes.measure(step)
@@ -154,15 +158,15 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
                     state = {"offset": metrics.offset, "time": clock.time, "train_seconds": clock.train_seconds}
                     state |= {"val": val, "skipped": skipped, "wandb_id": metrics.mirror.id}
                     state |= {"config": tree(config), "environment": env, "fingerprint": data.fingerprint}
-                    tensors = probes.tensors
-                    checkpoint.save(checkpoints, step, model, optimizers, state, data.tokenizer, c.keep, tensors)
+                    kept = state, data.tokenizer, c.keep, probes.tensors
+                    checkpoint.save(checkpoints, step, model, optimizers, *kept, ranks)
             if last:
                 break
             if stop:
                 raise Interrupted(stop, f"{folder}: stopped at step {step} of {steps}; the same command resumes it")
 
             lr = c.lr * lr_factor(step, steps, c)
-            asked = model, optimizers, data.train.tokens_N, config, step, lr, precision
+            asked = model, optimizers, data.train.tokens_N, config, step, lr, precision, ranks
             probes.keep_before(step + 1)
             (loss, norm), seconds = yield Call(step, train_step, asked)
             yield Call(step, Probes.follow, (probes,))
@@ -174,10 +178,11 @@ def _run(config: RunConfig, folder: Path, data: Dataset, device: torch.device, i
                 record["perf/tokens_per_s"] = clock.speed()
 
         if data.test:
-            scored, _ = yield Call(steps, score, (model, data.test, config, precision))
+            scored, _ = yield Call(steps, score, (model, data.test, config, precision, ranks))
             val = val | scored.named("test")
         summary = _summary(config, model, data, precision, val, clock.train_seconds, env) | probes.summary()
-        write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
+        if ranks.main:
+            write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
         metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
     return summary
 
@@ -189,13 +194,19 @@ def _npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def _metrics(config: RunConfig, folder: Path, state: dict[str, Any], display: Display, ranks: Alone) -> Metrics:
+    mirror = WandbMirror.of_run(config, folder, state["wandb_id"], display.say)
+    return Metrics(folder / "metrics.jsonl", state["offset"], mirror) if ranks.main else Unwritten(mirror)
+
+
 def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> None:
     """Refuse to go on with other data, and warn where results will no longer be equal bit for bit."""
     if state.get("fingerprint") != data.fingerprint:
         raise UserError("the checkpoint was trained on other data: the corpus or its tokens have changed since.")
-    for key in ("threads", "device_name", "torch", "precision"):
-        if (before := state.get("environment", {}).get(key)) != env[key]:
-            print(f"warning: {key} was {before}, is {env[key]}: not bitwise the same from here on")
+    before = {"ranks": 1} | state.get("environment", {})
+    for key in ("threads", "ranks", "device_name", "torch", "precision"):
+        if before.get(key) != env[key]:
+            print(f"warning: {key} was {before.get(key)}, is {env[key]}: not bitwise the same from here on")
 
 
 def _summary(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 
 from data.batches import train_batch
@@ -13,6 +13,7 @@ from model.gpt import GPT
 from training.config import RunConfig
 from training.device import autocast
 from training.nonfinite import began
+from training.parallel import ALONE, Alone
 
 
 def train_step(
@@ -23,8 +24,11 @@ def train_step(
     step: int,
     lr: float,
     precision: str,
+    ranks: Alone = ALONE,
 ) -> tuple[float, float]:
     """Take the step of that number (from 0) at a learning rate, unless its loss or gradient is not finite.
+
+    Each of the `ranks` takes its rows of the batch.
 
     Returns:
         The training loss of its batch before the update, nats/token, and the norm of the gradient before clipping.
@@ -35,13 +39,13 @@ def train_step(
     c, device = config.train, model.embedding.weight.device
     batches = micro_batches(tokens_N, config, step, device)
     total = torch.zeros((), device=device)
-    for micro_x_BT, micro_y_BT in batches:
+    for micro_x_BT, micro_y_BT in ranks.rows(batches):
         with autocast(precision, device):
-            micro = model.train_loss(micro_x_BT, micro_y_BT) / c.accumulate
+            micro = ranks.train_loss(model, micro_x_BT, micro_y_BT) / c.accumulate
         micro.backward()
         total += micro.detach()
-    total_norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    loss, norm = torch.stack([total, total_norm]).tolist()  # the one wait for a GPU
+    total_norm = ranks.norm(model)
+    loss, norm = ranks.mean(torch.stack([total, total_norm])).tolist()  # the one wait for a GPU
     if math.isfinite(loss + norm):
         clip_grads_with_norm_(model.parameters(), c.clip or math.inf, total_norm)
         for optimizer in optimizers:

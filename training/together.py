@@ -115,11 +115,11 @@ def _answers(stack: Stack | None, calls: Sequence[Call]) -> list[Any]:
     if stack is None:
         return [call.function(*call.arguments) for call in calls]
     if calls[0].function is score:
-        _, split, _, precision = calls[0].arguments
+        _, split, _, precision, _ = calls[0].arguments
         return stack.score(split, precision)
     if calls[0].function is Probes.follow:
         stack.follow([probes for call in calls for probes in call.arguments])
         return [None] * len(calls)
     assert calls[0].function is train_step
-    _, optimizers, tokens, configs, steps, lrs, precisions = zip(*(call.arguments for call in calls), strict=True)
+    _, optimizers, tokens, configs, steps, lrs, precisions, _ = zip(*(call.arguments for call in calls), strict=True)
     return stack.step(optimizers, tokens, configs, steps[0], lrs, precisions[0])
