@@ -44,12 +44,11 @@ class StudyConfig:
     tune_share: Annotated[
         float, Field(gt=0, le=1, description="budget of a tuning run, as a share of train.tokens")
     ] = 0.5
-
     engine: Annotated[
-        Literal["auto", "processes", "stacked"],
+        Literal["auto", "processes", "stacked", "ray"],
         Field(
-            description="a process for each core, or runs that differ in seed and lr alone as one batched program; "
-            "auto: stacked on cuda, where small runs leave the GPU waiting"
+            description="a process for each core, runs that differ in seed and lr alone as one batched program, or the "
+            "machines of a Ray cluster; auto: stacked on cuda, where small runs leave the GPU waiting"
         ),
     ] = "auto"
 

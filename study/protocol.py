@@ -16,6 +16,7 @@ from study.config import Tree
 from study.display import match
 from study.executor import execute, execute_stacked
 from study.grid import expand, study_config
+from study.ray_engine import execute_ray, package
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
 from training.config import WHERE, RunConfig, read_toml
 from training.device import pick_device
@@ -24,7 +25,7 @@ from training.interrupt import Interrupt
 from training.loop import check_available, check_context
 from training.parallel import world_size
 
-ENGINES = {"processes": execute, "stacked": execute_stacked}
+ENGINES = {"processes": execute, "stacked": execute_stacked, "ray": execute_ray}
 PLACE = WHERE | {"study.engine"}  # may differ when a study is resumed
 
 
@@ -48,11 +49,16 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
     study = study_config(tree, source)
     runs = expand(tree, source)
     if world_size() > 1:
-        raise UserError(f"torchrun spreads one run, and this is a study of {len(runs)}: start it without torchrun.")
+        raise UserError(
+            f"torchrun spreads one run, and this is a study of {len(runs)}: start it without torchrun. "
+            "Over many machines: --study.engine=ray."
+        )
     finished = all(read_summary(folder / name) for name in runs)
     if not finished:
         for config in runs.values():
             check_available(config)
+        if study.engine == "ray":
+            package()
     with _open_study(folder, tree) as begun:
         if finished:
             return []
