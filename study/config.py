@@ -44,6 +44,7 @@ class StudyConfig:
     tune_share: Annotated[
         float, Field(gt=0, le=1, description="budget of a tuning run, as a share of train.tokens")
     ] = 0.5
+
     engine: Annotated[
         Literal["auto", "processes", "stacked", "ray"],
         Field(

@@ -109,8 +109,8 @@ def test_each_curve_in_view_is_named_and_no_two_names_overlap(many):
 def test_a_legend_names_each_arm_once_and_no_interval(tmp_path, monkeypatch):
     legends = []
     monkeypatch.setattr(Figure, "legend", lambda _, handles, names, **__: legends.append(names))
-    look = {"meta": {"arm": "a", "kind": "", "color": 0}, "error_y": {"array": [1, 1], "thickness": 1, "width": 4}}
-    write_picture(figure([curve([2, 5], [5, 5], **look)]), tmp_path / "it.png", "title")
+    trace = curve([2, 5], [5, 5], error_y={"array": [1, 1], "thickness": 1, "width": 4})
+    write_picture(figure([trace | {"meta": {"arm": "a", "kind": "", "color": 0}}]), tmp_path / "it.png", "title")
     assert legends == [["a"]]
 
 
