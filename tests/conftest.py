@@ -65,7 +65,7 @@ def tiny(corpus):
             "train": {"tokens": 16 * 4 * 20, "batch_size": 4, "log_every": 2, "eval_every": 8, "checkpoint_every": 6}
             | {"threads": 1, "precision": "fp32", "lr": 1e-2},
         }
-        return build({name: part | changes.get(name, {}) for name, part in tree.items()}, "test")
+        return build({name: tree.get(name, {}) | changes.get(name, {}) for name in tree | changes}, "test")
 
     return make
 

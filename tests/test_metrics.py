@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from errors import UserError
+from errors import Interrupted, UserError
+from training import checkpoint
 from training.loop import train
 from training.metrics import Metrics
 from training.wandb_mirror import WandbMirror
@@ -18,15 +19,22 @@ def inspect(run):
 
 
 def history(folder):
-    """The records of an offline wandb run."""
-    (run,) = (folder / "wandb").glob("offline-run-*")
-    entries = inspect(run)
+    """What the offline wandb files of a run hold, in order, and the records among that."""
+    entries = [entry for run in sorted((folder / "wandb").glob("offline-run-*")) for entry in inspect(run)]
     items = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
-    return entries, [{k: v for k, v in item.items() if not k.startswith("_")} for item in items]
+    return entries, [{k: v for k, v in item.items() if not k.startswith(("_", "samples"))} for item in items]
+
+
+def summary_of(entries):
+    """The final figures of a wandb run."""
+    summary = {}
+    for entry in entries:
+        summary |= entry.get("summary", {}).get("update", {})
+    return summary
 
 
 def test_the_offline_wandb_file_holds_the_records_of_metrics_jsonl(tiny, tmp_path, wandb_home, capsys):
-    train(tiny(wandb={}), tmp_path / "run")
+    train(tiny(), tmp_path / "run")
     entries, mirrored = history(tmp_path / "run")
     ours = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert mirrored == ours
@@ -35,6 +43,56 @@ def test_the_offline_wandb_file_holds_the_records_of_metrics_jsonl(tiny, tmp_pat
     assert "wandb sync" in capsys.readouterr().out
     config = next(entry["run"]["config"]["update"] for entry in entries if entry["type"] == "run")
     assert config["model"]["activation"] == "gelu"
+
+
+def test_wandb_shows_the_lowest_and_the_last_validation_loss_and_the_sample(tiny, tmp_path, wandb_home):
+    ours = train(tiny(train={"lr": 3.0, "eval_every": 1}), tmp_path / "run")
+    entries, records = history(tmp_path / "run")
+    losses = [record["val/loss"] for record in records if "val/loss" in record]
+    summary = summary_of(entries)
+    assert min(losses) < losses[-1] == ours["val/loss"]
+    assert summary["val/loss"] == {"min": min(losses), "last": losses[-1]}
+    assert summary["test/loss"] == ours["test/loss"]
+    (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    table = json.loads((run / "files" / summary["samples.path"]).read_text())
+    assert (table["columns"], table["data"]) == (["prompt", "text"], [["", ours["sample/text"]]])
+
+
+def test_a_resumed_run_goes_on_in_wandb_under_its_id_along_its_tokens(tiny, tmp_path, wandb_home, stop_at):
+    config = tiny(train={"log_every": 1, "probes": 0})
+    stop_at(4)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    entries, records = history(tmp_path / "run")
+    assert len({entry["run"]["run_id"] for entry in entries if entry["type"] == "run"}) == 1
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
+    tokens = [record["tokens"] for record in records]
+    assert tokens == [step * config.tokens_per_step for step in range(config.steps + 1)]
+
+
+def test_the_best_checkpoints_go_to_wandb_if_asked_for(tiny, tmp_path, wandb_home):
+    often = {"lr": 3.0, "eval_every": 1, "checkpoint_every": 1, "keep": 9}
+    train(tiny(train=often, wandb={"artifact": "best"}), tmp_path / "run")
+    entries, records = history(tmp_path / "run")
+    best, falling = float("inf"), []
+    for loss in [record["val/loss"] for record in records][1:]:
+        if loss < best:
+            best = loss
+            falling.append(loss)
+    models = [e["artifact"] for e in entries if e["type"] == "artifact" and e["artifact"]["type"] == "model"]
+    assert 1 <= len(falling) < len(records) - 1
+    assert [json.loads(model["metadata"])["val/loss"] for model in models] == falling
+    assert all("best" in model["aliases"] for model in models)
+    assert {file["path"] for file in models[0]["manifest"]["contents"]} == {*checkpoint.FILES, "manifest.json"}
+
+
+@pytest.mark.parametrize(("before", "better"), [(None, [4.0, 3.5]), (3.75, [3.5]), (3.0, [])])
+def test_a_resumed_run_knows_its_best_checkpoint(tiny, tmp_path, monkeypatch, before, better):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    mirror = WandbMirror.of_run(tiny(wandb={"artifact": "best"}), tmp_path, None, before, print)
+    assert [loss for loss in (float("nan"), 4.0, 4.0, 3.5) if mirror.lowers(loss)] == better
+    assert not WandbMirror.of_run(tiny(), tmp_path, None, before, print).lowers(0.0)
 
 
 def test_wandb_mode_disabled_leaves_no_trace(tiny, tmp_path, monkeypatch):
@@ -112,6 +170,6 @@ def test_a_key_without_a_network_keeps_the_run_offline(tiny, tmp_path, wandb_hom
         raise ConnectionError("no network")
 
     monkeypatch.setattr(wandb, "login", login)
-    train(tiny(wandb={}), tmp_path / "run")
+    train(tiny(), tmp_path / "run")
     assert "cannot log in" in capsys.readouterr().out
     assert len(history(tmp_path / "run")[1]) == 11

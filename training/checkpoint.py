@@ -33,6 +33,7 @@ STATE: dict[str, type | tuple[type, ...]] = {  # what `state.json` may hold unde
     "environment": dict,
     "fingerprint": str,
     "wandb_id": (str, NoneType),
+    "wandb_best": (int, float, NoneType),
 }
 
 

@@ -84,6 +84,10 @@ class WandbConfig:
     ] = "auto"
     project: Annotated[str, Field(description="wandb project")] = "actgpt"
     group: Annotated[str, Field(description="wandb group; a study fills in its name")] = ""
+    artifact: Annotated[
+        Literal["none", "best"],
+        Field(description="best: checkpoints go to wandb too, each of a lower val/loss than those before"),
+    ] = "none"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -115,6 +119,7 @@ WHERE = {
     "wandb.mode",
     "wandb.project",
     "wandb.group",
+    "wandb.artifact",
 }  # not what is trained
 
 

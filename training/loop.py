@@ -125,7 +125,7 @@ def _run(
 
     # what a resumed run needs beside its tensors
     state: dict[str, Any] = {"step": 0, "offset": 0, "time": 0.0, "train_seconds": 0.0, "skipped": 0}
-    state |= {"val": {}, "wandb_id": None}
+    state |= {"val": {}, "wandb_id": None, "wandb_best": None}
     if resumed := ranks.first(lambda: checkpoint.newest(checkpoints)):
         state |= checkpoint.read_state(Path(resumed))
         _check_same(state, data, env)
@@ -141,8 +141,9 @@ def _run(
         record: dict[str, Any] = {}
         for step in range(start, steps + 1):
             last, stop = step == steps, ranks.agree(interrupt.signum)
+            scoring = step % c.eval_every == 0 or last
             if step > start or not resumed:  # a checkpoint comes after the records of its step
-                if step % c.eval_every == 0 or last:
+                if scoring:
                     scored, _ = yield Call(step, score, (model, data.val, config, precision, ranks))
                     if ranks.main:
                         write_whole(folder / "val_windows.npy", _npy(scored.windows.astype(np.float32)))
@@ -157,9 +158,13 @@ def _run(
                 if (step and step % c.checkpoint_every == 0) or last or stop:
                     state = {"offset": metrics.offset, "time": clock.time, "train_seconds": clock.train_seconds}
                     state |= {"val": val, "skipped": skipped, "wandb_id": metrics.mirror.id}
+                    best = scoring and metrics.mirror.lowers(val["val/loss"])
+                    state |= {"wandb_best": metrics.mirror.best}
                     state |= {"config": tree(config), "environment": env, "fingerprint": data.fingerprint}
                     kept = state, data.tokenizer, c.keep, probes.tensors
-                    checkpoint.save(checkpoints, step, model, optimizers, *kept, ranks)
+                    saved = checkpoint.save(checkpoints, step, model, optimizers, *kept, ranks)
+                    if best:
+                        metrics.mirror.upload(saved)
             if last:
                 break
             if stop:
@@ -195,7 +200,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _metrics(config: RunConfig, folder: Path, state: dict[str, Any], display: Display, ranks: Alone) -> Metrics:
-    mirror = WandbMirror.of_run(config, folder, state["wandb_id"], display.say)
+    mirror = WandbMirror.of_run(config, folder, state["wandb_id"], state["wandb_best"], display.say)
     return Metrics(folder / "metrics.jsonl", state["offset"], mirror) if ranks.main else Unwritten(mirror)
 
 

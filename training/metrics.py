@@ -44,8 +44,10 @@ class Metrics:
         self.mirror.log(record)
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Give wandb the final figures."""
-        self.mirror.summarize(summary)
+        """Give wandb the final figures and the sample."""
+        known = ("val/loss", "sample/prompt", "sample/text")  # wandb has the first from the records, with its minimum
+        self.mirror.summarize({key: value for key, value in summary.items() if key not in known})
+        self.mirror.table("samples", ["prompt", "text"], [[summary["sample/prompt"], summary["sample/text"]]])
 
     def __enter__(self) -> "Metrics":
         return self

@@ -1,6 +1,7 @@
 """The mirror of a folder in wandb. It never blocks for long, never asks, and never ends what it mirrors."""
 
 import contextlib
+import math
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -22,17 +23,24 @@ class WandbMirror:
     def __init__(self, where: WandbConfig, folder: Path, run_id: str | None, say: Callable[[str], None], **about: Any):
         self.run: Any = None
         self.id = run_id
+        self.best: float | None = None  # val/loss of the best checkpoint
+        self.uploads = where.artifact == "best"
         self.say = say
         mode = os.environ.get("WANDB_MODE") or where.mode
         if mode != "disabled":
             self._guard(self._start, where, folder, mode, about)
 
     @classmethod
-    def of_run(cls, config: RunConfig, folder: Path, run_id: str | None, say: Callable[[str], None]) -> Self:
-        """Mirror a training run; its `id` is kept in checkpoints, so that a resumed run continues it."""
+    def of_run(
+        cls, config: RunConfig, folder: Path, run_id: str | None, best: float | None, say: Callable[[str], None]
+    ) -> Self:
+        """Mirror a training run; its `id` and `best` are kept in checkpoints, so that a resumed run continues it."""
         tags = [config.model.activation, config.data.corpus[:64]]
         mirror = cls(config.wandb, folder, run_id, say, job_type="train", tags=tags, config=tree(config))
-        for axis in ({"name": "tokens"}, {"name": "*", "step_metric": "tokens"}):
+        mirror.best = best
+        tokens = {"step_metric": "tokens"}
+        lowest = {"name": "val/loss", "summary": "min,last"}
+        for axis in ({"name": "tokens"}, tokens | {"name": "*"}, tokens | lowest):
             if mirror.run is not None:
                 mirror._guard(mirror.run.define_metric, **axis)
         return mirror
@@ -93,6 +101,26 @@ class WandbMirror:
             import wandb
 
             self.run.log({name: wandb.Table(columns=[*columns], data=[[*row] for row in rows])})
+
+        if self.run is not None:
+            self._guard(log)
+
+    def lowers(self, loss: float) -> bool:
+        """Whether a checkpoint of this validation loss is the best so far, and to be uploaded."""
+        if not self.uploads or not loss < (math.inf if self.best is None else self.best):
+            return False
+        self.best = loss
+        return True
+
+    def upload(self, checkpoint: Path) -> None:
+        """Add a checkpoint as the newest version of the run's model, under the alias `best`."""
+
+        def log() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(f"model-{self.id}", "model", metadata={"val/loss": self.best})
+            artifact.add_dir(str(checkpoint))  # copied: it may be dropped here before it is there
+            self.run.log_artifact(artifact, aliases=["best"])
 
         if self.run is not None:
             self._guard(log)
