@@ -1,0 +1,32 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_python_of_the_docs_runs_as_it_stands(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    env = os.environ | {"PYTHONPATH": str(ROOT), "ACTGPT_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "disabled"}
+    said = []
+    for i, block in enumerate(blocks):
+        (tmp_path / f"block{i}.py").write_text(block)
+        done = subprocess.run([sys.executable, f"block{i}.py"], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert (tmp_path / "runs" / "notebook" / "summary.json").exists()
+    assert (tmp_path / "runs" / "notebook-study" / "report.html").exists()
+    finished = {tuple(line.split()[:2]) for line in said[1].splitlines()[-4:]}
+    assert finished == {("relu", "0"), ("relu", "1"), ("gelu", "0"), ("gelu", "1")}
+
+
+def test_every_file_that_readme_and_docs_link_to_is_there():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+        assert [link for link in links if not (page.parent / link).exists()] == []
+    assert set(re.findall(r"configs/[\w.-]+\.toml", (ROOT / "README.md").read_text())) <= {
+        f"configs/{path.name}" for path in (ROOT / "configs").glob("*.toml")
+    }
