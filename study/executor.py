@@ -129,7 +129,7 @@ def _placed(config: RunConfig, group: str, parallel: int) -> RunConfig:
 
 def _run_jobs(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: Interrupt, display: StudyDisplay) -> None:
     context = multiprocessing.get_context("forkserver")  # a process that holds torch already: runs start at once
-    context.set_forkserver_preload(["study.executor"])
+    context.set_forkserver_preload(["study.executor", "torch._dynamo"])  # optimisers import it: a second of each run
     asked = False
     while any(job.status in ("waiting", "running") for job in jobs):
         running = [job for job in jobs if job.status == "running"]
