@@ -31,12 +31,16 @@ def arm_of(run: RunConfig, among: Mapping[str, tuple[RunConfig, StudyConfig]]) -
 def tuning_runs(
     arm: str, config: RunConfig, study: StudyConfig, rates: Sequence[float]
 ) -> dict[str, tuple[float, RunConfig]]:
-    """Return the tuning runs of an arm by name, each with its learning rate: a share of the budget, its own seeds."""
+    """Return the tuning runs of an arm by name, each with its learning rate: a share of the budget, its own seeds.
+
+    Their last loss alone decides, so that they are not scored on the way nor probed.
+    """
     tokens = math.ceil(study.tune_share * config.train.tokens)
+    bare = dataclasses.replace(config.train, tokens=tokens, eval_every=0, probes=0)
     return {
         f"{arm}-lr{lr:g}-seed{seed}": (
             lr,
-            dataclasses.replace(config, train=dataclasses.replace(config.train, lr=lr, seed=seed, tokens=tokens)),
+            dataclasses.replace(config, train=dataclasses.replace(bare, lr=lr, seed=seed)),
         )
         for lr in rates
         for seed in study.tune_seeds

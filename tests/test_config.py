@@ -52,7 +52,7 @@ MISTAKES = {
     "train.lr=fast": ["train.lr = 'fast'"],
     "train.seed=-1": ["train.seed = -1"],
     "model.n_head=5": ["d_model 128", "5 heads", "4"],
-    "train.accumulate=3": ["batch_size 16", "3"],
+    "train.accumulate=3": ["batch_size = 16", "accumulate = 3"],
     "train.warmup=1.5": ["train.warmup = 1.5"],
     "data.tokenizer=byte": ["'byte'", "'bytes'"],
     "data.val_fraction=0": ["data.val_fraction = 0"],

@@ -89,11 +89,12 @@ def test_ctrl_c_has_its_own_code(tiny, tmp_path, stop_at):
 
 
 def test_evaluating_more_often_changes_nothing_in_training(tiny, tmp_path):
-    train(tiny(train={"eval_every": 100}), tmp_path / "seldom")
+    train(tiny(train={"eval_every": 0}), tmp_path / "seldom")
     train(tiny(train={"eval_every": 1}), tmp_path / "often")
     seldom = {r["step"]: r["train/loss"] for r in records(tmp_path / "seldom") if "train/loss" in r}
     often = {r["step"]: r["train/loss"] for r in records(tmp_path / "often") if "train/loss" in r}
     assert seldom == often
+    assert [r["step"] for r in records(tmp_path / "seldom") if "val/loss" in r] == [20]
     assert same_weights(tmp_path / "seldom", tmp_path / "often")
 
 

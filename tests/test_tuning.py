@@ -42,6 +42,7 @@ def test_tuning_runs_take_a_share_of_the_budget_on_seeds_of_their_own():
     assert {(lr, run.train.lr) for lr, run in trials.values()} == {(0.1, 0.1), (0.2, 0.2), (0.4, 0.4)}
     assert {run.train.seed for _, run in trials.values()} == {7, 8}
     assert {run.train.tokens for _, run in trials.values()} == {251}
+    assert all(run.train.eval_every == run.train.probes == 0 for _, run in trials.values())
 
 
 def test_the_best_rate_is_that_of_the_lowest_mean_and_finished_everywhere():

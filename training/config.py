@@ -54,7 +54,9 @@ class TrainConfig:
     ] = "auto"
     threads: Annotated[int, Field(ge=0, description="CPU threads of a run; 0: all, or one per run of a study")] = 0
     log_every: Annotated[int, Field(gt=0, description="steps between two records")] = 10
-    eval_every: Annotated[int, Field(gt=0, description="steps between two scores of the validation set")] = 200
+    eval_every: Annotated[
+        int, Field(ge=0, description="steps between two scores of the validation set; 0: at the last step alone")
+    ] = 200
     probes: Annotated[
         int,
         Field(
@@ -71,7 +73,9 @@ class TrainConfig:
                 "train.probes = 1: steps that grow by a factor of 1 never end; take 2 or more, or 0 for none."
             )
         if self.batch_size % self.accumulate:
-            raise UserError(f"batch_size {self.batch_size} does not split into {self.accumulate} equal micro-batches.")
+            raise UserError(
+                f"batch_size = {self.batch_size} does not split into accumulate = {self.accumulate} equal parts."
+            )
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -141,7 +141,7 @@ def _run(
         record: dict[str, Any] = {}
         for step in range(start, steps + 1):
             last, stop = step == steps, ranks.agree(interrupt.signum)
-            scoring = step % c.eval_every == 0 or last
+            scoring = last or (c.eval_every > 0 and step % c.eval_every == 0)
             if step > start or not resumed:  # a checkpoint comes after the records of its step
                 if scoring:
                     scored, _ = yield Call(step, score, (model, data.val, config, precision, ranks))
