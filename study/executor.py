@@ -26,6 +26,7 @@ from training.loop import train
 from training.together import shape, train_together
 
 POLL_SECONDS = 0.1
+LATE = ("torch._dynamo", "wandb.apis.public", "wandb.sdk.launch")  # optimisers and wandb import them: 2 s of each run
 ORPHAN_SECONDS = 60.0  # in which a run of a study that was killed saves and lets go of its folder
 
 
@@ -129,7 +130,7 @@ def _placed(config: RunConfig, group: str, parallel: int) -> RunConfig:
 
 def _run_jobs(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: Interrupt, display: StudyDisplay) -> None:
     context = multiprocessing.get_context("forkserver")  # a process that holds torch already: runs start at once
-    context.set_forkserver_preload(["study.executor", "torch._dynamo"])  # optimisers import it: a second of each run
+    context.set_forkserver_preload(["study.executor", *LATE])
     asked = False
     while any(job.status in ("waiting", "running") for job in jobs):
         running = [job for job in jobs if job.status == "running"]
