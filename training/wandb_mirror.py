@@ -46,9 +46,10 @@ class WandbMirror:
         return mirror
 
     def _start(self, where: WandbConfig, folder: Path, mode: str, about: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # a silent server would hold the process for 10 s more
         import wandb  # half a second
 
-        os.environ.setdefault("WANDB_SILENT", "true")
         if mode in ("auto", "online"):
             mode = "online" if not WandbMirror.unreachable and self._can_log_in(wandb) else "offline"
         # stacked runs share a process, and without create_new they would all write to the first one's
