@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Container
 from pathlib import Path
@@ -11,7 +12,7 @@ import tyro
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from errors import UserError
+from errors import UserError, unknown
 from training.config import SECTIONS, STRICT, read_toml
 
 Tree = dict[str, Any]  # sections, as in TOML
@@ -61,6 +62,7 @@ class StudyConfig:
 
 
 ALL_SECTIONS: dict[str, type] = SECTIONS | {"study": StudyConfig}
+FLAG = re.compile(rf"--({'|'.join(ALL_SECTIONS)})\.[^=]*")
 
 DESCRIPTION = (
     "Train one run, or every run of a study. A field that holds a list is an axis of a study: one run for each value. "
@@ -81,7 +83,16 @@ class Command:
 
 
 def parse_command(arguments: list[str], default: Path) -> Command:
-    """Read the command line; --help and mistakes end the process as tyro does (exit codes 0 and 2)."""
+    """Read the command line; --help and mistakes end the process as tyro does (exit codes 0 and 2).
+
+    Raises:
+        UserError: a section has no such field.
+    """
+    for argument in arguments:  # tyro suggests a name for few typing errors
+        if match := FLAG.match(argument):
+            names = [f"--{match[1]}.{field.name}" for field in dataclasses.fields(ALL_SECTIONS[match[1]])]
+            if (flag := "--" + match[0][2:].replace("-", "_")) not in names:
+                raise UserError(unknown("flag", flag, names))
     given = tyro.cli(_flags_type(default), args=arguments, prog="python train.py", description=DESCRIPTION)
     flags: Tree = {}
     for section, part in ALL_SECTIONS.items():
