@@ -34,8 +34,10 @@ def main() -> int:
 
     if command.dry_run:
         from study.estimate import dry_run
+        from training.config import RunConfig
 
-        hours = [dry_run(tree, f"{path} and the flags") for path, tree in trees.items()]
+        counted: set[RunConfig] = set()
+        hours = [dry_run(tree, f"{path} and the flags", counted) for path, tree in trees.items()]
         if len(hours) > 1:
             print(f"all of {command.config}: {sum(hours):.2f} h")
         return 0
@@ -54,10 +56,11 @@ def main() -> int:
     from study.mirror import mirror_study
     from study.protocol import run_study
 
-    failed = []
+    failed, done = [], []
     for path, tree in trees.items():
         folder = command.out if path == command.config else command.out / path.stem
-        unfinished = run_study(tree, folder, command.plugin, f"{path} and the flags")
+        unfinished = run_study(tree, folder, command.plugin, f"{path} and the flags", done)
+        done.append(folder)
         rows = compare([folder], plugin=command.plugin)
         mirror_study(rows, folder, next(iter(runs[path].values())).wandb, failed=bool(unfinished))
         failed += unfinished

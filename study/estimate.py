@@ -20,15 +20,16 @@ from training.optim import build_optimizers
 from training.step import train_step
 
 STEPS = 8  # timed steps of each arm, after two that are not
-START_SECONDS = 2.0  # of a run: its process, checkpoint and sample; measured on 2 cores
+START_SECONDS = 1.5  # of a run: its process, checkpoint and sample; measured on 2 cores
 
 
-def dry_run(tree: Tree, source: str) -> float:
+def dry_run(tree: Tree, source: str, counted: set[RunConfig]) -> float:
     """Print the runs, the match of the arms in parameters and FLOPs, and the hours that the study takes; return these.
 
     It times a few steps and one evaluation of each arm on a run's share of the cores. The text is fetched and prepared
     for that, nothing is trained or written. A learning-rate grid that must be extended takes longer, and stacked runs,
-    which are counted one after another, take less.
+    which are counted one after another, take less. Runs in `counted`, to which these are added, cost nothing: a study
+    of the same command has them.
     """
     study = study_config(tree, source)
     runs, compared = expand(tree, source), arms(tree, source)
@@ -47,8 +48,10 @@ def dry_run(tree: Tree, source: str) -> float:
         step, scoring = _measure(config, data[config.data])
         mine = [run for run in runs.values() if arm_of(run, compared) == name]
         tuning = [run for _, run in trials[name].values()]
-        for run in [*mine, *tuning]:
-            seconds += START_SECONDS + run.steps * step + (run.steps // run.train.eval_every + 2) * scoring
+        for run in {*mine, *tuning} - counted:
+            splits = run.steps // (run.train.eval_every or run.steps + 1) + 1 + (run.data.test_fraction > 0)
+            seconds += START_SECONDS + run.steps * step + splits * scoring
+        counted.update(mine, tuning)
         print(f"{name}: {len(tuning)} tuning runs, {len(mine)} runs, {config.tokens_per_step / step:,.0f} tokens/s")
     hours = seconds / parallel / 3600
     how = "or less, since runs are stacked" if stacked else f"{parallel} runs at a time"

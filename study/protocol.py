@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from study.executor import execute, execute_stacked
 from study.grid import expand, study_config
 from study.ray_engine import execute_ray, package
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
-from training.config import WHERE, RunConfig, read_toml
+from training.config import WHERE, RunConfig, differences, read_toml
 from training.device import pick_device
-from training.folder import CHOOSE, PARTIAL, hold, read_summary, write_whole
+from training.folder import CHOOSE, PARTIAL, hold, read_run_config, read_summary, write_whole, writing
 from training.interrupt import Interrupt
 from training.loop import check_available, check_context
 from training.parallel import world_size
 
 ENGINES = {"processes": execute, "stacked": execute_stacked, "ray": execute_ray}
+COPYING = ".copying"  # a run that is being taken over
 PLACE = WHERE | {"study.engine"}  # may differ when a study is resumed
 
 
@@ -36,11 +37,14 @@ def pick_engine(name: str, runs: Iterable[RunConfig]) -> str:
     return "stacked" if all(pick_device(run.train.device).type == "cuda" for run in runs) else "processes"
 
 
-def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str = "the study") -> list[str]:
+def run_study(
+    tree: Tree, folder: Path, plugin: Path | None = None, source: str = "the study", beside: Sequence[Path] = ()
+) -> list[str]:
     """Train every run of a study that is not finished and return the names of those that failed.
 
     With a grid in `study.lr`, each arm is tuned first (runs in `folder/tune`), and its runs take the best rate. All
     that decides what is trained next is read from the folder, so that a killed study goes on as if it never stopped.
+    A run that a study in `beside` has finished already, of the same name and config, is copied from there.
 
     Raises:
         UserError: the config is not allowed, the folder holds another study, or another process works on it.
@@ -70,7 +74,12 @@ def run_study(tree: Tree, folder: Path, plugin: Path | None = None, source: str 
         print(*match((run.model, data[run.data].tokenizer.n_vocab) for run in runs.values()), sep="\n", flush=True)
         engine = pick_engine(study.engine, runs.values())
         with Interrupt() as interrupt:
-            train_all = partial(ENGINES[engine], group=folder.name, plugin=plugin, interrupt=interrupt)
+
+            def train_all(runs: dict[str, RunConfig], where: Path) -> list[str]:
+                for other in beside:
+                    _take_over(runs, where, other / where.relative_to(folder))
+                return ENGINES[engine](runs, where, folder.name, plugin, interrupt)
+
             return _stages(runs, tree, folder, source, train_all)
 
 
@@ -102,6 +111,22 @@ def _stages(
         if lr is not None:
             ready[name] = dataclasses.replace(run, train=dataclasses.replace(run.train, lr=lr))
     return [name for name in runs if name not in ready] + train_all(ready, folder)
+
+
+def _take_over(runs: dict[str, RunConfig], folder: Path, other: Path) -> None:
+    """Copy the runs that stand finished in another study's folder; to wandb they remain that one's."""
+    taken = 0
+    for name, config in runs.items():
+        found, copy = other / name, folder / COPYING
+        if (folder / name).exists() or not read_summary(found) or differences(read_run_config(found), config):
+            continue
+        shutil.rmtree(copy, ignore_errors=True)
+        with writing(folder, sum(path.stat().st_size for path in found.rglob("*"))):
+            shutil.copytree(found, copy, ignore=shutil.ignore_patterns("wandb", ".lock"))
+            copy.rename(folder / name)
+        taken += 1
+    if taken:
+        print(f"{taken} of {len(runs)} runs are copied from {other}, where they stand finished", flush=True)
 
 
 def _losses(trial: dict[str, tuple[float, RunConfig]], folder: Path) -> dict[float, list[float]]:

@@ -62,6 +62,29 @@ def test_a_study_is_its_runs_each_as_if_alone(study, tmp_path, capfd):
     assert (tmp_path / "study" / "relu" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+def test_what_a_study_beside_has_finished_is_copied_and_nothing_else(study, tmp_path, capfd):
+    tuned = {"study": {"lr": [1e-3, 2e-3, 4e-3], "tune_share": 0.5}}
+    for name, tree, beside in (
+        ("first", study(["relu", "gelu"]), []),
+        ("second", study(["relu", "silu"]), ["first"]),
+        ("alone", study(["relu", "silu"]), []),
+        ("other", study(["relu", "silu"], train={"tokens": 16 * 4 * 3}), ["first"]),
+    ):
+        assert run_study(tree | tuned, tmp_path / name, beside=[tmp_path / b for b in beside]) == []
+    written = {
+        name: {str(f.relative_to(tmp_path / name)): f.read_bytes() for f in (tmp_path / name).rglob("summary.json")}
+        for name in ("first", "second", "alone", "other")
+    }
+    assert written["second"].keys() == written["alone"].keys()
+    equal = {name for name, text in written["second"].items() if text == written["first"].get(name)}  # their times too
+    assert equal == {name for name in written["second"] if "relu" in name}
+    assert not any(text == written["first"].get(name) for name, text in written["other"].items())
+    for name in written["alone"]:
+        ours, theirs = ((tmp_path / f / name).parent for f in ("second", "alone"))
+        assert losses(ours) == losses(theirs)
+    assert "runs are copied from" in capfd.readouterr().out
+
+
 def test_a_run_that_fails_is_reported_and_the_others_go_on(study, tmp_path, capfd):
     plugin = tmp_path / "acts.py"
     plugin.write_text(
