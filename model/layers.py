@@ -1,6 +1,6 @@
 """Linear layers and RMSNorm: torch's own, formulated anew where eager torch is slow to train on a CPU.
 
-Equal to torch's within rounding; on other devices, and inside transforms of `torch.func`, they are torch's.
+Equal to torch's within rounding. They are torch's on other devices, under `torch.compile` and under `torch.func`.
 """
 
 from typing import Any
@@ -16,12 +16,14 @@ LEAST_ROWS = 16  # below it, a call of oneDNN costs more than it saves
 
 
 def transformed() -> bool:
-    """Whether a transform of `torch.func`, such as vmap, is at work."""
+    """Whether `torch.compile` or a transform of `torch.func`, such as vmap, is at work: they want torch's own."""
+    if torch.compiler.is_compiling():
+        return True
     return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def formulated(x: Tensor) -> bool:
-    """Whether the formulations of this project apply: where gradients flow on a CPU, outside of `torch.func`."""
+    """Whether the formulations of this project apply: where gradients flow on a CPU, in code that runs as written."""
     return x.device.type == "cpu" and torch.is_grad_enabled() and not transformed()
 
 

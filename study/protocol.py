@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,19 @@ COPYING = ".copying"  # a run that is being taken over
 PLACE = WHERE | {"study.engine"}  # may differ when a study is resumed
 
 
-def pick_engine(name: str, runs: Iterable[RunConfig]) -> str:
-    """Return the engine of that name; `auto` stacks on a GPU, which waits for the kernels of a small run alone."""
+def pick_engine(name: str, runs: Collection[RunConfig]) -> str:
+    """Return the engine of that name; `auto` stacks on a GPU, which waits for the kernels of a small run alone.
+
+    Raises:
+        UserError: runs that are to be compiled are to be stacked.
+    """
+    compiled = any(run.train.compile for run in runs)
+    if name == "stacked" and compiled:
+        raise UserError("train.compile = true does not go with stacked runs. Give --study.engine=processes.")
     if name != "auto":
         return name
-    return "stacked" if all(pick_device(run.train.device).type == "cuda" for run in runs) else "processes"
+    on_gpu = all(pick_device(run.train.device).type == "cuda" for run in runs)
+    return "stacked" if on_gpu and not compiled else "processes"
 
 
 def run_study(
@@ -58,6 +66,7 @@ def run_study(
             "Over many machines: --study.engine=ray."
         )
     finished = all(read_summary(folder / name) for name in runs)
+    engine = "" if finished else pick_engine(study.engine, runs.values())
     if not finished:
         for config in runs.values():
             check_available(config)
@@ -72,7 +81,6 @@ def run_study(
         if not begun:
             write_whole(folder / "study.toml", tomli_w.dumps(tree))
         print(*match((run.model, data[run.data].tokenizer.n_vocab) for run in runs.values()), sep="\n", flush=True)
-        engine = pick_engine(study.engine, runs.values())
         with Interrupt() as interrupt:
 
             def train_all(runs: dict[str, RunConfig], where: Path) -> list[str]:

@@ -20,7 +20,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict:
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """How a run trains. `threads`, `device` and `parallel` say where: they may differ when a run is resumed."""
+    """How a run trains. `threads`, `device`, `parallel` and `compile` may differ when it is resumed: they say where."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, description="fixes the initial weights and the order of the data")] = 0
     tokens: Annotated[int, Field(gt=0, description="budget, tokens; rounded up to whole steps")] = 1_000_000
@@ -52,6 +52,9 @@ class TrainConfig:
         Literal["auto", "ddp", "fsdp"],
         Field(description="over the processes of torchrun; auto: ddp where there are several"),
     ] = "auto"
+    compile: Annotated[
+        bool, Field(description="torch.compile the blocks for training steps: on a GPU, over many steps, it pays")
+    ] = False
     threads: Annotated[int, Field(ge=0, description="CPU threads of a run; 0: all, or one per run of a study")] = 0
     log_every: Annotated[int, Field(gt=0, description="steps between two records")] = 10
     eval_every: Annotated[
@@ -119,6 +122,7 @@ WHERE = {
     "train.threads",
     "train.device",
     "train.parallel",
+    "train.compile",
     "train.keep",
     "wandb.mode",
     "wandb.project",

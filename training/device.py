@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from errors import UserError, unknown
 
@@ -50,6 +52,28 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+def check_compiler() -> None:
+    """Raise `UserError` where `torch.compile` would find no C++ compiler."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(f"train.compile = true needs a C++ compiler, and there is no {compiler} (CXX names another).")
+
+
+def compiled(on: bool) -> AbstractContextManager[Any]:
+    """Return the context in which modules that were compiled run so; without it, `uncompiled` holds."""
+    return torch.compiler.set_stance("default") if on else nullcontext()
+
+
+def uncompiled(on: bool) -> AbstractContextManager[Any]:
+    """Return the context in which modules that were compiled run as written, where hooks and caches do their work."""
+    return torch.compiler.set_stance("force_eager") if on else nullcontext()
+
+
+def moved(batch: Tensor, device: torch.device) -> Tensor:
+    """Return a batch on a device; a copy to a GPU goes on while this process does."""
+    return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
+
+
 def cores() -> int:
     """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -87,7 +111,7 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def environment(device: torch.device, precision: str, ranks: int = 1) -> dict[str, Any]:
+def environment(device: torch.device, precision: str, ranks: int = 1, compiled: bool = False) -> dict[str, Any]:
     """Return what must be equal for results to be equal bit for bit, and what a reader wants to know."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name()
     return {
@@ -97,6 +121,7 @@ def environment(device: torch.device, precision: str, ranks: int = 1) -> dict[st
         "device_name": name,
         "threads": torch.get_num_threads(),
         "ranks": ranks,
+        "compiled": compiled,
         "precision": precision,
         "platform": platform.platform(),
         "commit": _commit(),

@@ -12,7 +12,7 @@ from data.batches import eval_windows
 from data.dataset import Split
 from model.gpt import GPT
 from training.config import RunConfig
-from training.device import autocast
+from training.device import autocast, moved
 from training.parallel import ALONE, Alone
 
 
@@ -68,7 +68,7 @@ def window_nats(
 
     nats = []
     for x_BT, y_BT in eval_windows(split.tokens_N, context, batch_size):
-        nats.append(ranks.by_row(nats_of, x_BT.to(device), y_BT.to(device)))
+        nats.append(ranks.by_row(nats_of, moved(x_BT, device), moved(y_BT, device)))
     return torch.cat(nats, -1).cpu().numpy()
 
 

@@ -22,7 +22,16 @@ from model.size import size
 from training import checkpoint
 from training.clock import Clock
 from training.config import RunConfig, tree
-from training.device import autocast, environment, keep_memory, peak_memory, pick_device, pick_precision
+from training.device import (
+    autocast,
+    check_compiler,
+    environment,
+    keep_memory,
+    peak_memory,
+    pick_device,
+    pick_precision,
+    uncompiled,
+)
 from training.evaluate import score
 from training.folder import open_run, read_summary, write_whole
 from training.interrupt import Interrupt
@@ -86,6 +95,7 @@ def begin(config: RunConfig, folder: Path, patience: float = 0.0, interrupt: Int
             return finished
         data = prepare(config.data)
         check_context(config, data)
+        held.enter_context(uncompiled(config.train.compile))  # but in training steps
         with nullcontext(interrupt) if interrupt else Interrupt(insist=ranks is ALONE) as seen:
             return (yield from _run(config, folder, data, pick_device(config.train.device), seen, ranks))
 
@@ -95,6 +105,8 @@ def check_available(config: RunConfig) -> None:
     check_corpus(config.data)
     pick_device(config.train.device)
     pick_parallel(config)
+    if config.train.compile:
+        check_compiler()
 
 
 def check_context(config: RunConfig, data: Dataset) -> None:
@@ -116,9 +128,12 @@ def _run(
     if c.threads:
         torch.set_num_threads(c.threads)
     precision = pick_precision(c.precision, device)
-    env = environment(device, precision, ranks.size)
+    env = environment(device, precision, ranks.size, c.compile)
     torch.manual_seed(c.seed)
     model = GPT(config.model, data.tokenizer.n_vocab, c.seed)
+    if c.compile:  # block by block: they are alike, so that one is compiled for all
+        for block in model.blocks:
+            block.compile()
     ranks.place(model, device)
     optimizers = build_optimizers(model, c)
     probes = Probes(model, optimizers, data.val, steps, c.probes)
@@ -208,8 +223,8 @@ def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> No
     """Refuse to go on with other data, and warn where results will no longer be equal bit for bit."""
     if state.get("fingerprint") != data.fingerprint:
         raise UserError("the checkpoint was trained on other data: the corpus or its tokens have changed since.")
-    before = {"ranks": 1} | state.get("environment", {})
-    for key in ("threads", "ranks", "device_name", "torch", "precision"):
+    before = {"ranks": 1, "compiled": False} | state.get("environment", {})
+    for key in ("threads", "ranks", "compiled", "device_name", "torch", "precision"):
         if before.get(key) != env[key]:
             print(f"warning: {key} was {before.get(key)}, is {env[key]}: not bitwise the same from here on")
 

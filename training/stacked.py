@@ -19,7 +19,7 @@ from data.dataset import Split
 from model.gpt import GPT
 from model.size import size
 from training.config import RunConfig
-from training.device import autocast, free_memory
+from training.device import autocast, free_memory, moved
 from training.evaluate import Score, from_nats, window_nats
 from training.nonfinite import began
 from training.path import sample, update_together
@@ -98,7 +98,7 @@ class Stack:
         total_R = torch.zeros(len(self.models), device=self.device)
         grads_RN = torch.zeros_like(self.weights_RN)
         for micro in zip(*batches, strict=True):
-            x_RBT, y_RBT = (torch.stack(side).to(self.device) for side in zip(*micro, strict=True))
+            x_RBT, y_RBT = (moved(torch.stack(side), self.device) for side in zip(*micro, strict=True))
             micro_R = self._batched(precision, x_RBT, y_RBT) / c.accumulate
             grads = torch.autograd.grad(micro_R.sum(), self.trained, materialize_grads=True)
             grads_RN += torch.cat([grad.reshape(len(grad), -1) for grad in grads], dim=1)

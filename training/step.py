@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from data.batches import train_batch
 from model.gpt import GPT
 from training.config import RunConfig
-from training.device import autocast
+from training.device import autocast, compiled, moved
 from training.nonfinite import began
 from training.parallel import ALONE, Alone
 
@@ -40,7 +40,7 @@ def train_step(
     batches = micro_batches(tokens_N, config, step, device)
     total = torch.zeros((), device=device)
     for micro_x_BT, micro_y_BT in ranks.rows(batches):
-        with autocast(precision, device):
+        with autocast(precision, device), compiled(c.compile):
             micro = ranks.train_loss(model, micro_x_BT, micro_y_BT) / c.accumulate
         micro.backward()
         total += micro.detach()
@@ -63,8 +63,9 @@ def micro_batches(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the (x_BT, y_BT) of that step on a device, one for each micro-batch."""
     c = config.train
-    x_BT, y_BT = train_batch(tokens_N, c.seed, step, c.batch_size, config.model.context)
-    return list(zip(x_BT.to(device).chunk(c.accumulate), y_BT.to(device).chunk(c.accumulate), strict=True))
+    batch = train_batch(tokens_N, c.seed, step, c.batch_size, config.model.context)
+    x_BT, y_BT = (moved(side, device) for side in batch)
+    return list(zip(x_BT.chunk(c.accumulate), y_BT.chunk(c.accumulate), strict=True))
 
 
 def not_finite(step: int, loss: float, norm: float, where: str) -> FloatingPointError:

@@ -49,7 +49,7 @@ def test_many_processes_prepare_one_corpus_once(corpus, times):
     assert sum("made" in words for words in said) == 1
 
 
-@pytest.mark.parametrize("key", ["threads", "device_name", "torch", "precision"])
+@pytest.mark.parametrize("key", ["threads", "compiled", "device_name", "torch", "precision"])
 def test_what_breaks_equality_is_recorded_and_warned_of_when_a_run_goes_on(
     tiny, tmp_path, stop_at, monkeypatch, capsys, key
 ):
