@@ -17,9 +17,9 @@ from data.batches import train_batch
 from model.config import ModelConfig
 from model.gpt import GPT
 from training.config import RunConfig
-from training.device import pick_precision
+from training.device import autocast, pick_device, pick_precision
 from training.optim import build_optimizers
-from training.step import train_step
+from training.step import compile_blocks, micro_batches, train_step
 
 Step = Callable[[], object]
 
@@ -53,14 +53,18 @@ def nanogpt(checkout: Path, config: ModelConfig, n_vocab: int) -> Any:
 
 
 def nanogpt_step(model: Any, tokens_N: np.ndarray, run: RunConfig) -> Step:
-    """Return nanoGPT's training step as its train.py takes it on a CPU: fp32, AdamW unfused, clipping at 1."""
+    """Return nanoGPT's training step as its train.py takes it: on a CPU in fp32, on a GPU in bf16, clipping at 1."""
+    device = next(model.parameters()).device
+    precision = "bf16" if device.type == "cuda" else "fp32"
     with redirect_stdout(StringIO()):
-        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), device.type)
+    model = torch.compile(model) if run.train.compile else model
 
     def step() -> None:
-        x_BT, y_BT = train_batch(tokens_N, 0, 0, run.train.batch_size, run.model.context)
-        _, loss = model(x_BT, y_BT)
-        loss.backward()
+        for x_BT, y_BT in micro_batches(tokens_N, run, 0, device):
+            with autocast(precision, device):
+                _, loss = model(x_BT, y_BT)
+            (loss / run.train.accumulate).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -104,8 +108,11 @@ def gpt2_step(model: Any, tokens_N: np.ndarray, run: RunConfig) -> Step:
 
 def our_step(tokens_N: np.ndarray, run: RunConfig, n_vocab: int) -> Step:
     """Return our training step at that config."""
-    model = GPT(run.model, n_vocab)
-    optimizers, precision = build_optimizers(model, run.train), pick_precision(run.train.precision, torch.device("cpu"))
+    device = pick_device(run.train.device)
+    model = GPT(run.model, n_vocab).to(device)
+    if run.train.compile:
+        compile_blocks(model)
+    optimizers, precision = build_optimizers(model, run.train), pick_precision(run.train.precision, device)
     return lambda: train_step(model, optimizers, tokens_N, run, 0, 1e-3, precision)
 
 

@@ -47,7 +47,7 @@ def compare(name: str, peak: dict[str, Any], checkout: Path | None) -> dict[str,
     """Print and return tokens/s of each at one size, and the ratios."""
     n_layer, n_head, d_model, context, n_vocab, batch = SIZES[name]
     network = ModelConfig(activation="gelu", n_layer=n_layer, n_head=n_head, d_model=d_model, context=context)
-    run = RunConfig(model=network, train=TrainConfig(batch_size=batch))
+    run = RunConfig(model=network, train=TrainConfig(batch_size=batch, device="cpu"))
     tokens_N = random_tokens(n_vocab)
     single = dataclasses.replace(run, train=dataclasses.replace(run.train, precision="fp32"))
     works = {"ours": our_step(tokens_N, run, n_vocab), "ours fp32": our_step(tokens_N, single, n_vocab)}

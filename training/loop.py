@@ -42,7 +42,7 @@ from training.probes import Probes
 from training.progress import Display
 from training.ranks import joined
 from training.sample import sample
-from training.step import train_step
+from training.step import compile_blocks, train_step
 from training.wandb_mirror import WandbMirror
 
 
@@ -131,9 +131,8 @@ def _run(
     env = environment(device, precision, ranks.size, c.compile)
     torch.manual_seed(c.seed)
     model = GPT(config.model, data.tokenizer.n_vocab, c.seed)
-    if c.compile:  # block by block: they are alike, so that one is compiled for all
-        for block in model.blocks:
-            block.compile()
+    if c.compile:
+        compile_blocks(model)
     ranks.place(model, device)
     optimizers = build_optimizers(model, c)
     probes = Probes(model, optimizers, data.val, steps, c.probes)

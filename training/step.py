@@ -58,6 +58,12 @@ def train_step(
     return loss, norm
 
 
+def compile_blocks(model: GPT) -> None:
+    """Let training steps run the blocks compiled. They are alike, so that one graph serves them all."""
+    for block in model.blocks:
+        block.compile()
+
+
 def micro_batches(
     tokens_N: np.ndarray, config: RunConfig, step: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
