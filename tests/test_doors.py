@@ -45,6 +45,8 @@ def test_train_evaluate_and_sample_one_run(run, flags):
     one, two, other = (door("sample.py", run, "--prompt=the king", f"--seed={s}").stdout for s in (1, 1, 2))
     assert one == two != other
     assert one.startswith("the king")
+    own = door("sample.py", run, "--tokens=300")  # what the run wrote itself when it ended
+    assert own.stdout.encode(errors="replace").decode().strip() == summary["sample/text"].strip()
 
 
 @pytest.mark.parametrize("prompt", ["", "x" * 500, "日本語 \U0001f600", "the"])
