@@ -1,6 +1,7 @@
 """How a line is drawn, whatever it shows: colours, a mean over seeds with its band, the layout around it."""
 
 import html
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,17 +39,19 @@ class Style:
 def styles(arms: Sequence[Arm]) -> dict[str, Style]:
     """Give each arm, by label, its activation's colour, and dashes for what else varies or once colours are used up.
 
-    Where all arms have one activation, the colours go to what else varies.
+    The five best known activations have the same colour on every page; others take what those of this page leave. Where
+    all arms have one activation, the colours go to what else varies.
     """
     variants = {arm.label: " · ".join(v for key, v in arm.parts.items() if key != ACTIVATION) for arm in arms}
     alone = len({arm.activation for arm in arms}) < min(2, len(arms))
     hues = variants if alone else {arm.label: arm.activation for arm in arms}
-    hue, variant = (
-        [*dict.fromkeys(names)] for names in ([*(() if alone else KNOWN), *hues.values()], variants.values())
-    )
-    looks, count = {}, len(SYMBOLS)
+    known = [] if alone else [*KNOWN]
+    taken = {known.index(name) for name in hues.values() if name in known}
+    free = (i for i in itertools.count() if i not in taken)
+    hue = {name: known.index(name) if name in known else next(free) for name in dict.fromkeys(hues.values())}
+    variant, looks, count = [*dict.fromkeys(variants.values())], {}, len(SYMBOLS)
     for label, name in hues.items():
-        i = hue.index(name)
+        i = hue[name]
         dash = i // count + (0 if alone else variant.index(variants[label]))
         looks[label] = Style(i % count, DASHES[dash % len(DASHES)], SYMBOLS[i % count])
     return looks

@@ -326,6 +326,8 @@ def test_the_five_keep_their_colours_and_no_two_arms_look_alike(tmp_path):
     look = styles(arms_of(load_study([tmp_path / "all"])))
     assert [look[name].color for name in ENDS] == [0, 1, 2, 3, 4]
     assert len(set(look.values())) == 35
+    some = [tmp_path / "all" / name for name in ("gelu", *(f"a{i}" for i in range(7)))]
+    assert {style.color for style in styles(arms_of(load_study(some))).values()} == set(range(8))
     for name in ("relu", "gelu"):
         for momentum in (0.5, 0.9):
             write_run(tmp_path / "two" / f"{name}-{momentum}", name, momentum=momentum)
