@@ -2,7 +2,7 @@
 
 The study is the whole command, its start included; the runs one after another share a process that has started.
 
-python benchmarks/study.py [--tokens 150000] [--json figures.json]
+python benchmarks/ten_runs.py [--tokens 150000] [--json figures.json]
 """
 
 import subprocess
@@ -36,7 +36,7 @@ class Command:
 
 def main() -> None:
     """Print the ratio of the two times and its spread."""
-    command = tyro.cli(Command, prog="python benchmarks/study.py")
+    command = tyro.cli(Command, prog="python benchmarks/ten_runs.py")
     changes = {"train": {"seed": [0, 1], "tokens": command.tokens}, "wandb": {"mode": "disabled"}}
     flags = ["--train.seed=[0, 1]", f"--train.tokens={command.tokens}", "--wandb.mode=disabled"]
     runs = expand(merge(QUICK, changes), "quick")
