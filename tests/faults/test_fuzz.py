@@ -1,7 +1,8 @@
 """Configs and flags at random: a run that could begin, or code 2 and the name of what is wrong; never a traceback.
 
 The path is the real one from the command line up to the moment of training: files, folders, locks and data are real,
-and only the training itself (`loop._run`, and `protocol._stages` of a study) and what reads its results are left out.
+and only the training itself (`loop._run`, and `protocol._stages` of a study) and what reads its results are left out. A
+small network computes once, so that its shape is one that can be.
 """
 
 import dataclasses
@@ -15,11 +16,13 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import tomli_w
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from errors import UserError
 from model.activations import ACTIVATIONS
+from model.gpt import GPT
 from study import compare, mirror, protocol
 from study import config as study_config
 from study.config import ALL_SECTIONS, parse_command
@@ -103,7 +106,9 @@ def until_training(call, monkeypatch, corpus, tmp_path):
     end = {"val/loss": 1.0, "val/perplexity": 2.7, "val/bits_per_byte": 1.0}
     monkeypatch.setattr(study_config, "parse_command", parse_once)
 
-    def ended(*_):
+    def ended(config, _folder, data, *_):
+        if max(config.model.n_layer, config.model.d_model, config.model.context) <= 64:
+            GPT(config.model, data.tokenizer.n_vocab, config.train.seed)(torch.zeros(1, 1, dtype=torch.long))
         yield from ()  # a run is a generator
         return end
 
