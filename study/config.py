@@ -88,11 +88,8 @@ def parse_command(arguments: list[str], default: Path) -> Command:
     Raises:
         UserError: a section has no such field.
     """
-    for argument in arguments:  # tyro suggests a name for few typing errors
-        if match := FLAG.match(argument):
-            names = [f"--{match[1]}.{field.name}" for field in dataclasses.fields(ALL_SECTIONS[match[1]])]
-            if (flag := "--" + match[0][2:].replace("-", "_")) not in names:
-                raise UserError(unknown("flag", flag, names))
+    for argument in arguments:
+        _check_flag(argument)
     given = tyro.cli(_flags_type(default), args=arguments, prog="python train.py", description=DESCRIPTION)
     flags: Tree = {}
     for section, part in ALL_SECTIONS.items():
@@ -104,6 +101,18 @@ def parse_command(arguments: list[str], default: Path) -> Command:
     if "WANDB_SWEEP_ID" in os.environ:  # an agent gives every run of a sweep the same config and out
         name += f"-{os.environ.get('WANDB_RUN_ID', '')}"
     return Command(given.config, given.out or Path("runs") / name, given.plugin, given.dry_run, flags)
+
+
+def _check_flag(argument: str) -> None:
+    """Raise `UserError` for a flag that its section does not have: tyro has a suggestion for few typing errors."""
+    if not (match := FLAG.match(argument)):
+        return
+    section, key = match[0][2:].replace("-", "_").split(".", 1)
+    fields = [(name, field.name) for name, part in ALL_SECTIONS.items() for field in dataclasses.fields(part)]
+    if (section, key) not in fields:
+        elsewhere = [field for field in fields if field[1] == key]
+        near = elsewhere or [field for field in fields if field[0] == section]
+        raise UserError(unknown("flag", f"--{section}.{key}", [f"--{s}.{name}" for s, name in near]))
 
 
 def _flags_type(default: Path) -> type:

@@ -134,6 +134,15 @@ def test_a_flag_may_make_or_end_a_study(tmp_path):
     assert list(expand(merge(many.config, many.flags), "it")) == ["silu-seed1", "silu-seed2"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [("--train.tokns", "--train.tokens"), ("--model.tokens", "--train.tokens"), ("--data.d-model", "--model.d_model")],
+)
+def test_a_flag_that_its_section_lacks_gets_the_nearest_or_its_own_section(flag, meant):
+    with pytest.raises(UserError, match=f"unknown flag.* Did you mean '{meant}'"):
+        parse_command(["a.toml", flag], Path("none"))
+
+
 def test_a_number_given_for_a_name_stays_text():
     command = parse_command(["a.toml", "--wandb.project=2024"], Path("none"))
     assert command.flags == {"wandb": {"project": "2024"}}

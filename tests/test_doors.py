@@ -186,7 +186,7 @@ def on_a_terminal(*arguments, **env):
 
 
 @pytest.mark.parametrize(
-    "arguments", ["train.py --help", "train.py --model.lr=1", "eval.py --help", "sample.py --help"]
+    "arguments", ["train.py --help", "train.py --modle.lr=1", "eval.py --help", "sample.py --help"]
 )
 def test_no_color_is_honoured(arguments):
     colour = "\x1b["
