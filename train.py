@@ -1,5 +1,6 @@
 """Door: train one run, or every run of a study."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -72,4 +73,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(door(main))
+    code = door(main)
+    if "RANK" in os.environ:  # a rank: threads of torch that still run can abort Python's own way out
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
