@@ -17,17 +17,20 @@ PLAIN_UP_TO = 512
 
 
 def rotary_table(context: int, d_head: int) -> Tensor:
-    """Return cos and sin of the rotary angles, (2, T, K/2), in float32 (RoFormer, Su et al., 2021; base 10,000)."""
+    """Return cos and ∓sin of the rotary angles for both halves of a head, (2, T, K), in float32.
+
+    RoFormer (Su et al., 2021), base 10,000: x turns to x·cos + (x with its halves exchanged)·(−sin, sin).
+    """
     frequency_K = 10_000.0 ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
     angle_TK = torch.outer(torch.arange(context, dtype=torch.float64), frequency_K)
-    return torch.stack((angle_TK.cos(), angle_TK.sin())).float()
+    cos_TK, sin_TK = angle_TK.cos(), angle_TK.sin()
+    return torch.stack((torch.cat((cos_TK, cos_TK), -1), torch.cat((-sin_TK, sin_TK), -1))).float()
 
 
 def rotate(x: Tensor, rotary_2TK: Tensor) -> Tensor:
     """Turn each pair (k, k + K/2) of a head by the angle of its position; (..., T, K) -> (..., T, K)."""
-    cos_TK, sin_TK = rotary_2TK.to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos_TK - b * sin_TK, b * cos_TK + a * sin_TK), dim=-1)
+    cos_TK, sin_TK = rotary_2TK.to(x.dtype).unbind()
+    return torch.addcmul(x * cos_TK, x.roll(x.shape[-1] // 2, -1), sin_TK)
 
 
 class _Heads(torch.autograd.Function):
@@ -57,10 +60,12 @@ class _Heads(torch.autograd.Function):
 
 
 def _rotate_into(out_BHTK: Tensor, x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> None:
+    torch.mul(x_BHTK, cos_TK, out=out_BHTK)
     a, b = x_BHTK.chunk(2, dim=-1)
     out_a, out_b = out_BHTK.chunk(2, dim=-1)
-    torch.mul(a, cos_TK, out=out_a).addcmul_(b, sin_TK, value=-1)
-    torch.mul(b, cos_TK, out=out_b).addcmul_(a, sin_TK)
+    sin_a, sin_b = sin_TK.chunk(2, dim=-1)
+    out_a.addcmul_(b, sin_a)
+    out_b.addcmul_(a, sin_b)
 
 
 def heads(qkv_BT3HK: Tensor, rotary_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,31 +73,29 @@ def heads(qkv_BT3HK: Tensor, rotary_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor
     if formulated(qkv_BT3HK):
         return _Heads.apply(qkv_BT3HK, rotary_2TK)  # pyright: ignore[reportReturnType]
     qkv_3BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
-    q_BHTK, k_BHTK = rotate(qkv_3BHTK[:2], rotary_2TK)
+    q_BHTK, k_BHTK = rotate(qkv_3BHTK[:2], rotary_2TK).unbind()
     return q_BHTK, k_BHTK, qkv_3BHTK[2]
 
 
 def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, causal: bool) -> Tensor:
     """Return softmax(q kᵀ/√K) v, BHTK; `causal` masks later positions (as many queries as keys)."""
     B, H, T, K = q_BHTK.shape
-    if T == 1 and q_BHTK.device.type == "cpu":  # one new position: products alone, without a mask
-        scores_N1S = q_BHTK.flatten(0, 1) @ k_BHTK.flatten(0, 1).mT
-        return ((scores_N1S * K**-0.5).softmax(-1) @ v_BHTK.flatten(0, 1)).view(B, H, 1, K)
     if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.bfloat16 or T > PLAIN_UP_TO:
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=causal)
     bias_TT = torch.full((T, T), -math.inf if causal else 0.0, dtype=q_BHTK.dtype).triu(1)
-    scores_NTT = torch.baddbmm(bias_TT, q_BHTK.flatten(0, 1), k_BHTK.flatten(0, 1).mT, alpha=K**-0.5)
-    return (scores_NTT.softmax(-1) @ v_BHTK.flatten(0, 1)).view(B, H, T, K)
+    scores_NTS = torch.baddbmm(bias_TT, q_BHTK.flatten(0, 1), k_BHTK.flatten(0, 1).mT, alpha=K**-0.5)
+    return (scores_NTS.softmax(-1) @ v_BHTK.flatten(0, 1)).view(B, H, T, K)
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, for every layer: (layers, 2, B, H, context, K), filled in place."""
+    """Keys and values of the positions seen so far, two tensors BHTK for every layer, filled in place."""
 
     def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype):
         d_head = config.d_model // config.n_head
         self.length = 0
-        shape = (config.n_layer, 2, batch, config.n_head, config.context, d_head)
-        self.kv_L2BHTK = torch.empty(shape, device=device, dtype=dtype)
+        shape = (batch, config.n_head, config.context, d_head)
+        self.dtype = dtype
+        self.layers = [torch.empty(2, *shape, device=device, dtype=dtype).unbind() for _ in range(config.n_layer)]
 
     def extend(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new positions of one layer and return all of its keys and values up to them.
@@ -102,11 +105,11 @@ class KVCache:
         """
         if self.length and k_BHTK.shape[2] > 1:
             raise ValueError("a cache that is not empty takes one position at a time")
-        end = self.length + k_BHTK.shape[2]
-        k_cache, v_cache = self.kv_L2BHTK[layer]
-        k_cache[:, :, self.length : end] = k_BHTK
-        v_cache[:, :, self.length : end] = v_BHTK
-        return k_cache[:, :, :end], v_cache[:, :, :end]
+        T, (k_cache, v_cache) = k_BHTK.shape[2], self.layers[layer]
+        k_cache.narrow(2, self.length, T).copy_(k_BHTK)
+        v_cache.narrow(2, self.length, T).copy_(v_BHTK)
+        end = self.length + T
+        return k_cache.narrow(2, 0, end), v_cache.narrow(2, 0, end)
 
 
 class Attention(nn.Module):
@@ -121,8 +124,11 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, rotary_2TK: Tensor, cache: KVCache | None = None) -> Tensor:
         """Attend; with a cache, the T new positions follow those that it holds (many only while it is empty)."""
         B, T, D = x_BTD.shape
-        q_BHTK, k_BHTK, v_BHTK = heads(self.qkv(x_BTD).view(B, T, 3, self.n_head, -1), rotary_2TK)
-        if cache is not None:
+        qkv_BT3HK = self.qkv(x_BTD).view(B, T, 3, self.n_head, -1)
+        if cache is None:
+            q_BHTK, k_BHTK, v_BHTK = heads(qkv_BT3HK, rotary_2TK)
+        else:
+            q_BHTK, k_BHTK, v_BHTK = heads(qkv_BT3HK.to(cache.dtype), rotary_2TK)
             k_BHTK, v_BHTK = cache.extend(self.layer, k_BHTK, v_BHTK)
         # one new position may see every cached one; several are causal among themselves
         y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, causal=T > 1)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from model.attention import KVCache
 from model.gpt import GPT
+from model.layers import packed
 
 
 def next_token(
@@ -21,8 +22,7 @@ def next_token(
     order_BK, logits_BK = None, logits_BV.float()
     if kept < logits_BV.shape[1] or top_p < 1:
         logits_BK, order_BK = logits_BK.topk(kept)  # likeliest first
-    # no overflow, however cold
-    sum_BK = ((logits_BK - logits_BK.amax(-1, keepdim=True)) / temperature).softmax(-1).cumsum(-1)
+    sum_BK = (logits_BK / temperature).softmax(-1).cumsum(-1)
     total_B1 = sum_BK[:, -1:]
     if top_p < 1:
         last_B1 = torch.searchsorted(sum_BK, top_p * total_B1).clamp(max=kept - 1)
@@ -33,7 +33,6 @@ def next_token(
     return (drawn_B1 if order_BK is None else order_BK.gather(1, drawn_B1)).squeeze(1)
 
 
-@torch.no_grad()
 def generate(
     model: GPT,
     prompt_BT: Tensor,
@@ -49,17 +48,16 @@ def generate(
     on from the latter half of it: every token is then predicted from at least half a context, at positions that
     training has seen, and the cache is rebuilt only now and then.
     """
-    batch, context = len(prompt_BT), model.config.context
-    tokens_BT, new_BT = prompt_BT, prompt_BT[:, -context:]
-    dtype = model.embedding.weight.dtype
-    if torch.is_autocast_enabled(prompt_BT.device.type):
-        dtype = torch.get_autocast_dtype(prompt_BT.device.type)
-    cache = KVCache(model.config, batch, prompt_BT.device, dtype)
-    for _ in range(n_tokens):
-        if cache.length + new_BT.shape[1] > context:
-            cache.length = 0
-            new_BT = tokens_BT[:, -max(context // 2, 1) :]
-        logits_BV = model(new_BT, cache)[:, -1]
-        new_BT = next_token(logits_BV, temperature, top_k, top_p, generator)[:, None]
-        tokens_BT = torch.cat((tokens_BT, new_BT), dim=1)
-    return tokens_BT[:, prompt_BT.shape[1] :]
+    (batch, read), context, device = prompt_BT.shape, model.config.context, prompt_BT.device
+    tokens_BT = torch.cat((prompt_BT, prompt_BT.new_empty(batch, n_tokens)), dim=1)
+    first = max(read - context, 0)  # of the positions that the model reads next
+    with torch.inference_mode(), packed(model, batch):
+        on, dtype = torch.is_autocast_enabled(device.type), model.embedding.weight.dtype
+        cache = KVCache(model.config, batch, device, torch.get_autocast_dtype(device.type) if on else dtype)
+        for end in range(read, read + n_tokens):
+            if cache.length + end - first > context:
+                cache.length, first = 0, end - max(context // 2, 1)
+            logits_BV = model(tokens_BT[:, first:end], cache)[:, -1]
+            tokens_BT[:, end] = next_token(logits_BV, temperature, top_k, top_p, generator)
+            first = end
+    return tokens_BT[:, read:]

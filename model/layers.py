@@ -3,6 +3,8 @@
 Equal to torch's within rounding. They are torch's on other devices, under `torch.compile` and under `torch.func`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 # What F.linear takes in fp32 is MKL, which leaves AVX-512 unused on an AMD processor. (benchmarks/steps.py)
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if ONEDNN else None
 LEAST_ROWS = 16  # below it, a call of oneDNN costs more than it saves
 
 
@@ -30,6 +33,29 @@ def formulated(x: Tensor) -> bool:
 def _onednn(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
     assert ONEDNN is not None
     return ONEDNN(x_NI, weight_OI, None, "none", [], "")
+
+
+@contextmanager
+def packed(model: nn.Module, rows: int) -> Iterator[None]:
+    """Hold the matrices of a model in bf16, in oneDNN's own layout for products with so many rows, while it generates.
+
+    Under autocast every product would cast its weight anew, which for a few rows takes longer than the product. Here
+    products alone are in bf16, whatever lies between them in the dtype of the weights. Nothing happens where bf16
+    autocast is not on for a CPU.
+    """
+    weights = [p for p in model.parameters() if p.dim() == 2]
+    on = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if PACK is None or not on or any(type(w) is not nn.Parameter or w.device.type != "cpu" for w in weights):
+        yield
+        return
+    try:
+        for weight in weights:
+            weight.packed = PACK(weight.detach().bfloat16(), rows)  # pyright: ignore[reportAttributeAccessIssue]
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        for weight in weights:
+            vars(weight).pop("packed", None)
 
 
 class _Linear(torch.autograd.Function):
@@ -55,9 +81,13 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
     """Return x Wᵀ, as `F.linear` does: (..., I) -> (..., O)."""
+    if transformed():
+        return F.linear(x, weight_OI)
+    if (in_bf16 := getattr(weight_OI, "packed", None)) is not None:
+        return _onednn(x.bfloat16(), in_bf16)
     single = x.dtype == weight_OI.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
     few = x.shape[:-1].numel() < LEAST_ROWS
-    if ONEDNN is None or not single or few or x.device.type != "cpu" or transformed():
+    if ONEDNN is None or not single or few or x.device.type != "cpu":
         return F.linear(x, weight_OI)
     product = _Linear.apply if torch.is_grad_enabled() else _onednn
     y_NO: Tensor = product(x.flatten(0, -2), weight_OI)  # pyright: ignore[reportAssignmentType]
@@ -99,7 +129,13 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normed input, in its own shape."""
-        if not formulated(x):
+        if formulated(x):
+            y_ND: Tensor = _RMSNorm.apply(x.flatten(0, -2), self.weight, self.eps)  # pyright: ignore[reportAssignmentType]
+            return y_ND.view_as(x)
+        if x.device.type != "cpu" or transformed():
             return super().forward(x)
-        y_ND: Tensor = _RMSNorm.apply(x.flatten(0, -2), self.weight, self.eps)  # pyright: ignore[reportAssignmentType]
-        return y_ND.view_as(x)
+        if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu"):
+            x_N1D, eps = x.reshape(-1, 1, x.shape[-1]), x.new_full((), self.eps or 0.0)
+            mean_square_N11 = torch.baddbmm(eps, x_N1D, x_N1D.mT, alpha=1 / x.shape[-1])
+            return torch.mul(x_N1D, mean_square_N11.rsqrt_()).mul_(self.weight).view_as(x)  # calls, not rows, cost here
+        return super().forward(x)

@@ -4,9 +4,11 @@ from scipy.stats import chisquare
 from test_gpt import loud_model
 from torch import Tensor
 
+from model import layers
 from model.activations import ACTIVATIONS
 from model.generate import generate, next_token
 from model.gpt import GPT
+from model.layers import linear
 
 CONTEXT = 8
 PROBABILITY = torch.tensor([0.05, 0.40, 0.12, 0.25, 0.18])  # likeliest first: 1, 3, 4, 2, 0
@@ -81,10 +83,57 @@ def test_generating_leaves_no_trace_in_the_model():
     assert before.requires_grad
 
 
-def test_bf16_autocast_fills_the_cache():
-    model = loud_model("swiglu").float()
+def rounded(model: GPT) -> GPT:
+    """The model in float32 with matrices that bf16 holds exactly."""
+    for p in model.float().parameters():
+        p.data = p.data.bfloat16().float()
+    return model
+
+
+@pytest.mark.parametrize("pack", [layers.PACK, None])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_bf16_follows_the_model_in_float32(name, pack, monkeypatch):
+    monkeypatch.setattr(layers, "PACK", pack)
+    model, prompt_BT = rounded(loud_model(name)), prompts(16, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        assert generate(model, prompts(2, 3), 20).shape == (2, 20)
+        text_BT = torch.cat((prompt_BT, generate(model, prompt_BT, CONTEXT - 3, temperature=0)), 1)
+    with torch.no_grad():
+        logits_BTV = model(text_BT[:, :-1])[:, 2:]
+    short_BT = logits_BTV.amax(-1) - logits_BTV.gather(-1, text_BT[:, 3:, None]).squeeze(-1)
+    assert short_BT.max() < 0.25 * logits_BTV.std()  # the likeliest, or as good as
+    assert (short_BT == 0).float().mean() > 0.9
+
+
+@pytest.mark.skipif(layers.PACK is None, reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_packed_products_are_those_of_autocast(rows):
+    model = rounded(loud_model("swiglu"))
+    x_BTD, weight_VD = torch.randn(rows, 3, model.config.d_model), model.embedding.weight
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = linear(x_BTD, weight_VD)
+        with layers.packed(model, rows):
+            assert vars(weight_VD)["packed"].is_mkldnn
+            found = linear(x_BTD, weight_VD)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01)
+
+
+def test_packing_ends_with_the_text_and_with_an_error():
+    model, prompt_BT = loud_model("swiglu").float(), prompts(2, 3)
+    before = [set(vars(p)) for p in model.parameters()]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert generate(model, prompt_BT, 20).shape == (2, 20)
+        with pytest.raises(IndexError):
+            generate(model, prompt_BT + 11, 20)
+        assert torch.is_autocast_enabled("cpu")
+    assert [set(vars(p)) for p in model.parameters()] == before
+
+
+def test_generated_tokens_can_be_trained_on():
+    model = loud_model("gelu")
+    new_BT = generate(model, prompts(2, 3), CONTEXT)
+    model.train_loss(new_BT[:, :-1], new_BT[:, 1:]).backward()
+    assert model.embedding.weight.grad is not None
 
 
 def draw(n: int, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> Tensor:
