@@ -46,7 +46,7 @@ def test_the_offline_wandb_file_holds_the_records_of_metrics_jsonl(tiny, tmp_pat
 
 
 def test_wandb_shows_the_lowest_and_the_last_validation_loss_and_the_sample(tiny, tmp_path, wandb_home):
-    ours = train(tiny(train={"lr": 3.0, "eval_every": 1}), tmp_path / "run")
+    ours = train(tiny(train={"lr": 3.0, "warmup": 1.0, "eval_every": 1}), tmp_path / "run")
     entries, records = history(tmp_path / "run")
     losses = [record["val/loss"] for record in records if "val/loss" in record]
     summary = summary_of(entries)
@@ -72,7 +72,7 @@ def test_a_resumed_run_goes_on_in_wandb_under_its_id_along_its_tokens(tiny, tmp_
 
 
 def test_the_best_checkpoints_go_to_wandb_if_asked_for(tiny, tmp_path, wandb_home):
-    often = {"lr": 3.0, "eval_every": 1, "checkpoint_every": 1, "keep": 9}
+    often = {"lr": 3.0, "warmup": 1.0, "eval_every": 1, "checkpoint_every": 1, "keep": 9}
     train(tiny(train=often, wandb={"artifact": "best"}), tmp_path / "run")
     entries, records = history(tmp_path / "run")
     best, falling = float("inf"), []
