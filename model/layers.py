@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# What F.linear takes in fp32 is MKL, which leaves AVX-512 unused on an AMD processor. (benchmarks/steps.py)
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if ONEDNN else None
 LEAST_ROWS = 16  # below it, a call of oneDNN costs more than it saves
+# What F.linear takes in fp32 is MKL: the faster one on Intel's, without AVX-512 on others. (benchmarks/steps.py)
+MKL_IS_FAST = "Intel" in str(torch.cpu.get_capabilities().get("cpu_name"))
 
 
 def transformed() -> bool:
@@ -87,7 +88,7 @@ def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
         return _onednn(x.bfloat16(), in_bf16)
     single = x.dtype == weight_OI.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
     few = x.shape[:-1].numel() < LEAST_ROWS
-    if ONEDNN is None or not single or few or x.device.type != "cpu":
+    if ONEDNN is None or MKL_IS_FAST or not single or few or x.device.type != "cpu":
         return F.linear(x, weight_OI)
     product = _Linear.apply if torch.is_grad_enabled() else _onednn
     y_NO: Tensor = product(x.flatten(0, -2), weight_OI)  # pyright: ignore[reportAssignmentType]

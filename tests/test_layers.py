@@ -17,9 +17,11 @@ def normal(*shape, dtype=torch.float64):
     return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
+@pytest.mark.parametrize("mkl_is_fast", [False, True])
 @pytest.mark.parametrize(("inner", "outer"), [(48, 96), (96, 48)])
 @pytest.mark.parametrize("rows", [1, layers.LEAST_ROWS - 1, layers.LEAST_ROWS, 60])
-def test_linear_is_the_product_in_double(inner, outer, rows):
+def test_linear_is_the_product_in_double(inner, outer, rows, mkl_is_fast, monkeypatch):
+    monkeypatch.setattr(layers, "MKL_IS_FAST", mkl_is_fast)
     x, weight, grad = normal(rows, 2, inner), normal(outer, inner), normal(rows, 2, outer)
     expected = F.linear(x, weight)
     single = [t.detach().float().requires_grad_() for t in (x, weight)]
@@ -32,13 +34,16 @@ def test_linear_is_the_product_in_double(inner, outer, rows):
 
 
 @pytest.mark.skipif(layers.ONEDNN is None, reason="this build of torch has no oneDNN")
-def test_onednn_is_taken_in_fp32_alone():
+def test_onednn_is_taken_in_fp32_alone_where_mkl_is_slow(monkeypatch):
+    monkeypatch.setattr(layers, "MKL_IS_FAST", False)
     x, weight = normal(32, 8, dtype=torch.float32), normal(4, 8, dtype=torch.float32)
     (of_view, _), *_ = linear(x, weight).grad_fn.next_functions  # pyright: ignore[reportOptionalMemberAccess]
     assert type(of_view).__name__ == "_LinearBackward"
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight).dtype == torch.bfloat16
     assert "_Linear" not in type(linear(x.double(), weight.double()).grad_fn).__name__
+    monkeypatch.setattr(layers, "MKL_IS_FAST", True)
+    assert "_Linear" not in type(linear(x, weight).grad_fn).__name__
 
 
 def test_a_frozen_weight_gets_no_gradient():
