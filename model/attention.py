@@ -40,11 +40,10 @@ class _Heads(torch.autograd.Function):
     def forward(ctx: Any, qkv_BT3HK: Tensor, rotary_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _, H, K = qkv_BT3HK.shape
         ctx.rotary_2TK = rotary_2TK = rotary_2TK.to(qkv_BT3HK.dtype)
-        q_BHTK, k_BHTK, v_BHTK = (qkv_BT3HK.new_empty(B, H, T, K) for _ in range(3))
-        old_q_BHTK, old_k_BHTK, old_v_BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
-        _rotate_into(q_BHTK, old_q_BHTK, *rotary_2TK)
-        _rotate_into(k_BHTK, old_k_BHTK, *rotary_2TK)
-        return q_BHTK, k_BHTK, v_BHTK.copy_(old_v_BHTK)
+        old_3BHTK, new_3BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4), qkv_BT3HK.new_empty(3, B, H, T, K)
+        _rotate_into(new_3BHTK[:2], old_3BHTK[:2], *rotary_2TK)
+        new_3BHTK[2].copy_(old_3BHTK[2])
+        return new_3BHTK.unbind()
 
     @staticmethod
     @once_differentiable
@@ -53,19 +52,16 @@ class _Heads(torch.autograd.Function):
         grad_BT3HK = grads_BHTK[0].new_empty(B, T, 3, H, K)
         q_BHTK, k_BHTK, v_BHTK = grad_BT3HK.permute(2, 0, 3, 1, 4)
         cos_TK, sin_TK = ctx.rotary_2TK
-        _rotate_into(q_BHTK, grads_BHTK[0], cos_TK, -sin_TK)
-        _rotate_into(k_BHTK, grads_BHTK[1], cos_TK, -sin_TK)
+        back_TK = -sin_TK
+        _rotate_into(q_BHTK, grads_BHTK[0], cos_TK, back_TK)
+        _rotate_into(k_BHTK, grads_BHTK[1], cos_TK, back_TK)
         v_BHTK.copy_(grads_BHTK[2])
         return grad_BT3HK, None
 
 
-def _rotate_into(out_BHTK: Tensor, x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> None:
-    torch.mul(x_BHTK, cos_TK, out=out_BHTK)
-    a, b = x_BHTK.chunk(2, dim=-1)
-    out_a, out_b = out_BHTK.chunk(2, dim=-1)
-    sin_a, sin_b = sin_TK.chunk(2, dim=-1)
-    out_a.addcmul_(b, sin_a)
-    out_b.addcmul_(a, sin_b)
+def _rotate_into(out: Tensor, x: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> None:
+    torch.mul(x, cos_TK, out=out)
+    out.addcmul_(x.roll(x.shape[-1] // 2, -1), sin_TK)
 
 
 def heads(qkv_BT3HK: Tensor, rotary_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
