@@ -105,7 +105,7 @@ class Linear(nn.Linear):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Few passes over memory: the backward pass is that of torch's LayerNorm, told that every mean is zero."""
+    """Few passes over memory: the sums over rows and columns of the backward pass come from one product, as GEMVs."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -118,12 +118,11 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_ND, weight_D, scale_N1 = ctx.saved_tensors
-        D, means_N1 = x_ND.shape[-1], torch.zeros_like(scale_N1)
-        found = torch.ops.aten.native_layer_norm_backward(
-            grad_ND, x_ND, (D,), means_N1, scale_N1, weight_D, None, (True, True, False)
-        )
-        through_mean_N1 = (grad_ND @ weight_D[:, None]).mul_(scale_N1).div_(D)  # which LayerNorm's has taken off
-        return found[0].add_(through_mean_N1), found[1], None
+        product_ND = grad_ND * x_ND
+        grad_D = (scale_N1.mT @ product_ND).squeeze(0)
+        along_N1 = (product_ND @ weight_D[:, None]).mul_(scale_N1.pow(3)).div_(x_ND.shape[-1])
+        torch.mul(grad_ND, weight_D, out=product_ND)
+        return product_ND.mul_(scale_N1).addcmul_(x_ND, along_N1, value=-1), grad_D, None
 
 
 class RMSNorm(nn.RMSNorm):

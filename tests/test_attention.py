@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from model.attention import PLAIN_UP_TO, Attention, KVCache, attend, rotary_table, rotate
+from model.attention import BLOCK, PLAIN_UP_TO, Attention, KVCache, attend, rotary_table, rotate
 from model.config import ModelConfig
 
 CONFIG = ModelConfig(n_layer=1, n_head=2, d_model=12, context=9)
@@ -81,5 +82,20 @@ def test_cached_steps_equal_one_pass(attention, first):
 @pytest.mark.parametrize("T", [1, 2, 7, PLAIN_UP_TO, PLAIN_UP_TO + 1])
 def test_plain_bf16_attention_is_the_fused_one_of_float32(T, causal):
     q, k, v = torch.randn(3, 2, 3, T, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    expected = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
     torch.testing.assert_close(attend(q, k, v, causal).float(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("T", [1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+def test_bf16_gradients_by_blocks_are_those_of_float32(T):
+    qkv = torch.randn(3, 2, 3, T, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    grad = torch.randn(2, 3, T, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
+    q, k, v = inputs = [z.clone().requires_grad_() for z in qkv]
+    wide_q, wide_k, wide_v = wide = [z.float().requires_grad_() for z in qkv]
+    y, expected = attend(q, k, v, causal=True), F.scaled_dot_product_attention(wide_q, wide_k, wide_v, is_causal=True)
+    (of_view, _), *_ = y.grad_fn.next_functions  # pyright: ignore[reportOptionalMemberAccess]
+    assert type(of_view).__name__ == "_CausalBackward"
+    torch.testing.assert_close(y.float(), expected, rtol=0.02, atol=0.02)
+    found = torch.autograd.grad(y, inputs, grad)
+    for one, other in zip(found, torch.autograd.grad(expected, wide, grad.float()), strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0.03, atol=0.03)

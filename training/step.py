@@ -47,7 +47,8 @@ def train_step(
     total_norm = ranks.norm(model)
     loss, norm = ranks.mean(torch.stack([total, total_norm])).tolist()  # the one wait for a GPU
     if math.isfinite(loss + norm):
-        clip_grads_with_norm_(model.parameters(), c.clip or math.inf, total_norm)
+        if 0 < c.clip < norm:
+            clip_grads_with_norm_(model.parameters(), c.clip, total_norm)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
