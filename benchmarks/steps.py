@@ -1,6 +1,7 @@
 """Training steps on a CPU against nanoGPT and transformers' GPT-2, same size and batch, in turn, medians of five.
 
-Tokens/s are also given as a share of the matrix-product peak, measured in the same run (model FLOPs utilisation).
+Tokens/s are also given as a share of the matrix-product peak (model FLOPs utilisation), which is measured in every
+round too: a processor that others share is not equally fast from one minute to the next.
 
 python benchmarks/steps.py --nanogpt PATH [--only 6x256] [--json figures.json] [--no-keep-memory]
 """
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import tyro
 from peers import gpt2, gpt2_step, nanogpt, nanogpt_step, our_step, random_tokens
-from rounds import in_turn, machine, ratio, save, say
+from rounds import gemm_flops, in_turn, machine, ratio, save, say
 
 from model.config import ModelConfig
 from model.size import size
@@ -43,7 +44,7 @@ class Command:
     """as a run does; False shows what that saves"""
 
 
-def compare(name: str, peak: dict[str, Any], checkout: Path | None) -> dict[str, Any]:
+def compare(name: str, checkout: Path | None) -> dict[str, Any]:
     """Print and return tokens/s of each at one size, and the ratios."""
     n_layer, n_head, d_model, context, n_vocab, batch = SIZES[name]
     network = ModelConfig(activation="gelu", n_layer=n_layer, n_head=n_head, d_model=d_model, context=context)
@@ -56,14 +57,20 @@ def compare(name: str, peak: dict[str, Any], checkout: Path | None) -> dict[str,
     if importlib.util.find_spec("transformers"):
         works["transformers"] = gpt2_step(gpt2(network, n_vocab), tokens_N, run)
     repeats = 1 if batch * context > 1000 else 20
-    times = in_turn({label: lambda work=work: [work() for _ in range(repeats)] for label, work in works.items()})
+    peaks: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
+    limits = {str(dtype): lambda dtype=dtype: peaks[dtype].append(gemm_flops(dtype)) for dtype in peaks}
+    steps = {label: lambda work=work: [work() for _ in range(repeats)] for label, work in works.items()}
+    times = in_turn(limits | steps)
     figures: dict[str, Any] = {"sizes": SIZES[name]}
-    flops = size(network, n_vocab).flops_per_token
-    for label, each in times.items():
-        speed = repeats * run.tokens_per_step / statistics.median(each)
-        limit = peak["gemm_bf16_flops"] if label == "ours" else peak["gemm_fp32_flops"]
-        figures[label] = {"tokens_per_s": speed, "utilisation": speed * flops / limit}
-        print(f"{name}  {label:13s} {speed:9,.0f} tokens/s  {speed * flops / limit:.0%} of the peak in its precision")
+    tokens = repeats * run.tokens_per_step
+    flops = tokens * size(network, n_vocab).flops_per_token
+    for label in works:
+        speed = tokens / statistics.median(times[label])
+        limit = peaks[torch.bfloat16 if label == "ours" else torch.float32][1:]  # the first is the warm-up's
+        share = ratio([flops / peak for peak in limit], times[label])
+        figures[label] = {"tokens_per_s": speed, "utilisation": share}
+        print(f"{name}  {label:13s} {speed:9,.0f} tokens/s")
+        say(f"{name}  {label}, share of the peak in its precision", share)
     for label in list(works)[2:]:
         for mine in ("ours", "ours fp32"):
             figures[f"{mine} / {label}"] = ratio(times[label], times[mine])
@@ -76,9 +83,9 @@ def main() -> None:
     command = tyro.cli(Command, prog="python benchmarks/steps.py")
     if command.keep_memory:
         keep_memory()
-    peak = machine()
+    limits = machine()
     names = [command.only] if command.only else list(SIZES)
-    save(command.json, {"machine": peak} | {name: compare(name, peak, command.nanogpt) for name in names})
+    save(command.json, {"machine": limits} | {name: compare(name, command.nanogpt) for name in names})
 
 
 if __name__ == "__main__":
