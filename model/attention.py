@@ -11,8 +11,9 @@ from torch.autograd.function import once_differentiable
 from model.config import ModelConfig
 from model.layers import Linear, formulated
 
-# In bf16 on a CPU, torch's fused kernel takes 3.0 times as long as the plain formula at 64 positions, 1.5 times at 512
-# and 0.86 times at 1024 (forward and backward, one core: benchmarks/attention.py).
+# In bf16 on a CPU, torch's fused kernel takes 3.8 times as long as the formula below at 64 positions, 2.5 times at 512
+# and 2.0 times at 1024 (forward and backward, one core: benchmarks/attention.py), but keeps no scores, whose memory
+# grows with the square of the positions.
 PLAIN_UP_TO = 512
 BLOCK = 128  # queries at a time: at 256 positions 0.9 of the time of all at once, at 512 three quarters
 
