@@ -16,7 +16,7 @@ from torch import Tensor
 
 from errors import UserError, unknown
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
+M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_MAX = 1, -1, -4  # of <malloc.h>
 
 
 def pick_device(name: str) -> torch.device:
@@ -83,10 +83,12 @@ def keep_memory() -> None:
     """Let this process keep the memory that it frees, for the rest of its life; glibc only, else nothing happens.
 
     Without it every large tensor of a step is a mapping of its own, whose pages the kernel clears anew: a fifth of a
-    bf16 step (benchmarks/steps.py --no-keep-memory).
+    bf16 step (benchmarks/steps.py --no-keep-memory). Small blocks that are freed join their neighbours at once, instead
+    of all of them within some later call.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
+        mallopt(M_MXFAST, 0)
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
