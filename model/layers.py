@@ -14,6 +14,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if ONEDNN else None
+if PACK and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # a processor older than AVX-512
+    PACK = None
 LEAST_ROWS = 16  # below it, a call of oneDNN costs more than it saves
 # What F.linear takes in fp32 is MKL: the faster one on Intel's, without AVX-512 on others. (benchmarks/steps.py)
 MKL_IS_FAST = "Intel" in str(torch.cpu.get_capabilities().get("cpu_name"))
@@ -42,7 +44,7 @@ def packed(model: nn.Module, rows: int) -> Iterator[None]:
 
     Under autocast every product would cast its weight anew, which for a few rows takes longer than the product. Here
     products alone are in bf16, whatever lies between them in the dtype of the weights. Nothing happens where bf16
-    autocast is not on for a CPU.
+    autocast is not on for a CPU, or oneDNN has no bf16 for this one.
     """
     weights = [p for p in model.parameters() if p.dim() == 2]
     on = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16

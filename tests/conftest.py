@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from hypothesis import settings
 
 from data.batches import train_batch
 from training import step as one_step
@@ -12,6 +13,8 @@ from training.config import RunConfig, build
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported: no test waits for the Hub
 os.environ["WANDB_MODE"] = "disabled"  # tests of the mirror say otherwise
 torch.set_num_threads(1)  # small tensors gain nothing from more
+settings.register_profile("actgpt", deadline=None)  # how long an example takes is no concern of a test
+settings.load_profile("actgpt")
 
 
 def pytest_addoption(parser):

@@ -80,7 +80,9 @@ def form(folder):
         ("gelu", {"optimizer": "sgd", "accumulate": 2, "nonfinite": "skip"}),
     ],
 )
-def test_runs_trained_together_are_those_trained_alone(runs, activation, train):
+def test_runs_trained_together_are_those_trained_alone(runs, activation, train, monkeypatch):
+    # Muon's products in fp32: in bf16 their order decides a last bit, and that a hundredth of an update's norm
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     made = runs(activation, **train)
     summaries = train_together(made)
     lonely = alone(made)
@@ -93,8 +95,15 @@ def test_runs_trained_together_are_those_trained_alone(runs, activation, train):
         assert summaries[folder] == json.loads((folder / "summary.json").read_text())
         probed, expected = (next(r for r in records(f) if r["step"] == STEPS) for f in (folder, other))
         for key in ("path/blocks.0/up_efficiency", "act/blocks.0/slope", "update/blocks.0.attn.qkv/reach"):
-            assert probed[key] == pytest.approx(expected[key], rel=1e-2)
+            assert probed[key] == pytest.approx(expected[key], rel=1e-4)
     assert losses(lonely[0]) != pytest.approx(losses(lonely[1]), abs=1e-2)
+
+
+def test_muon_s_products_in_bf16_keep_the_losses(runs):
+    made = runs("swiglu", optimizer="muon")
+    train_together(made)
+    for folder, other in zip(made, alone(made), strict=True):
+        assert losses(folder) == pytest.approx(losses(other), abs=1e-4)
 
 
 def test_bf16_stacks_too(runs):

@@ -137,9 +137,7 @@ def written(value):
 def fuzz(test, examples, *strategies):
     """Call a test with examples of the strategies: the same ones each time."""
     health = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    limits = settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=health
-    )
+    limits = settings(max_examples=examples, derandomize=True, database=None, suppress_health_check=health)
     limits(given(*strategies)(test))()
 
 
