@@ -6,6 +6,7 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.gpt import GPT
+from training import muon
 from training.config import TrainConfig
 from training.optim import build_optimizers, lr_factor
 
@@ -49,11 +50,33 @@ def test_every_weight_is_optimised_once_and_only_matrices_decay(optimizer, optio
 
 def test_muon_takes_the_matrices_of_the_blocks_alone():
     model = GPT(ModelConfig(activation="swiglu", n_layer=2, n_head=2, d_model=8, context=4, ffn_bias=True), 11)
-    muon, _ = build_optimizers(model, TrainConfig(optimizer="muon"))
-    assert isinstance(muon, torch.optim.Muon)
+    of_matrices, _ = build_optimizers(model, TrainConfig(optimizer="muon"))
+    assert isinstance(of_matrices, torch.optim.Muon)
     names = {id(p): name for name, p in model.named_parameters()}
-    taken = {names[id(p)].split(".", 2)[2] for group in muon.param_groups for p in group["params"]}
+    taken = {names[id(p)].split(".", 2)[2] for group in of_matrices.param_groups for p in group["params"]}
     assert taken == {"attn.qkv.weight", "attn.out.weight", "ffn.gate.weight", "ffn.up.weight", "ffn.down.weight"}
+
+
+@pytest.mark.parametrize(("bf16", "share"), [("products", 0.01), ("rounding", 0.01), ("none", 1e-4)])
+def test_muon_moves_matrices_as_torch_s(bf16, share, monkeypatch):
+    if bf16 == "none":  # torch's and ours alike
+        monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
+    monkeypatch.setattr(muon, "bf16_is_native", lambda _: bf16 == "products")
+    generator = torch.Generator().manual_seed(0)
+    shapes, lr, decay, momentum = [(16, 16), (24, 8), (16, 16), (8, 24)], 0.1, 0.5, 0.9
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [nn.Parameter(w.detach().clone()) for w in ours]
+    mine = muon.Muon(ours, lr, decay, momentum)
+    peer = torch.optim.Muon(theirs, lr, decay, momentum, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for w, v in zip(ours, theirs, strict=True):
+            w.grad = v.grad = torch.randn(w.shape, generator=generator)
+        mine.step()
+        peer.step()
+    for w, v in zip(ours, theirs, strict=True):
+        assert (w - v).square().mean().sqrt() < share * lr * 0.2  # of an update's RMS
+    assert mine.param_groups[0].keys() == peer.param_groups[0].keys()
+    assert [*mine.state_dict()["state"][0]] == [*peer.state_dict()["state"][0]]
 
 
 def test_first_adamw_step_is_the_learning_rate_by_the_sign_of_the_gradient():

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,20 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@cache
+def bf16_is_native(kind: str) -> bool:
+    """Whether the hardware of that kind (cuda, cpu, mps) computes matrix products in bf16."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has_onednn = torch.backends.mkldnn.is_available()
+    return kind == "cpu" and has_onednn and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
 def pick_precision(name: str, device: torch.device) -> str:
     """Return bf16 or fp32; `auto` takes bf16 where the hardware computes it."""
     if name != "auto":
         return name
-    native = {
-        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-        "cpu": lambda: torch.backends.mkldnn.is_available() and torch.cpu.get_capabilities().get("avx512_bf16", False),
-        "mps": lambda: False,
-    }
-    return "bf16" if native[device.type]() else "fp32"
+    return "bf16" if bf16_is_native(device.type) else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""Optimisers from torch, and the learning-rate schedule."""
+"""The optimisers of a run, and the learning-rate schedule."""
 
 import math
 
@@ -7,6 +7,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from training.config import TrainConfig
+from training.muon import Muon
 
 
 def lr_factor(step: int, steps: int, config: TrainConfig) -> float:
@@ -41,6 +42,4 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
     if config.optimizer == "adamw":
         return [adamw]
-    decay, momentum = config.weight_decay, config.momentum
-    muon = torch.optim.Muon(hidden, lr=config.lr, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-    return [muon, adamw]
+    return [Muon(hidden, config.lr, config.weight_decay, config.momentum), adamw]

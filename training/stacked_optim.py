@@ -3,15 +3,15 @@
 R runs, N weights of a run, P parameters. torch's own take one learning rate a call, and Muon one matrix.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from training.config import TrainConfig
+from training.muon import Muon, adamw_rms, orthogonal
 from training.optim import build_optimizers
 
 Slots = dict[str, Tensor]  # what an optimiser remembers, RN; but steps, RP
@@ -45,21 +45,7 @@ def muon(w_RN: Tensor, g_RN: Tensor, slots: Slots, lr_R1: Tensor, options: Mappi
     update_RN = g_RN.lerp(buffer_RN, options["momentum"])
     near = orthogonal(update_RN.reshape(-1, rows, columns), options["ns_coefficients"], options["ns_steps"])
     w_RN.mul_(1 - lr_R1 * options["weight_decay"])
-    w_RN.sub_(near.reshape(w_RN.shape) * (lr_R1 * 0.2 * math.sqrt(max(rows, columns))))
-
-
-def orthogonal(x_LMN: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
-    """Return nearly the closest orthogonal matrix of each of L, by Newton-Schulz in bf16 (Jordan et al., 2024)."""
-    if x_LMN.shape[1] > x_LMN.shape[2]:
-        return orthogonal(x_LMN.mT, coefficients, steps).mT
-    a, b, c = coefficients
-    x_LMN = x_LMN.bfloat16()
-    x_LMN = x_LMN / x_LMN.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(steps):
-        gram_LMM = x_LMN @ x_LMN.mT
-        gram_LMM = torch.baddbmm(gram_LMM, gram_LMM, gram_LMM, beta=b, alpha=c)
-        x_LMN = torch.baddbmm(x_LMN, gram_LMM, x_LMN, beta=a)
-    return x_LMN
+    w_RN.sub_(near.reshape(w_RN.shape) * (lr_R1 * adamw_rms(options["shape"])))
 
 
 UPDATES: dict[type[Optimizer], Callable[..., None]] = {AdamW: adamw, SGD: sgd, Muon: muon}
