@@ -14,8 +14,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if ONEDNN else None
-if PACK and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # a processor older than AVX-512
-    PACK = None
+BF16 = bool(ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # not before AVX-512
 LEAST_ROWS = 16  # below it, a call of oneDNN costs more than it saves
 # What F.linear takes in fp32 is MKL: the faster one on Intel's, without AVX-512 on others. (benchmarks/steps.py)
 MKL_IS_FAST = "Intel" in str(torch.cpu.get_capabilities().get("cpu_name"))
@@ -40,23 +39,27 @@ def _onednn(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
 
 @contextmanager
 def packed(model: nn.Module, rows: int) -> Iterator[None]:
-    """Hold the matrices of a model in bf16, in oneDNN's own layout for products with so many rows, while it generates.
+    """Hold the matrices of a model in oneDNN's own layout for products with so many rows, while it generates on a CPU.
 
-    Under autocast every product would cast its weight anew, which for a few rows takes longer than the product. Here
-    products alone are in bf16, whatever lies between them in the dtype of the weights. Nothing happens where bf16
-    autocast is not on for a CPU, or oneDNN has no bf16 for this one.
+    Under bf16 autocast every product would cast its weight anew, which for a few rows takes longer than the product.
+    Here products alone are in bf16, whatever lies between them in the dtype of the weights. In fp32 many rows gain too.
     """
     weights = [p for p in model.parameters() if p.dim() == 2]
-    on = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    if PACK is None or not on or any(type(w) is not nn.Parameter or w.device.type != "cpu" for w in weights):
+    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    plain = all(type(w) is nn.Parameter and w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
+    if PACK is None or not plain or (half and not BF16) or torch.is_autocast_enabled("cpu") != half:
         yield
         return
+    enabled = torch.backends.mkldnn.enabled
     try:
-        for weight in weights:
-            weight.packed = PACK(weight.detach().bfloat16(), rows)  # pyright: ignore[reportAttributeAccessIssue]
+        for weight in weights if half or (rows >= LEAST_ROWS and not MKL_IS_FAST) else ():
+            source = weight.detach().bfloat16() if half else weight.detach()
+            weight.packed = PACK(source, rows)  # pyright: ignore[reportAttributeAccessIssue]
+        torch.backends.mkldnn.enabled = False  # for what torch itself takes from it: the set-up outlasts a small GELU
         with torch.autocast("cpu", enabled=False):
             yield
     finally:
+        torch.backends.mkldnn.enabled = enabled
         for weight in weights:
             vars(weight).pop("packed", None)
 
@@ -86,8 +89,8 @@ def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
     """Return x Wᵀ, as `F.linear` does: (..., I) -> (..., O)."""
     if transformed():
         return F.linear(x, weight_OI)
-    if (in_bf16 := getattr(weight_OI, "packed", None)) is not None:
-        return _onednn(x.bfloat16(), in_bf16)
+    if (own := getattr(weight_OI, "packed", None)) is not None:
+        return _onednn(x.to(own.dtype), own)
     single = x.dtype == weight_OI.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
     few = x.shape[:-1].numel() < LEAST_ROWS
     if ONEDNN is None or MKL_IS_FAST or not single or few or x.device.type != "cpu":
