@@ -19,10 +19,11 @@ def work(threads: int, barrier) -> None:
     from model.gpt import GPT
     from study.config import merge
     from study.grid import expand
-    from training.device import pick_precision
+    from training.device import keep_memory, pick_precision
     from training.optim import build_optimizers
     from training.step import train_step
 
+    keep_memory()
     torch.set_num_threads(threads)
     quick = Path(__file__).parent.parent / "configs" / "quick.toml"
     config = expand(merge(quick, {}), "quick")["gelu"]

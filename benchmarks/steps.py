@@ -21,7 +21,7 @@ from rounds import gemm_flops, in_turn, machine, ratio, save, say
 from model.config import ModelConfig
 from model.size import size
 from training.config import RunConfig, TrainConfig
-from training.device import keep_memory
+from training.device import keep_memory, pick_precision
 
 SIZES = {  # name: layers, heads, width, context, vocabulary, batch
     "6x256": (6, 4, 256, 256, 4096, 16),
@@ -62,11 +62,12 @@ def compare(name: str, checkout: Path | None) -> dict[str, Any]:
     steps = {label: lambda work=work: [work() for _ in range(repeats)] for label, work in works.items()}
     times = in_turn(limits | steps)
     figures: dict[str, Any] = {"sizes": SIZES[name]}
+    half = torch.bfloat16 if pick_precision("auto", torch.device("cpu")) == "bf16" else torch.float32
     tokens = repeats * run.tokens_per_step
     flops = tokens * size(network, n_vocab).flops_per_token
     for label in works:
         speed = tokens / statistics.median(times[label])
-        limit = peaks[torch.bfloat16 if label == "ours" else torch.float32][1:]  # the first is the warm-up's
+        limit = peaks[half if label == "ours" else torch.float32][1:]  # the first is the warm-up's
         share = ratio([flops / peak for peak in limit], times[label])
         figures[label] = {"tokens_per_s": speed, "utilisation": share}
         print(f"{name}  {label:13s} {speed:9,.0f} tokens/s")

@@ -16,8 +16,9 @@ ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.
 PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if ONEDNN else None
 BF16 = bool(ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # not before AVX-512
 LEAST_ROWS = 16  # below it, a call of oneDNN costs more than it saves
-# What F.linear takes in fp32 is MKL: the faster one on Intel's, without AVX-512 on others. (benchmarks/steps.py)
-MKL_IS_FAST = "Intel" in str(torch.cpu.get_capabilities().get("cpu_name"))
+# F.linear's fp32 products are MKL's, which leaves AVX-512 unused on processors other than Intel's. (benchmarks/steps.py)
+CPU = torch.cpu.get_capabilities()
+MKL_IS_FAST = "Intel" in str(CPU.get("cpu_name")) or not CPU.get("avx512_f", False)
 
 
 def transformed() -> bool:
@@ -52,7 +53,7 @@ def packed(model: nn.Module, rows: int) -> Iterator[None]:
         return
     enabled = torch.backends.mkldnn.enabled
     try:
-        for weight in weights if half or (rows >= LEAST_ROWS and not MKL_IS_FAST) else ():
+        for weight in weights if half or rows >= LEAST_ROWS else ():
             source = weight.detach().bfloat16() if half else weight.detach()
             weight.packed = PACK(source, rows)  # pyright: ignore[reportAttributeAccessIssue]
         torch.backends.mkldnn.enabled = False  # for what torch itself takes from it: the set-up outlasts a small GELU

@@ -94,7 +94,6 @@ def rounded(model: GPT) -> GPT:
 @pytest.mark.parametrize(("bf16", "pack"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_products_of_any_kind_follow_the_model_in_float32(name, bf16, pack, monkeypatch):
-    monkeypatch.setattr(layers, "MKL_IS_FAST", False)
     if not pack:
         monkeypatch.setattr(layers, "PACK", None)
     model, prompt_BT = rounded(loud_model(name)), prompts(16, 3)
@@ -110,10 +109,9 @@ def test_products_of_any_kind_follow_the_model_in_float32(name, bf16, pack, monk
 @pytest.mark.skipif(layers.PACK is None, reason="no oneDNN in this torch")
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_packed_products_are_those_of_torch(rows, bf16, monkeypatch):
+def test_packed_products_are_those_of_torch(rows, bf16):
     if bf16 and not layers.BF16:
         pytest.skip("no bf16 in oneDNN for this processor")
-    monkeypatch.setattr(layers, "MKL_IS_FAST", False)
     model = rounded(loud_model("swiglu"))
     x_BTD, weight_VD = torch.randn(rows, 3, model.config.d_model), model.embedding.weight
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
