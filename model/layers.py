@@ -16,7 +16,7 @@ ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.
 PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if ONEDNN else None
 BF16 = bool(ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # not before AVX-512
 LEAST_ROWS = 16  # below it, a call of oneDNN costs more than it saves
-# F.linear's fp32 products are MKL's, which leaves AVX-512 unused on processors other than Intel's. (benchmarks/steps.py)
+# F.linear's fp32 products are MKL's, which leaves AVX-512 unused on processors not Intel's. (benchmarks/steps.py)
 CPU = torch.cpu.get_capabilities()
 MKL_IS_FAST = "Intel" in str(CPU.get("cpu_name")) or not CPU.get("avx512_f", False)
 
