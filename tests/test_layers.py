@@ -66,6 +66,17 @@ def test_norm_is_torchs_own_and_its_gradient_is_right():
     torch.testing.assert_close(norm(torch.zeros(1, 6).double()), torch.zeros(1, 6).double())
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 6), (4, 1, 6), (2, 3, 6), (5, 6)])
+def test_norm_without_gradients_is_torchs_own(shape):
+    norm, reference = RMSNorm(6, eps=1e-2), nn.RMSNorm(6, eps=1e-2)
+    norm.weight.data = reference.weight.data = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, 1.5])
+    x = normal(*shape, dtype=torch.float32).detach()
+    for scale in (1.0, 0.1, 0.0):
+        with torch.inference_mode():
+            found = norm(scale * x)
+        torch.testing.assert_close(found, reference(scale * x).detach())
+
+
 def test_heads_are_split_rotated_and_differentiated():
     qkv, table = normal(2, 5, 3, 2, 4), rotary_table(5, 4).double()
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
