@@ -5,10 +5,14 @@ Softmax of a head's logits is the head's own distribution, normalised. So all he
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from model.layers import formulated
 
 
 def widen(x: Tensor) -> Tensor:
@@ -16,9 +20,30 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+class _CrossEntropy(torch.autograd.Function):
+    """The mean over tokens. Its backward pass, softmax − one-hot, has two tensors NV where torch's has three."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        log_p_NV = logits_NV.log_softmax(-1)
+        ctx.save_for_backward(log_p_NV, targets_N)
+        return -log_p_NV.gather(1, targets_N[:, None]).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        log_p_NV, targets_N = ctx.saved_tensors
+        share = grad / len(targets_N)
+        grad_NV = log_p_NV.exp().mul_(share)
+        return grad_NV.scatter_add_(1, targets_N[:, None], -share.expand(len(targets_N), 1)), None
+
+
 def cross_entropy(logits_NV: Tensor, targets_N: Tensor, reduction: str = "mean") -> Tensor:
     """Return −ln softmax(logits) of the targets, in nats: the mean over tokens, their sum, or each ("none")."""
-    return F.cross_entropy(widen(logits_NV), targets_N, reduction=reduction)
+    logits_NV = widen(logits_NV)
+    if reduction == "mean" and formulated(logits_NV):
+        return _CrossEntropy.apply(logits_NV, targets_N)  # pyright: ignore[reportReturnType]
+    return F.cross_entropy(logits_NV, targets_N, reduction=reduction)
 
 
 class Softmax(nn.Module):

@@ -37,8 +37,9 @@ class _Chunked(torch.autograd.Function):
                 found = torch.autograd.grad(loss, (part_ND, *inputs))
             losses.append(loss.detach())
             part_grad_ND.copy_(found[0])
-            for total, part in zip(grads, found[1:], strict=True):
-                total += part
+            for i, total in enumerate(grads, 1):
+                total += found[i]
+            del found  # else they stay until the next rows have theirs
         ctx.save_for_backward(grad_ND, *grads)
         return torch.stack(losses).sum()
 

@@ -6,6 +6,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.special import expit
 from test_generate import prompts, uncached
@@ -16,7 +17,7 @@ from model.attention import KVCache
 from model.config import ModelConfig
 from model.generate import generate
 from model.gpt import GPT
-from model.head import HEADS
+from model.head import HEADS, cross_entropy, widen
 from training.loop import train
 
 GPT2_VOCAB = 50_257
@@ -66,6 +67,17 @@ def test_objective_is_that_of_the_paper(name):
     else:
         expected_N = -np.log(target_N / mass_NV.sum(-1))
     assert loss == pytest.approx(expected_N.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+def test_cross_entropy_and_its_gradient_are_torchs(scale, dtype):
+    logits_NV, targets_N = draw(4, 11, scale).to(dtype).requires_grad_(), torch.tensor([0, 7, 10, 7])
+    found, expected = cross_entropy(logits_NV, targets_N), F.cross_entropy(widen(logits_NV), targets_N)
+    assert type(found.grad_fn).__name__ == "_CrossEntropyBackward"
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(3 * loss, logits_NV)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @every_head
