@@ -1,4 +1,4 @@
-"""Causal self-attention with rotary positions and, for generation, a key-value cache."""
+"""Causal self-attention with rotary positions."""
 
 import math
 from typing import Any
@@ -29,9 +29,8 @@ def rotary_table(context: int, d_head: int) -> Tensor:
     return torch.stack((torch.cat((cos_TK, cos_TK), -1), torch.cat((-sin_TK, sin_TK), -1))).float()
 
 
-def rotate(x: Tensor, rotary_2TK: Tensor) -> Tensor:
+def rotate(x: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     """Turn each pair (k, k + K/2) of a head by the angle of its position; (..., T, K) -> (..., T, K)."""
-    cos_TK, sin_TK = rotary_2TK.to(x.dtype).unbind()
     return torch.addcmul(x * cos_TK, x.roll(x.shape[-1] // 2, -1), sin_TK)
 
 
@@ -72,7 +71,7 @@ def heads(qkv_BT3HK: Tensor, rotary_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor
     if formulated(qkv_BT3HK):
         return _Heads.apply(qkv_BT3HK, rotary_2TK)  # pyright: ignore[reportReturnType]
     qkv_3BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
-    q_BHTK, k_BHTK = rotate(qkv_3BHTK[:2], rotary_2TK).unbind()
+    q_BHTK, k_BHTK = rotate(qkv_3BHTK[:2], *rotary_2TK.to(qkv_BT3HK.dtype)).unbind()
     return q_BHTK, k_BHTK, qkv_3BHTK[2]
 
 
@@ -117,54 +116,24 @@ def attend(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, causal: bool) -> Tens
     if causal and formulated(q_BHTK):
         y_NTK: Tensor = _Causal.apply(*(z.flatten(0, 1) for z in (q_BHTK, k_BHTK, v_BHTK)))  # pyright: ignore[reportAssignmentType]
         return y_NTK.view(B, H, T, K)
-    bias_TT = torch.full((T, T), -math.inf if causal else 0.0, dtype=q_BHTK.dtype).triu(1)
-    scores_NTS = torch.baddbmm(bias_TT, q_BHTK.flatten(0, 1), k_BHTK.flatten(0, 1).mT, alpha=K**-0.5)
+    dtype = q_BHTK.dtype
+    bias = torch.full((T, T), -math.inf, dtype=dtype).triu(1) if causal else torch.zeros((), dtype=dtype)
+    scores_NTS = torch.baddbmm(bias, q_BHTK.flatten(0, 1), k_BHTK.flatten(0, 1).mT, alpha=K**-0.5)
     return (scores_NTS.softmax(-1) @ v_BHTK.flatten(0, 1)).view(B, H, T, K)
-
-
-class KVCache:
-    """Keys and values of the positions seen so far, two tensors BHTK for every layer, filled in place."""
-
-    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype):
-        d_head = config.d_model // config.n_head
-        self.length = 0
-        shape = (batch, config.n_head, config.context, d_head)
-        self.dtype = dtype
-        self.layers = [torch.empty(2, *shape, device=device, dtype=dtype).unbind() for _ in range(config.n_layer)]
-
-    def extend(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the new positions of one layer and return all of its keys and values up to them.
-
-        Raises:
-            ValueError: several positions come to a cache that is not empty; their mask would be another one.
-        """
-        if self.length and k_BHTK.shape[2] > 1:
-            raise ValueError("a cache that is not empty takes one position at a time")
-        T, (k_cache, v_cache) = k_BHTK.shape[2], self.layers[layer]
-        k_cache.narrow(2, self.length, T).copy_(k_BHTK)
-        v_cache.narrow(2, self.length, T).copy_(v_BHTK)
-        end = self.length + T
-        return k_cache.narrow(2, 0, end), v_cache.narrow(2, 0, end)
 
 
 class Attention(nn.Module):
     """Multi-head attention; x_BTD -> x_BTD, position t sees positions up to t."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.layer, self.n_head = layer, config.n_head
+        self.n_head = config.n_head
         self.qkv = Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out = Linear(config.d_model, config.d_model, bias=False)
 
-    def forward(self, x_BTD: Tensor, rotary_2TK: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Attend; with a cache, the T new positions follow those that it holds (many only while it is empty)."""
+    def forward(self, x_BTD: Tensor, rotary_2TK: Tensor) -> Tensor:
+        """Return the block's update, BTD."""
         B, T, D = x_BTD.shape
-        qkv_BT3HK = self.qkv(x_BTD).view(B, T, 3, self.n_head, -1)
-        if cache is None:
-            q_BHTK, k_BHTK, v_BHTK = heads(qkv_BT3HK, rotary_2TK)
-        else:
-            q_BHTK, k_BHTK, v_BHTK = heads(qkv_BT3HK.to(cache.dtype), rotary_2TK)
-            k_BHTK, v_BHTK = cache.extend(self.layer, k_BHTK, v_BHTK)
-        # one new position may see every cached one; several are causal among themselves
+        q_BHTK, k_BHTK, v_BHTK = heads(self.qkv(x_BTD).view(B, T, 3, self.n_head, -1), rotary_2TK)
         y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, causal=T > 1)
         return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))

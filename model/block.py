@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from model.attention import Attention, KVCache
+from model.attention import Attention
 from model.config import ModelConfig
 from model.ffn import FFN
 from model.layers import RMSNorm
@@ -21,16 +21,16 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 class Block(nn.Module):
     """x + attn(norm(x)), then x + ffn(norm(x)), or without the FFN's residual ffn(norm(x))."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         self.attn_norm = NORMS[config.norm](config.d_model)
-        self.attn = Attention(config, layer)
+        self.attn = Attention(config)
         self.ffn_norm = NORMS[config.norm](config.d_model)
         self.ffn = FFN(config)
         self.ffn_residual = config.ffn_residual
 
-    def forward(self, x_BTD: Tensor, rotary_2TK: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary_2TK: Tensor) -> Tensor:
         """Return the residual stream after this block, BTD."""
-        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotary_2TK, cache)
+        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotary_2TK)
         y_BTD = self.ffn(self.ffn_norm(x_BTD))
         return x_BTD + y_BTD if self.ffn_residual else y_BTD

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from model.attention import KVCache
+from model.decoder import decoding
 from model.gpt import GPT
-from model.layers import packed
 
 
 def next_token(
@@ -48,16 +47,14 @@ def generate(
     on from the latter half of it: every token is then predicted from at least half a context, at positions that
     training has seen, and the cache is rebuilt only now and then.
     """
-    (batch, read), context, device = prompt_BT.shape, model.config.context, prompt_BT.device
+    (batch, read), context = prompt_BT.shape, model.config.context
     tokens_BT = torch.cat((prompt_BT, prompt_BT.new_empty(batch, n_tokens)), dim=1)
     first = max(read - context, 0)  # of the positions that the model reads next
-    with torch.inference_mode(), packed(model, batch):
-        on, dtype = torch.is_autocast_enabled(device.type), model.embedding.weight.dtype
-        cache = KVCache(model.config, batch, device, torch.get_autocast_dtype(device.type) if on else dtype)
+    with torch.inference_mode(), decoding(model, batch) as decoder:
         for end in range(read, read + n_tokens):
-            if cache.length + end - first > context:
-                cache.length, first = 0, end - max(context // 2, 1)
-            logits_BV = model(tokens_BT[:, first:end], cache)[:, -1]
+            if decoder.length + end - first > context:
+                decoder.length, first = 0, end - max(context // 2, 1)
+            logits_BV = decoder.read(tokens_BT[:, first:end])
             tokens_BT[:, end] = next_token(logits_BV, temperature, top_k, top_p, generator)
             first = end
     return tokens_BT[:, read:]

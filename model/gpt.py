@@ -6,7 +6,7 @@ K width of a head, V vocabulary, N any number of tokens.
 
 from torch import Tensor, nn
 
-from model.attention import KVCache, rotary_table
+from model.attention import rotary_table
 from model.block import NORMS, Block
 from model.config import ModelConfig
 from model.head import HEADS
@@ -24,7 +24,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.n_vocab = config, n_vocab
         self.embedding = nn.Embedding(n_vocab, config.d_model)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         # without any norm the scores would have no scale to start from
         self.norm = NORMS["rms" if config.norm == "none" else config.norm](config.d_model)
         self.head = HEADS[config.head](n_vocab)
@@ -32,30 +32,25 @@ class GPT(nn.Module):
         self.register_buffer("rotary_2TK", rotary_2TK, persistent=False)
         init_weights(self, config, seed)
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor) -> Tensor:
         """Return the logits of the next token at every position, BTV; their softmax is the model's distribution."""
-        return self.head(self.scores(tokens_BT, cache))
+        return self.head(self.scores(tokens_BT))
 
-    def scores(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return what the head reads, z_BTV; with a cache, for T positions after those that it holds."""
-        return linear(self.states(tokens_BT, cache), self.embedding.weight)
+    def scores(self, tokens_BT: Tensor) -> Tensor:
+        """Return what the head reads, z_BTV."""
+        return linear(self.states(tokens_BT), self.embedding.weight)
 
-    def states(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def states(self, tokens_BT: Tensor) -> Tensor:
         """Return the last states, normed, BTD; their products with the embedding are the scores.
 
         Raises:
-            ValueError: more positions than `config.context`, the cache included.
+            ValueError: more positions than `config.context`.
         """
-        start = cache.length if cache else 0
-        end = start + tokens_BT.shape[1]
-        if end > self.config.context:
-            raise ValueError(f"{end} tokens exceed the context of {self.config.context}")
-        rotary_2TK = self.rotary_2TK[:, start:end]
+        if (T := tokens_BT.shape[1]) > self.config.context:
+            raise ValueError(f"{T} tokens exceed the context of {self.config.context}")
         x_BTD = self.embedding(tokens_BT)
         for block in self.blocks:
-            x_BTD = block(x_BTD, rotary_2TK, cache)
-        if cache is not None:
-            cache.length = end
+            x_BTD = block(x_BTD, self.rotary_2TK[:, :T])
         return self.norm(x_BTD)
 
     def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:

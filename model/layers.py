@@ -3,9 +3,6 @@
 Equal to torch's within rounding. They are torch's on other devices, under `torch.compile` and under `torch.func`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +12,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 PACK = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if ONEDNN else None
-BF16 = bool(ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # not before AVX-512
+BF16 = bool(PACK and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # not before AVX-512
 LEAST_ROWS = 16  # below it, a call of oneDNN costs more than it saves
 # F.linear's fp32 products are MKL's, which leaves AVX-512 unused on processors not Intel's. (benchmarks/steps.py)
 CPU = torch.cpu.get_capabilities()
@@ -34,50 +31,10 @@ def formulated(x: Tensor) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and not transformed()
 
 
-def _onednn(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+def onednn(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """Return x Wᵀ by oneDNN, with W also in a layout of its own."""
     assert ONEDNN is not None
     return ONEDNN(x_NI, weight_OI, None, "none", [], "")
-
-
-def _blocks(weight_OI: Tensor) -> Tensor:
-    """Return the matrix as one block of rows a thread, (C, O/C, I); rows of zeros fill the last."""
-    threads = torch.get_num_threads()
-    return F.pad(weight_OI, (0, 0, 0, -weight_OI.shape[0] % threads)).view(threads, -1, weight_OI.shape[1])
-
-
-def _by_blocks(x: Tensor, blocks_CoI: Tensor) -> Tensor:
-    """Return the products of one row, where F.linear uses one thread and reads at a third of the memory's speed."""
-    x_1I1 = x.view(1, 1, -1).mT  # as a view of strides (1, I): a column of strides (1, 1) takes four times as long
-    return torch.bmm(blocks_CoI, x_1I1.expand(len(blocks_CoI), -1, -1)).view(*x.shape[:-1], -1)
-
-
-@contextmanager
-def packed(model: nn.Module, rows: int) -> Iterator[None]:
-    """Hold the matrices of a model as products with so many rows want them, while it generates on a CPU.
-
-    That is oneDNN's own layout, but for one row in fp32. Under bf16 autocast every product would cast its weight anew,
-    which for a few rows takes longer than the product. Here products alone are in bf16, whatever lies between them in
-    the dtype of the weights.
-    """
-    weights = [p for p in model.parameters() if p.dim() == 2]
-    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    plain = all(type(w) is nn.Parameter and w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
-    if PACK is None or not plain or (half and not BF16) or torch.is_autocast_enabled("cpu") != half:
-        yield
-        return
-    enabled = torch.backends.mkldnn.enabled
-    try:
-        for weight in weights:
-            source = weight.detach().bfloat16() if half else weight.detach()
-            own = PACK(source, rows) if half or rows > 1 else _blocks(source)
-            weight.packed = own  # pyright: ignore[reportAttributeAccessIssue]
-        torch.backends.mkldnn.enabled = False  # for what torch itself takes from it: the set-up outlasts a small GELU
-        with torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.backends.mkldnn.enabled = enabled
-        for weight in weights:
-            vars(weight).pop("packed", None)
 
 
 class _Linear(torch.autograd.Function):
@@ -86,18 +43,18 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
         ctx.save_for_backward(x_NI, weight_OI)
-        return _onednn(x_NI, weight_OI)
+        return onednn(x_NI, weight_OI)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_NI, weight_OI = ctx.saved_tensors
         of_x, of_weight = ctx.needs_input_grad
-        grad_NI = _onednn(grad_NO, weight_OI.mT) if of_x else None
+        grad_NI = onednn(grad_NO, weight_OI.mT) if of_x else None
         if not of_weight:
             return grad_NI, None
         wide = weight_OI.shape[0] > weight_OI.shape[1]  # oneDNN is faster with the longer side last
-        grad_OI = _onednn(x_NI.mT, grad_NO.mT).mT.contiguous() if wide else _onednn(grad_NO.mT, x_NI.mT)
+        grad_OI = onednn(x_NI.mT, grad_NO.mT).mT.contiguous() if wide else onednn(grad_NO.mT, x_NI.mT)
         return grad_NI, grad_OI
 
 
@@ -105,16 +62,11 @@ def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
     """Return x Wᵀ, as `F.linear` does: (..., I) -> (..., O)."""
     if transformed():
         return F.linear(x, weight_OI)
-    if (own := getattr(weight_OI, "packed", None)) is not None:
-        if own.is_mkldnn:
-            return _onednn(x.to(own.dtype), own)
-        if x.numel() == weight_OI.shape[1]:
-            return _by_blocks(x, own)[..., : weight_OI.shape[0]]
     single = x.dtype == weight_OI.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
     few = x.shape[:-1].numel() < LEAST_ROWS
     if ONEDNN is None or MKL_IS_FAST or not single or few or x.device.type != "cpu":
         return F.linear(x, weight_OI)
-    product = _Linear.apply if torch.is_grad_enabled() else _onednn
+    product = _Linear.apply if torch.is_grad_enabled() else onednn
     y_NO: Tensor = product(x.flatten(0, -2), weight_OI)  # pyright: ignore[reportAssignmentType]
     return y_NO.view(*x.shape[:-1], -1)
 
@@ -149,11 +101,6 @@ class _RMSNorm(torch.autograd.Function):
         return product_ND.mul_(scale_N1).addcmul_(x_ND, along_N1, value=-1), grad_D, None
 
 
-@cache
-def _number(value: float, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(value, dtype=dtype, device="cpu")
-
-
 class RMSNorm(nn.RMSNorm):
     """w · x / √(mean(x²) + ε) over the last dimension (Zhang & Sennrich, 2019)."""
 
@@ -162,10 +109,4 @@ class RMSNorm(nn.RMSNorm):
         if formulated(x):
             y_ND: Tensor = _RMSNorm.apply(x.flatten(0, -2), self.weight, self.eps)  # pyright: ignore[reportAssignmentType]
             return y_ND.view_as(x)
-        if x.device.type != "cpu" or transformed():
-            return super().forward(x)
-        one_position = x.dim() == 3 and x.shape[1] == 1  # what a call costs outweighs its work there
-        if one_position and torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu"):
-            mean_square_B11 = torch.baddbmm(_number(self.eps or 0.0, x.dtype), x, x.mT, alpha=1 / x.shape[-1])
-            return torch.mul(x, mean_square_B11.rsqrt_()).mul_(self.weight)
         return super().forward(x)

@@ -2,14 +2,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.stats import chisquare
-from test_gpt import loud_model
-from torch import Tensor
+from test_gpt import OPTIONS, loud_model
+from torch import Tensor, nn
 
-from model import layers
+from model import decoder
 from model.activations import ACTIVATIONS
+from model.block import EPS
+from model.decoder import decoding
 from model.generate import generate, next_token
 from model.gpt import GPT
-from model.layers import linear
 
 CONTEXT = 8
 PROBABILITY = torch.tensor([0.05, 0.40, 0.12, 0.25, 0.18])  # likeliest first: 1, 3, 4, 2, 0
@@ -54,6 +55,16 @@ def test_smallest_contexts(context):
     assert generate(model, prompt_BT, 9, temperature=0).tolist() == expected
 
 
+@pytest.mark.parametrize("change", [*OPTIONS, {"n_head": 1}])
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_networks_of_other_shapes(name, change):
+    model, prompt_BT = loud_model(name, **change), prompts(3, 2)
+    for i, vector in enumerate(p for p in model.parameters() if p.ndim == 1):
+        vector.data = vector.data.roll(i)  # no two norms are alike
+    expected = [uncached(model, row, 20) for row in prompt_BT.tolist()]
+    assert generate(model, prompt_BT, 20, temperature=0).tolist() == expected
+
+
 def test_rows_of_a_batch_are_as_alone():
     model, prompt_BT = loud_model("gelu"), prompts(5, 4)
     alone = [generate(model, row[None], 20, temperature=0)[0].tolist() for row in prompt_BT]
@@ -95,7 +106,7 @@ def rounded(model: GPT) -> GPT:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_products_of_any_kind_follow_the_model_in_float32(name, bf16, pack, monkeypatch):
     if not pack:
-        monkeypatch.setattr(layers, "PACK", None)
+        monkeypatch.setattr(decoder, "PACK", None)
     model, prompt_BT = rounded(loud_model(name)), prompts(16, 3)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         text_BT = torch.cat((prompt_BT, generate(model, prompt_BT, CONTEXT - 3, temperature=0)), 1)
@@ -106,38 +117,44 @@ def test_products_of_any_kind_follow_the_model_in_float32(name, bf16, pack, monk
     assert (short_BT == 0).float().mean() > (0.9 if bf16 else 0.999)
 
 
-@pytest.mark.skipif(layers.PACK is None, reason="no oneDNN in this torch")
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 40])
 @pytest.mark.parametrize("positions", [1, 3])
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
-def test_packed_products_are_those_of_torch(threads, positions, rows, bf16, monkeypatch):
-    if bf16 and not layers.BF16:
-        pytest.skip("no bf16 in oneDNN for this processor")
+def test_products_and_norms_are_those_of_torch(threads, positions, rows, bf16, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    model = rounded(loud_model("swiglu"))
+    model, reference = rounded(loud_model("swiglu")), nn.RMSNorm(12, EPS)
+    reference.load_state_dict(model.norm.state_dict())
     x_BTD, weight_VD = torch.randn(rows, positions, model.config.d_model), model.embedding.weight
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         expected = F.linear(x_BTD, weight_VD)
-        with layers.packed(model, rows):
-            assert vars(weight_VD)["packed"].is_mkldnn == (bf16 or rows > 1)
-            found = linear(x_BTD, weight_VD)
+        with decoding(model, rows) as reader:
+            found, normed = reader.scores(x_BTD), reader.norm(x_BTD)
     assert found.dtype == expected.dtype
     share = 0.01 if bf16 else 1e-5
     torch.testing.assert_close(found, expected, rtol=share, atol=share)
+    torch.testing.assert_close(normed, reference(x_BTD).detach())
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_packing_ends_with_the_text_and_with_an_error(bf16):
+def test_what_generating_sets_ends_with_the_text_and_with_an_error(bf16):
     model, prompt_BT = loud_model("swiglu").float(), prompts(20, 3)
-    before = [set(vars(p)) for p in model.parameters()]
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         assert generate(model, prompt_BT, 20).shape == (20, 20)
         with pytest.raises(IndexError):
             generate(model, prompt_BT + 11, 20)
         assert torch.is_autocast_enabled("cpu") == bf16
-    assert [set(vars(p)) for p in model.parameters()] == before
     assert torch.backends.mkldnn.enabled
+
+
+def test_a_decoder_refuses_positions_that_it_cannot_read():
+    with torch.no_grad(), decoding(loud_model("gelu"), 1) as reader:
+        reader.read(prompts(1, 3))
+        with pytest.raises(ValueError, match="one at a time"):
+            reader.read(prompts(1, 2))
+        reader.length = CONTEXT
+        with pytest.raises(ValueError, match="exceed the context"):
+            reader.read(prompts(1, 1))
 
 
 def test_generated_tokens_can_be_trained_on():

@@ -10,8 +10,8 @@ from test_activations import GATED, hidden
 from test_attention import reference_attention
 
 from model.activations import ACTIVATIONS
-from model.attention import KVCache
 from model.config import ModelConfig
+from model.decoder import decoding
 from model.gpt import GPT
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
@@ -149,10 +149,12 @@ def test_every_name_changes_the_logits():
 @torch.no_grad()
 def test_logits_with_a_cache_are_those_of_one_pass(name):
     model = loud_model(name)
-    cache = KVCache(model.config, 2, TOKENS.device, torch.float64)
-    parts = [model(TOKENS[:, a:b], cache) for a, b in [(0, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8)]]
-    assert cache.length == 8
-    torch.testing.assert_close(torch.cat(parts, 1), model(TOKENS), rtol=1e-10, atol=1e-10)
+    expected_BTV = model(TOKENS)
+    with decoding(model, 2) as decoder:
+        for start, end in [(0, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 8)]:
+            logits_BV = decoder.read(TOKENS[:, start:end])
+            torch.testing.assert_close(logits_BV, expected_BTV[:, end - 1], rtol=1e-10, atol=1e-10)
+        assert decoder.length == 8
 
 
 def test_rotary_positions_are_no_weights():

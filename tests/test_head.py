@@ -13,8 +13,8 @@ from test_generate import prompts, uncached
 from test_gpt import TOKENS, loud_model
 from torch.autograd.graph import saved_tensors_hooks
 
-from model.attention import KVCache
 from model.config import ModelConfig
+from model.decoder import decoding
 from model.generate import generate
 from model.gpt import GPT
 from model.head import HEADS, cross_entropy, widen
@@ -146,9 +146,11 @@ def test_memory_is_a_few_copies_of_the_scores(name):
 @torch.no_grad()
 def test_logits_with_a_cache_are_those_of_one_pass(name):
     model = loud_model("swiglu", head=name)
-    cache = KVCache(model.config, 2, TOKENS.device, torch.float64)
-    parts = [model(TOKENS[:, a:b], cache) for a, b in [(0, 3), (3, 4)]]
-    torch.testing.assert_close(torch.cat(parts, 1), model(TOKENS[:, :4]), rtol=1e-10, atol=1e-10)
+    expected_BTV = model(TOKENS[:, :4])
+    with decoding(model, 2) as decoder:
+        for start, end in [(0, 3), (3, 4)]:
+            logits_BV = decoder.read(TOKENS[:, start:end])
+            torch.testing.assert_close(logits_BV, expected_BTV[:, end - 1], rtol=1e-10, atol=1e-10)
 
 
 @every_head

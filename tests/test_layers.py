@@ -80,7 +80,7 @@ def test_norm_without_gradients_is_torchs_own(shape):
 def test_heads_are_split_rotated_and_differentiated():
     qkv, table = normal(2, 5, 3, 2, 4), rotary_table(5, 4).double()
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    for found, wanted in zip(heads(qkv, table), (rotate(q, table), rotate(k, table), v), strict=True):
+    for found, wanted in zip(heads(qkv, table), (rotate(q, *table), rotate(k, *table), v), strict=True):
         torch.testing.assert_close(found, wanted)
         assert found.is_contiguous()
     assert torch.autograd.gradcheck(lambda qkv: heads(qkv, table), (qkv,))

@@ -119,6 +119,7 @@ def test_fsdp_with_a_stop_between_gives_the_numbers_of_one_process(folder, solo,
     assert ours is not None
     assert theirs is not None
     assert ours["test/loss"] == pytest.approx(theirs["test/loss"], rel=1e-5)
+    assert ours["sample/text"] == theirs["sample/text"]
     assert ours["environment"]["ranks"] == 2
 
 

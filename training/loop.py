@@ -41,9 +41,11 @@ from training.parallel import ALONE, Alone, pick_parallel
 from training.probes import Probes
 from training.progress import Display
 from training.ranks import joined
-from training.sample import sample
+from training.sample import load_run, sample
 from training.step import compile_blocks, train_step
 from training.wandb_mirror import WandbMirror
+
+CPU = torch.device("cpu")
 
 
 class Call(NamedTuple):
@@ -199,7 +201,8 @@ def _run(
         if data.test:
             scored, _ = yield Call(steps, score, (model, data.test, config, precision, ranks))
             val = val | scored.named("test")
-        summary = _summary(config, model, data, precision, val, clock.train_seconds, env) | probes.summary()
+        text = ranks.first(lambda: _text(model if ranks.whole else load_run(folder, CPU)[0], data, precision))
+        summary = _summary(config, model, text, data, val, clock.train_seconds, env) | probes.summary()
         if ranks.main:
             write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
         metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
@@ -228,18 +231,21 @@ def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> No
             print(f"warning: {key} was {before.get(key)}, is {env[key]}: not bitwise the same from here on")
 
 
+def _text(model: GPT, data: Dataset, precision: str) -> str:
+    """What the trained model writes."""
+    with autocast(precision, model.embedding.weight.device):
+        return sample(model, data.tokenizer, prompt="", n_tokens=300, temperature=0.8, top_k=50, seed=0)[0]
+
+
 def _summary(
     config: RunConfig,
     model: GPT,
+    text: str,
     data: Dataset,
-    precision: str,
     scores: dict[str, float],
     seconds: float,
     env: dict[str, Any],
 ) -> dict[str, Any]:
-    device = model.embedding.weight.device
-    with autocast(precision, device):
-        text = sample(model, data.tokenizer, prompt="", n_tokens=300, temperature=0.8, top_k=50, seed=0)[0]
     tokens = config.steps * config.tokens_per_step
     count = dataclasses.asdict(size(config.model, data.tokenizer.n_vocab))
     return {
@@ -251,7 +257,7 @@ def _summary(
         **scores,
         "perf/tokens_per_s": tokens / seconds,
         "perf/train_seconds": seconds,
-        "perf/peak_memory_bytes": peak_memory(device),
+        "perf/peak_memory_bytes": peak_memory(model.embedding.weight.device),
         **{f"params/{part}": count[part] for part in ("total", "embedding", "block", "ffn")},
         "flops/token": count["flops_per_token"],
         "data/fingerprint": data.fingerprint,

@@ -49,6 +49,7 @@ class Alone:
     """A run in one process: all rows of a batch and all weights are its own."""
 
     rank, size = 0, 1
+    whole = True  # each rank holds all weights
 
     @property
     def main(self) -> bool:

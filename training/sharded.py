@@ -19,6 +19,8 @@ from training.parallel import Ranks
 class ShardedRanks(Ranks):
     """One of several processes, each with a part of every weight; a block's weights meet while it computes."""
 
+    whole = False
+
     def check(self, config: RunConfig) -> None:
         """Refuse what needs whole matrices on one rank."""
         super().check(config)
