@@ -7,6 +7,7 @@ python benchmarks/sampling.py --nanogpt PATH [--json figures.json]
 
 import importlib.util
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import tyro
 from peers import gpt2, nanogpt, prompt
 from rounds import in_turn, machine, ratio, save, say
+from torch import Tensor
 
 from model.config import ModelConfig
 from model.generate import generate
@@ -36,16 +38,22 @@ class Command:
     """where to write the figures"""
 
 
+def sampler(start_B1: Tensor) -> Callable[[], object]:
+    """Return what draws a text for each row with our network, as sample.py does."""
+    cpu = torch.device("cpu")
+    model, precision = GPT(NETWORK, VOCABULARY), pick_precision("auto", cpu)
+
+    def draw() -> None:
+        with autocast(precision, cpu):
+            generate(model, start_B1, NEW, temperature=1.0)
+
+    return draw
+
+
 def compare(batch: int, checkout: Path | None) -> dict[str, Any]:
     """Print and return the tokens/s of each at one batch size, and the ratios."""
-    start_B1, cpu = prompt(VOCABULARY, batch), torch.device("cpu")
-    ours, precision = GPT(NETWORK, VOCABULARY), pick_precision("auto", cpu)
-
-    def mine() -> None:
-        with autocast(precision, cpu):
-            generate(ours, start_B1, NEW, temperature=1.0)
-
-    works = {"ours": mine}
+    start_B1 = prompt(VOCABULARY, batch)
+    works = {"ours": sampler(start_B1)}
     if checkout:
         peer = nanogpt(checkout, NETWORK, VOCABULARY).eval()
         works["nanoGPT"] = lambda: peer.generate(start_B1, NEW)

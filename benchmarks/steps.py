@@ -44,26 +44,35 @@ class Command:
     """as a run does; False shows what that saves"""
 
 
+def run_of(name: str) -> RunConfig:
+    """Return our run at one size."""
+    n_layer, n_head, d_model, context, _, batch = SIZES[name]
+    network = ModelConfig(activation="gelu", n_layer=n_layer, n_head=n_head, d_model=d_model, context=context)
+    return RunConfig(model=network, train=TrainConfig(batch_size=batch, device="cpu"))
+
+
+def repeats(run: RunConfig) -> int:
+    """Return how many steps it takes to time them well."""
+    return 1 if run.tokens_per_step > 1000 else 20
+
+
 def compare(name: str, checkout: Path | None) -> dict[str, Any]:
     """Print and return tokens/s of each at one size, and the ratios."""
-    n_layer, n_head, d_model, context, n_vocab, batch = SIZES[name]
-    network = ModelConfig(activation="gelu", n_layer=n_layer, n_head=n_head, d_model=d_model, context=context)
-    run = RunConfig(model=network, train=TrainConfig(batch_size=batch, device="cpu"))
-    tokens_N = random_tokens(n_vocab)
+    run, n_vocab = run_of(name), SIZES[name][4]
+    network, tokens_N = run.model, random_tokens(n_vocab)
     single = dataclasses.replace(run, train=dataclasses.replace(run.train, precision="fp32"))
     works = {"ours": our_step(tokens_N, run, n_vocab), "ours fp32": our_step(tokens_N, single, n_vocab)}
     if checkout:
         works["nanoGPT"] = nanogpt_step(nanogpt(checkout, network, n_vocab), tokens_N, run)
     if importlib.util.find_spec("transformers"):
         works["transformers"] = gpt2_step(gpt2(network, n_vocab), tokens_N, run)
-    repeats = 1 if batch * context > 1000 else 20
     peaks: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
     limits = {str(dtype): lambda dtype=dtype: peaks[dtype].append(gemm_flops(dtype)) for dtype in peaks}
-    steps = {label: lambda work=work: [work() for _ in range(repeats)] for label, work in works.items()}
+    steps = {label: lambda work=work: [work() for _ in range(repeats(run))] for label, work in works.items()}
     times = in_turn(limits | steps)
     figures: dict[str, Any] = {"sizes": SIZES[name]}
     half = torch.bfloat16 if pick_precision("auto", torch.device("cpu")) == "bf16" else torch.float32
-    tokens = repeats * run.tokens_per_step
+    tokens = repeats(run) * run.tokens_per_step
     flops = tokens * size(network, n_vocab).flops_per_token
     for label in works:
         speed = tokens / statistics.median(times[label])

@@ -1,0 +1,109 @@
+"""This working tree against an earlier commit of it: the same work in turn, in a process each, medians and quartiles.
+
+What a change to the code gains or costs is measured so before it is kept, and again when somebody doubts it.
+
+python benchmarks/trial.py COMMIT --work sampling [--rounds 16] [--json figures.json]
+"""
+
+import io
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
+
+import tyro
+from rounds import in_turn, machine, ratio, save, seconds
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Command:
+    """Time this tree against an earlier commit."""
+
+    commit: Annotated[str, tyro.conf.Positional]
+    """any name that git knows, as HEAD~1"""
+    work: Literal["sampling", "sampling-16", "6x256", "char", "6x768"] = "6x256"
+    """255 tokens for 1 or 16 rows, as in sampling.py; training steps at a size of steps.py"""
+    rounds: int = 16
+    """of one turn each"""
+    json: Path | None = None
+    """where to write the figures"""
+
+
+def work(name: str) -> Callable[[], object]:
+    """Return one turn of the work, by the code that this process imports."""
+    from peers import our_step, prompt, random_tokens
+    from sampling import VOCABULARY, sampler
+    from steps import SIZES, repeats, run_of
+
+    if name.startswith("sampling"):
+        return sampler(prompt(VOCABULARY, 16 if name.endswith("16") else 1))
+    run, n_vocab = run_of(name), SIZES[name][4]
+    step = our_step(random_tokens(n_vocab), run, n_vocab)
+    return lambda: [step() for _ in range(repeats(run))]
+
+
+def serve(name: str) -> None:
+    """Do one turn for each line that comes in, and answer with its seconds."""
+    from training.device import keep_memory
+
+    keep_memory()
+    turn = work(name)
+    for _ in sys.stdin:
+        print(seconds(turn), flush=True)
+
+
+@contextmanager
+def process(tree: Path, name: str) -> Iterator[Callable[[], str]]:
+    """Yield what has a process with the code of that tree do one turn; the benchmarks are those of this one."""
+    command = [sys.executable, "-c", f"import trial; trial.serve({name!r})"]
+    environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{ROOT / 'benchmarks'}"}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        asked, told = server.stdin, server.stdout
+        assert asked is not None
+        assert told is not None
+
+        def turn() -> str:
+            print(file=asked, flush=True)
+            return told.readline() or sys.exit(f"the process with the code of {tree} has ended")
+
+        yield turn
+
+
+def unpack(commit: str, folder: Path) -> None:
+    """Write the files of a commit into a folder."""
+    done = subprocess.run(["git", "-C", str(ROOT), "archive", commit], capture_output=True)
+    if done.returncode:
+        print(f"error: {commit!r} is no commit here: {done.stderr.decode().strip()}", file=sys.stderr)
+        sys.exit(2)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as files:
+        files.extractall(folder, filter="data")
+
+
+def main() -> None:
+    """Run both in turn."""
+    command = tyro.cli(Command, prog="python benchmarks/trial.py")
+    with TemporaryDirectory() as folder:
+        unpack(command.commit, Path(folder))
+        limits = machine()
+        with process(Path(folder), command.work) as before, process(ROOT, command.work) as now:
+            times = in_turn({"before": before, "now": now}, command.rounds)
+    figures = ratio(times["before"], times["now"])
+    ratios = [a / b for a, b in zip(times["before"], times["now"], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    print(
+        f"{command.work}: {figures['ratio']:.2f} of the speed of {command.commit} (quartiles {low:.2f} to {high:.2f})"
+    )
+    save(command.json, {"machine": limits, command.work: figures | {"quartiles": [low, high]}})
+
+
+if __name__ == "__main__":
+    main()
