@@ -1,7 +1,11 @@
 """The loss taken rows at a time is that of all rows, and so are its gradients."""
 
+from itertools import accumulate
+from typing import Any
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from model import loss
 from model.head import HEADS
@@ -53,3 +57,17 @@ def test_scores_of_all_rows_are_never_there_at_once(few_rows):
     head.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
     head_loss(head, x_ND, weight_VD, targets_N).backward()
     assert seen == [4, 4, 2]
+
+
+def test_beside_the_gradients_two_tensors_of_a_chunks_scores_are_alive_at_once():
+    head, rows, n_vocab = HEADS["softmax"](8192), 512, 8192
+    x_ND, targets_N = torch.randn(4 * rows, rows, requires_grad=True), torch.randint(n_vocab, (4 * rows,))
+    weight_VD = torch.randn(n_vocab, rows, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        head_loss(head, x_ND, weight_VD, targets_N).backward()
+    kineto: Any = profiled.profiler
+    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+    most = max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    assert loss._rows(weight_VD) == rows
+    # in units of a chunk's scores: two of them, the gradient by the weights, and that by the states, a quarter
+    assert 3.25 <= most / (4 * rows * n_vocab) < 3.5
