@@ -1,8 +1,9 @@
-"""This working tree against an earlier commit of it: the same work in turn, in a process each, medians and quartiles.
+"""This working tree against an earlier commit of it: the same work in turn, in several pairs of processes.
 
-What a change to the code gains or costs is measured so before it is kept, and again when somebody doubts it.
+What a change to the code gains or costs is measured so before it is kept, and again when somebody doubts it. A process
+keeps for its life what luck it had with its memory, a few hundredths of the speed: hence the pairs.
 
-python benchmarks/trial.py COMMIT --work sampling [--rounds 16] [--json figures.json]
+python benchmarks/trial.py COMMIT --work sampling [--pairs 6] [--rounds 4] [--json figures.json]
 """
 
 import io
@@ -12,14 +13,14 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import tyro
-from rounds import in_turn, machine, ratio, save, seconds
+from rounds import in_turn, machine, ratio, save, say, seconds
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,8 +33,10 @@ class Command:
     """any name that git knows, as HEAD~1"""
     work: Literal["sampling", "sampling-16", "6x256", "char", "6x768"] = "6x256"
     """255 tokens for 1 or 16 rows, as in sampling.py; training steps at a size of steps.py"""
-    rounds: int = 16
-    """of one turn each"""
+    pairs: int = 6
+    """of processes, one with the code of each"""
+    rounds: int = 4
+    """of one turn each, in every pair"""
     json: Path | None = None
     """where to write the figures"""
 
@@ -93,16 +96,19 @@ def main() -> None:
     command = tyro.cli(Command, prog="python benchmarks/trial.py")
     with TemporaryDirectory() as folder:
         unpack(command.commit, Path(folder))
-        limits = machine()
-        with process(Path(folder), command.work) as before, process(ROOT, command.work) as now:
-            times = in_turn({"before": before, "now": now}, command.rounds)
-    figures = ratio(times["before"], times["now"])
-    ratios = [a / b for a, b in zip(times["before"], times["now"], strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    print(
-        f"{command.work}: {figures['ratio']:.2f} of the speed of {command.commit} (quartiles {low:.2f} to {high:.2f})"
-    )
-    save(command.json, {"machine": limits, command.work: figures | {"quartiles": [low, high]}})
+        limits, pairs = machine(), []
+        for number in range(command.pairs):
+            sides = [("before", Path(folder)), ("now", ROOT)]
+            with ExitStack() as held:  # whoever begins a round, begins it in every second pair only
+                works = {
+                    side: held.enter_context(process(tree, command.work)) for side, tree in sides[:: (-1) ** number]
+                }
+                times = in_turn(works, command.rounds)
+            pairs.append(ratio(times["before"], times["now"])["ratio"])
+            print(f"pair {number + 1}: {pairs[-1]:.3f}", flush=True)
+    figures = {"ratio": statistics.median(pairs), "lowest": min(pairs), "highest": max(pairs), "n": len(pairs)}
+    say(f"{command.work}, speed against {command.commit}", figures)
+    save(command.json, {"machine": limits, command.work: figures})
 
 
 if __name__ == "__main__":
