@@ -21,21 +21,21 @@ def widen(x: Tensor) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The mean over tokens. Its backward pass, softmax − one-hot, has two tensors NV where torch's has three."""
+    """The mean over tokens, whose gradient, softmax − one-hot, is made of the softmax that the loss took."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        log_p_NV = logits_NV.log_softmax(-1)
-        ctx.save_for_backward(log_p_NV, targets_N)
-        return -log_p_NV.gather(1, targets_N[:, None]).mean()
+        p_NV = logits_NV.softmax(-1)
+        ctx.save_for_backward(p_NV, targets_N)
+        below_N1 = logits_NV.amax(-1, keepdim=True) - logits_NV.gather(1, targets_N[:, None])
+        return (below_N1 - p_NV.amax(-1, keepdim=True).log()).mean()  # −ln p, where p itself may round to 0
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        log_p_NV, targets_N = ctx.saved_tensors
+        p_NV, targets_N = ctx.saved_tensors
         share = grad / len(targets_N)
-        grad_NV = log_p_NV.exp().mul_(share)
-        return grad_NV.scatter_add_(1, targets_N[:, None], -share.expand(len(targets_N), 1)), None
+        return (p_NV * share).scatter_add_(1, targets_N[:, None], -share.expand(len(targets_N), 1)), None
 
 
 def cross_entropy(logits_NV: Tensor, targets_N: Tensor, reduction: str = "mean") -> Tensor:
