@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 import tyro
 from peers import nanogpt, nanogpt_step, our_step, random_tokens
-from rounds import ratio, save, say
+from rounds import ROUNDS, ratio, save, say
 
 from model.config import ModelConfig
 from training.config import RunConfig, TrainConfig
 from training.device import keep_memory, peak_memory
 
-VOCABULARY, ROUNDS, STEPS = 50_257, 3, 3
+VOCABULARY, STEPS = 50_257, 3
 NETWORK = ModelConfig(activation="gelu", n_layer=6, n_head=4, d_model=256, context=256)
 RUN = RunConfig(model=NETWORK, train=TrainConfig(batch_size=16))
 

@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import tyro
 from rounds import in_turn, machine, ratio, save, say, seconds
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,13 @@ def work(name: str) -> Callable[[], object]:
     return lambda: [step() for _ in range(repeats(run))]
 
 
-def serve(name: str) -> None:
-    """Do one turn for each line that comes in, and answer with its seconds."""
+def serve(tree: Path, name: str) -> None:
+    """Do one turn for each line that comes in, by the code of that tree, and answer with its seconds."""
+    import model
     from training.device import keep_memory
 
+    if Path(model.__file__).parent.parent != tree:
+        sys.exit(f"{model.__file__} is not of {tree}")
     keep_memory()
     turn = work(name)
     for _ in sys.stdin:
@@ -67,7 +70,9 @@ def serve(name: str) -> None:
 @contextmanager
 def process(tree: Path, name: str) -> Iterator[Callable[[], str]]:
     """Yield what has a process with the code of that tree do one turn; the benchmarks are those of this one."""
-    command = [sys.executable, "-c", f"import trial; trial.serve({name!r})"]
+    # -P: else what lies in the current folder would come before either
+    code = f"import trial; trial.serve(trial.Path({str(tree)!r}), {name!r})"
+    command = [sys.executable, "-P", "-c", code]
     environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{ROOT / 'benchmarks'}"}
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         asked, told = server.stdin, server.stdout
@@ -95,7 +100,7 @@ def main() -> None:
     """Run both in turn."""
     command = tyro.cli(Command, prog="python benchmarks/trial.py")
     with TemporaryDirectory() as folder:
-        unpack(command.commit, Path(folder))
+        unpack(command.commit, earlier := Path(folder).resolve())
         limits, pairs = machine(), []
         for number in range(command.pairs):
             sides = [("before", Path(folder)), ("now", ROOT)]
