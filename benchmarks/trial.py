@@ -100,14 +100,13 @@ def main() -> None:
     """Run both in turn."""
     command = tyro.cli(Command, prog="python benchmarks/trial.py")
     with TemporaryDirectory() as folder:
-        unpack(command.commit, earlier := Path(folder).resolve())
+        trees = {"before": Path(folder).resolve(), "now": ROOT}
+        unpack(command.commit, trees["before"])
         limits, pairs = machine(), []
         for number in range(command.pairs):
-            sides = [("before", Path(folder)), ("now", ROOT)]
-            with ExitStack() as held:  # whoever begins a round, begins it in every second pair only
-                works = {
-                    side: held.enter_context(process(tree, command.work)) for side, tree in sides[:: (-1) ** number]
-                }
+            order = list(trees)[:: (-1) ** number]  # each begins in half of the pairs
+            with ExitStack() as held:
+                works = {side: held.enter_context(process(trees[side], command.work)) for side in order}
                 times = in_turn(works, command.rounds)
             pairs.append(ratio(times["before"], times["now"])["ratio"])
             print(f"pair {number + 1}: {pairs[-1]:.3f}", flush=True)
