@@ -84,7 +84,7 @@ class Decoder:
             y_BHTK = attend(qkv_3BHTK[0], *cache_2BHTK.narrow(3, 0, end).unbind(), causal=T > 1)
             x_BTD = x_BTD + out(y_BHTK.transpose(1, 2).reshape(B, T, -1))
             y_BTD = ffn(ffn_norm(x_BTD))
-            x_BTD = x_BTD + y_BTD if ffn_residual else y_BTD
+            x_BTD = x_BTD + y_BTD if ffn_residual else y_BTD.to(x_BTD.dtype)
         self.length = end
         return self.head(self.scores(self.norm(x_BTD[:, -1:])))[:, 0]
 
@@ -99,7 +99,7 @@ def decoding(model: GPT, batch: int) -> Iterator[Decoder]:
     weight, kind = model.embedding.weight, model.embedding.weight.device.type
     to = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     single = kind == "cpu" and all(p.dtype == torch.float32 for p in model.parameters())
-    half = single and BF16 and to == torch.bfloat16
+    half = single and BF16 and PACK is not None and to == torch.bfloat16
     packed = half or (single and to is None)
     product = partial(_packed, rows=batch, dtype=to or torch.float32) if packed else _plain
     with torch.autocast(kind, enabled=False) if half else nullcontext():
@@ -140,7 +140,7 @@ def _norm(norm: nn.Module) -> Function:
     """RMSNorm of one position in fewer calls, on a CPU."""
     if type(norm) is not RMSNorm or norm.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return norm
-    weight_D, eps = norm.weight, torch.tensor(norm.eps, dtype=norm.weight.dtype)
+    weight_D, eps = norm.weight, torch.tensor(norm.eps, dtype=norm.weight.dtype, device=norm.weight.device)
 
     def normed(x_BTD: Tensor) -> Tensor:
         if x_BTD.shape[1] > 1:

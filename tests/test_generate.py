@@ -65,6 +65,23 @@ def test_networks_of_other_shapes(name, change):
     assert generate(model, prompt_BT, 20, temperature=0).tolist() == expected
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("change", OPTIONS)
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_networks_of_other_shapes_in_bf16_as_a_processor_that_has_it_reads_them(name, change, rows, monkeypatch):
+    # the product alone is a stand-in, so that the dtypes between are seen on any processor
+    monkeypatch.setattr(decoder, "BF16", True)
+    monkeypatch.setattr(decoder, "PACK", lambda weight_OI, rows: weight_OI)
+    monkeypatch.setattr(decoder, "onednn", F.linear)
+    model, prompt_BT = rounded(loud_model(name, **change)), prompts(rows, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        text_BT = torch.cat((prompt_BT, generate(model, prompt_BT, CONTEXT - 3, temperature=0)), 1)
+    with torch.no_grad():
+        logits_BTV = model(text_BT[:, :-1])[:, 2:]
+    short_BT = logits_BTV.amax(-1) - logits_BTV.gather(-1, text_BT[:, 3:, None]).squeeze(-1)
+    assert short_BT.max() < 0.25 * logits_BTV.std()
+
+
 def test_rows_of_a_batch_are_as_alone():
     model, prompt_BT = loud_model("gelu"), prompts(5, 4)
     alone = [generate(model, row[None], 20, temperature=0)[0].tolist() for row in prompt_BT]
