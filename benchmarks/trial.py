@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import tyro
-from rounds import in_turn, machine, ratio, save, say, seconds
+from rounds import in_turn, machine, ratio, save, say
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,7 +55,7 @@ def work(name: str) -> Callable[[], object]:
 
 
 def serve(tree: Path, name: str) -> None:
-    """Do one turn for each line that comes in, by the code of that tree, and answer with its seconds."""
+    """Do one turn for each line that comes in, by the code of that tree, and answer with a line."""
     import model
     from training.device import keep_memory
 
@@ -64,7 +64,8 @@ def serve(tree: Path, name: str) -> None:
     keep_memory()
     turn = work(name)
     for _ in sys.stdin:
-        print(seconds(turn), flush=True)
+        turn()
+        print(flush=True)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class Decoder:
 
 @contextmanager
 def decoding(model: GPT, batch: int) -> Iterator[Decoder]:
-    """Yield the model as a decoder of so many rows, with its weights of now.
+    """Yield the model as a decoder of so many rows; its weights must not change meanwhile.
 
     Under bf16 autocast on a CPU every product would cast its weight anew, which for a few rows takes longer than the
     product. Where oneDNN has bf16, they hold theirs in it, and what lies between is in the weights' own dtype.

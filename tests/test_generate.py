@@ -154,12 +154,13 @@ def test_products_and_norms_are_those_of_torch(threads, positions, rows, bf16, m
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_what_generating_sets_ends_with_the_text_and_with_an_error(bf16):
+def test_what_generating_sets_ends_with_the_text_and_with_an_error(bf16, monkeypatch):
     model, prompt_BT = loud_model("swiglu").float(), prompts(20, 3)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         assert generate(model, prompt_BT, 20).shape == (20, 20)
-        with pytest.raises(IndexError):
-            generate(model, prompt_BT + 11, 20)
+        monkeypatch.setattr(torch.nn.Module, "__call__", None)  # the activation's, which is called, now fails
+        with pytest.raises(TypeError):
+            generate(model, prompt_BT, 20)
         assert torch.is_autocast_enabled("cpu") == bf16
     assert torch.backends.mkldnn.enabled
 

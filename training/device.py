@@ -70,7 +70,7 @@ def compiled(on: bool) -> AbstractContextManager[Any]:
 
 
 def uncompiled(on: bool) -> AbstractContextManager[Any]:
-    """Return the context in which modules that were compiled run as written, where hooks and caches do their work."""
+    """Return the context in which modules that were compiled run as written, where hooks do their work."""
     return torch.compiler.set_stance("force_eager") if on else nullcontext()
 
 
