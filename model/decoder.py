@@ -153,7 +153,7 @@ def _norm(norm: nn.Module) -> Function:
 
 def _ffn(ffn: FFN, product: Callable[[Tensor], Function]) -> Function:
     up, down, bias = product(ffn.up.weight), product(ffn.down.weight), ffn.down.bias
-    act, on_up = _act(ffn.act), ffn.on_up
+    act, on_up = _act(ffn.act) if ffn.up.weight.device.type == "cpu" else ffn.act, ffn.on_up
     plain = down if bias is None else lambda h_BTF: down(h_BTF) + bias
     if ffn.gate is None:
         return lambda x_BTD: plain(act(up(x_BTD)))
