@@ -162,13 +162,17 @@ def _ffn(ffn: FFN, product: Callable[[Tensor], Function]) -> Function:
 
 
 def _act(act: nn.Module) -> Function:
-    """The activation without torch's own use of oneDNN, whose set-up outlasts a GELU of a few rows."""
+    """The activation without torch's own use of oneDNN, whose set-up outlasts a GELU of a few rows.
+
+    One with weights gets what it reads in their dtype, since autocast, which would see to that, may be off.
+    """
+    weight = next(act.parameters(), None)
 
     def plain(u_BTF: Tensor) -> Tensor:
         enabled = torch.backends.mkldnn.enabled
         torch.backends.mkldnn.enabled = False
         try:
-            return act(u_BTF)
+            return act(u_BTF if weight is None else u_BTF.to(weight.dtype))
         finally:
             torch.backends.mkldnn.enabled = enabled
 

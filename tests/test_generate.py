@@ -6,7 +6,7 @@ from test_gpt import OPTIONS, loud_model
 from torch import Tensor, nn
 
 from model import decoder
-from model.activations import ACTIVATIONS
+from model.activations import ACTIVATIONS, Activation
 from model.block import EPS
 from model.decoder import decoding
 from model.generate import generate, next_token
@@ -67,12 +67,13 @@ def test_networks_of_other_shapes(name, change):
 
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("change", OPTIONS)
-@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+@pytest.mark.parametrize("name", ["gelu", "swiglu", "torch's prelu"])
 def test_networks_of_other_shapes_in_bf16_as_a_processor_that_has_it_reads_them(name, change, rows, monkeypatch):
     # the product alone is a stand-in, so that the dtypes between are seen on any processor
     monkeypatch.setattr(decoder, "BF16", True)
     monkeypatch.setattr(decoder, "PACK", lambda weight_OI, rows: weight_OI)
     monkeypatch.setattr(decoder, "onednn", F.linear)
+    monkeypatch.setitem(ACTIVATIONS, "torch's prelu", Activation(nn.PReLU))  # leaves the dtypes to autocast
     model, prompt_BT = rounded(loud_model(name, **change)), prompts(rows, 3)
     with torch.autocast("cpu", torch.bfloat16):
         text_BT = torch.cat((prompt_BT, generate(model, prompt_BT, CONTEXT - 3, temperature=0)), 1)
