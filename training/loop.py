@@ -1,6 +1,5 @@
 """One run, from a config to a folder with its metrics, checkpoints and summary."""
 
-import dataclasses
 import io
 import json
 import math
@@ -16,22 +15,11 @@ import torch
 from data.corpus import check_corpus
 from data.dataset import Dataset, prepare
 from errors import Interrupted, UserError
-from model.activations import ACTIVATIONS
 from model.gpt import GPT
-from model.size import size
 from training import checkpoint
 from training.clock import Clock
 from training.config import RunConfig, tree
-from training.device import (
-    autocast,
-    check_compiler,
-    environment,
-    keep_memory,
-    peak_memory,
-    pick_device,
-    pick_precision,
-    uncompiled,
-)
+from training.device import check_compiler, environment, keep_memory, pick_device, pick_precision, uncompiled
 from training.evaluate import score
 from training.folder import open_run, read_summary, write_whole
 from training.interrupt import Interrupt
@@ -41,8 +29,9 @@ from training.parallel import ALONE, Alone, pick_parallel
 from training.probes import Probes
 from training.progress import Display
 from training.ranks import joined
-from training.sample import load_run, sample
+from training.sample import load_run
 from training.step import compile_blocks, train_step
+from training.summary import sample_of, summary_of
 from training.wandb_mirror import WandbMirror
 
 CPU = torch.device("cpu")
@@ -201,8 +190,10 @@ def _run(
         if data.test:
             scored, _ = yield Call(steps, score, (model, data.test, config, precision, ranks))
             val = val | scored.named("test")
-        text = ranks.first(lambda: _text(model if ranks.whole else load_run(folder, CPU)[0].train(), data, precision))
-        summary = _summary(config, model, text, data, val, clock.train_seconds, env) | probes.summary()
+        text = ranks.first(
+            lambda: sample_of(model if ranks.whole else load_run(folder, CPU)[0].train(), data, precision)
+        )
+        summary = summary_of(config, model, text, data, val, clock.train_seconds, env) | probes.summary()
         if ranks.main:
             write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
         metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
@@ -229,40 +220,3 @@ def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> No
     for key in ("threads", "ranks", "compiled", "device_name", "torch", "precision"):
         if before.get(key) != env[key]:
             print(f"warning: {key} was {before.get(key)}, is {env[key]}: not bitwise the same from here on")
-
-
-def _text(model: GPT, data: Dataset, precision: str) -> str:
-    """What the trained model writes."""
-    with autocast(precision, model.embedding.weight.device):
-        return sample(model, data.tokenizer, prompt="", n_tokens=300, temperature=0.8, top_k=50, seed=0)[0]
-
-
-def _summary(
-    config: RunConfig,
-    model: GPT,
-    text: str,
-    data: Dataset,
-    scores: dict[str, float],
-    seconds: float,
-    env: dict[str, Any],
-) -> dict[str, Any]:
-    tokens = config.steps * config.tokens_per_step
-    count = dataclasses.asdict(size(config.model, data.tokenizer.n_vocab))
-    return {
-        "status": "finished",
-        "activation": config.model.activation,
-        "gated": ACTIVATIONS[config.model.activation].gated,
-        "steps": config.steps,
-        "tokens": tokens,
-        **scores,
-        "perf/tokens_per_s": tokens / seconds,
-        "perf/train_seconds": seconds,
-        "perf/peak_memory_bytes": peak_memory(model.embedding.weight.device),
-        **{f"params/{part}": count[part] for part in ("total", "embedding", "block", "ffn")},
-        "flops/token": count["flops_per_token"],
-        "data/fingerprint": data.fingerprint,
-        "data/train_tokens": len(data.train.tokens_N),
-        "sample/prompt": "",
-        "sample/text": text,
-        "environment": env,
-    }
