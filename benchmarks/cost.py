@@ -11,13 +11,12 @@ import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
 from peers import our_step, random_tokens
-from rounds import gemm_flops, save, seconds
+from rounds import Output, auto_dtype, gemm_flops, save, seconds
 
 from model.config import ModelConfig
 from model.size import size
@@ -35,17 +34,15 @@ GRID = {
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Output):
     """Measure the grid."""
 
-    json: Path | None = None
-    """where to write the figures"""
     inside: str = ""
     """set by the benchmark itself, for the process that measures one point"""
 
 
 def measure(point: dict[str, int]) -> None:
-    """Print one point's seconds a step, peak memory above the start and share of the bf16 peak."""
+    """Print one point's seconds a step, peak memory above the start and share of its precision's peak."""
     keep_memory()
     network = ModelConfig("gelu", point["n_layer"], 4, point["d_model"], point["context"])
     run = RunConfig(model=network, train=TrainConfig(batch_size=point["batch_size"]))
@@ -63,7 +60,7 @@ def measure(point: dict[str, int]) -> None:
                 "spread": [min(times), max(times)],
                 "tokens_per_s": run.tokens_per_step / median,
                 "bytes": peak_memory(cpu) - before,
-                "utilisation": flops / median / gemm_flops(torch.bfloat16),
+                "utilisation": flops / median / gemm_flops(auto_dtype()),
             }
         )
     )
@@ -84,7 +81,7 @@ def main() -> None:
             rows.append(point | found)
             print(
                 f"{key:10s} {value:6d}  {found['seconds'] * 1e3:8.0f} ms  {found['tokens_per_s']:9,.0f} tokens/s  "
-                f"{found['bytes'] / 1e9:5.2f} GB  {found['utilisation']:.0%} of the bf16 peak",
+                f"{found['bytes'] / 1e9:5.2f} GB  {found['utilisation']:.0%} of the peak",
                 flush=True,
             )
     save(command.json, {"base": BASE, "rows": rows, "defaults": dataclasses.asdict(TrainConfig())})

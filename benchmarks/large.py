@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 import tyro
 from peers import nanogpt, nanogpt_step, our_step, random_tokens
-from rounds import in_turn, ratio, save, say
+from rounds import Output, in_turn, ratio, save, say
 
 from model.config import ModelConfig
 from model.size import size
@@ -24,7 +24,7 @@ N_VOCAB, PADDED = 50_257, 50_304
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Output):
     """Time training steps."""
 
     nanogpt: Path
@@ -40,8 +40,6 @@ class Command:
     steps: int = 5
     """steps of a round"""
     device: Literal["cuda", "cpu"] = "cuda"
-    json: Path | None = None
-    """where to write the figures"""
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import tyro
 from peers import nanogpt, nanogpt_step, our_step, random_tokens
-from rounds import ROUNDS, ratio, save, say
+from rounds import ROUNDS, Output, ratio, save, say
 
 from model.config import ModelConfig
 from training.config import RunConfig, TrainConfig
@@ -26,13 +26,11 @@ RUN = RunConfig(model=NETWORK, train=TrainConfig(batch_size=16))
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Output):
     """Compare peak memory."""
 
     nanogpt: Path
     """checkout of nanoGPT"""
-    json: Path | None = None
-    """where to write the figures"""
     inside: str = ""
     """set by the benchmark itself, for the process that measures one of the two"""
 

@@ -2,47 +2,41 @@
 
 A step, and the look alone, which takes a copy to the host; medians of five rounds, in CPU time.
 
-python benchmarks/nonfinite.py
+python benchmarks/nonfinite.py [--json figures.json]
 """
 
 import math
-import statistics
 import time
-from pathlib import Path
 
 import torch
+import tyro
+from ours import Training, run_named
+from rounds import Output, in_turn, ratio, save, say, spread
 
-from data.dataset import prepare
-from model.gpt import GPT
-from study.config import merge
-from study.grid import expand
-from training.device import pick_precision
-from training.optim import build_optimizers
-from training.step import train_step
-
-ROUNDS, STEPS, LOOKS = 5, 10, 1000
+STEPS, LOOKS = 10, 1000
 
 
 def main() -> None:
-    """Print both times."""
+    """Print both times and the share of the look."""
+    command = tyro.cli(Output, prog="python benchmarks/nonfinite.py", description=__doc__)
     torch.set_num_threads(1)
-    config = expand(merge(Path(__file__).parent.parent / "configs" / "single.toml", {}), "single")[""]
-    data, precision = prepare(config.data), pick_precision("auto", torch.device("cpu"))
-    model = GPT(config.model, data.tokenizer.n_vocab)
-    optimizers = build_optimizers(model, config.train)
-    steps, looks = [], []
-    for _ in range(ROUNDS + 1):
-        began = time.process_time()
-        for step in range(STEPS):
-            train_step(model, optimizers, data.train.tokens_N, config, step, 1e-3, precision)
-        steps.append((time.process_time() - began) / STEPS)
-        loss, norm = torch.tensor(4.0), torch.tensor(1.0)
-        began = time.process_time()
+    run, loss, norm = Training(run_named("single")), torch.tensor(4.0), torch.tensor(1.0)
+
+    def steps() -> None:
+        for number in range(STEPS):
+            run.step(number)
+
+    def looks() -> None:
         for _ in range(LOOKS):
             assert math.isfinite(sum(torch.stack([loss, norm]).tolist()))
-        looks.append((time.process_time() - began) / LOOKS)
-    step, look = statistics.median(steps[1:]), statistics.median(looks[1:])
-    print(f"a step {step * 1e3:.1f} ms, the look {look * 1e6:.1f} µs: {look / step:.4%}")
+
+    times = in_turn({"step": steps, "look": looks}, clock=time.process_time)
+    step, look = ([each / count for each in times[name]] for name, count in (("step", STEPS), ("look", LOOKS)))
+    figures = {"step, s": spread(step), "look, s": spread(look), "look / step": ratio(look, step)}
+    say("a step, ms", spread([each * 1e3 for each in step]), ".1f")
+    say("the look, µs", spread([each * 1e6 for each in look]), ".1f")
+    say("the look's share of a step", figures["look / step"], ".4%")
+    save(command.json, figures)
 
 
 if __name__ == "__main__":

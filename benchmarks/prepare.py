@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 import tyro
-from rounds import ROUNDS, ratio, save, say
+from rounds import ROUNDS, Output, ratio, save, say
 
 BATCH = 10_000  # documents given to tiktoken at a time, and of a row group; its lists of all would fill the memory
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Output):
     """Measure what preparing a corpus takes."""
 
     megabytes: int = 300
@@ -37,8 +37,6 @@ class Command:
     """as --data.tokenizer; bpe:N is trained too, which tiktoken is spared"""
     rounds: int = ROUNDS
     """processes of each kind, in turn"""
-    json: Path | None = None
-    """where to write the figures"""
 
 
 def documents(megabytes: int) -> Iterator[str]:

@@ -1,40 +1,30 @@
-"""Two processes of one thread against one process of two threads, at the quick study's size, in turn, median of five.
+"""Two processes of one thread against one process of two threads, at the quick study's size, in turn, medians of five.
 
-python benchmarks/processes.py
+python benchmarks/processes.py [--json figures.json]
 """
 
 import multiprocessing
-import statistics
 import time
-from pathlib import Path
+
+import torch
+import tyro
+from ours import Training, run_named
+from rounds import ROUNDS, Output, ratio, save, say
+
+from training.device import keep_memory
 
 STEPS = 100
 
 
 def work(threads: int, barrier) -> None:
     """Train some steps of the quick study's GELU run once every process is ready."""
-    import torch
-
-    from data.dataset import prepare
-    from model.gpt import GPT
-    from study.config import merge
-    from study.grid import expand
-    from training.device import keep_memory, pick_precision
-    from training.optim import build_optimizers
-    from training.step import train_step
-
     keep_memory()
     torch.set_num_threads(threads)
-    quick = Path(__file__).parent.parent / "configs" / "quick.toml"
-    config = expand(merge(quick, {}), "quick")["gelu"]
-    data = prepare(config.data)
-    precision = pick_precision("auto", torch.device("cpu"))
-    model = GPT(config.model, data.tokenizer.n_vocab)
-    optimizers = build_optimizers(model, config.train)
-    for step in range(STEPS + 5):
-        if step == 5:
+    run = Training(run_named("quick", "gelu"))
+    for number in range(STEPS + 5):
+        if number == 5:
             barrier.wait()
-        train_step(model, optimizers, data.train.tokens_N, config, step, 1e-3, precision)
+        run.step(number)
     barrier.wait()
 
 
@@ -56,14 +46,14 @@ def seconds(processes: int, threads: int) -> float:
 
 def main() -> None:
     """Print the ratio of the work done in the same time."""
-    ratios = []
-    for _ in range(5):
-        one, two = seconds(1, 2), seconds(2, 1)
-        ratios.append(2 * one / two)
-    print(
-        f"two processes do {statistics.median(ratios):.2f} times the work of one with both threads "
-        f"({min(ratios):.2f} to {max(ratios):.2f}, five pairs)"
-    )
+    command = tyro.cli(Output, prog="python benchmarks/processes.py", description=__doc__)
+    times: dict[str, list[float]] = {"one": [], "two": []}
+    for _ in range(ROUNDS):
+        times["one"].append(seconds(1, 2))
+        times["two"].append(seconds(2, 1))
+    figures = ratio([2 * each for each in times["one"]], times["two"])
+    say("work of two processes of one thread against one of two", figures)
+    save(command.json, {"seconds": times, "two / one": figures})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""How fast the report of 100 runs of 2,000 points opens in headless Chromium, and how large it is, median of five.
+"""How fast the report of 100 runs of 2,000 points opens in headless Chromium, and how large it is, medians of five.
 
-python benchmarks/report.py   (needs Chromium and the extra `test`)
+python benchmarks/report.py [--json figures.json]   (needs Chromium and the extra `test`)
 """
 
 import shutil
-import statistics
 import tempfile
-import time
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+import tyro
+from playwright.sync_api import Browser, sync_playwright
+from rounds import Output, in_turn, save, say, spread
 
 from study.effects import compare_arms
 from study.report import sections, write_report
@@ -30,8 +30,17 @@ def synthetic(arms: int, seeds: int, folder: Path) -> Study:
     return Study(runs, [], {})
 
 
+def draw(browser: Browser, report: Path) -> None:
+    """Open a report, and wait until everything is drawn."""
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    page.evaluate("ready")
+    page.close()
+
+
 def main() -> None:
     """Print the seconds until everything is drawn."""
+    command, figures = tyro.cli(Output, prog="python benchmarks/report.py", description=__doc__), {}
     path = next(filter(None, map(shutil.which, BROWSERS)))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -39,20 +48,12 @@ def main() -> None:
             study = synthetic(arms, seeds, Path(folder))
             rows = compare_arms(study, "act0")
             report = write_report(sections(study, rows, ""), rows, Path(folder) / "report.html")
-            times = []
-            for _ in range(5):
-                page = browser.new_page()
-                began = time.perf_counter()
-                page.goto(report.as_uri())
-                page.evaluate("ready")
-                times.append(time.perf_counter() - began)
-                page.close()
-            size = report.stat().st_size / 1e6
-            print(
-                f"{arms} arms of {seeds} seeds: {statistics.median(times):.2f} s to open "
-                f"({min(times):.2f} to {max(times):.2f}), {size:.1f} MB"
-            )
+            times = in_turn({"open": lambda report=report: draw(browser, report)})["open"]
+            what, size = f"{arms} arms of {seeds} seeds", report.stat().st_size
+            figures[what] = {"seconds": spread(times), "bytes": size}
+            say(f"{what}, {size / 1e6:.1f} MB, seconds to open", figures[what]["seconds"])
         browser.close()
+    save(command.json, figures)
 
 
 if __name__ == "__main__":

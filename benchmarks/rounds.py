@@ -1,47 +1,72 @@
-"""What benchmarks share: works timed in turn, ratios with their spread, the machine's limits, figures as JSON."""
+"""What benchmarks share: works timed in turn, figures with their spread and as JSON, the machine's limits."""
 
 import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from model.layers import linear
+from training.device import pick_precision
 
 ROUNDS = 5
 
 
-def seconds(work: Callable[[], object]) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What every benchmark takes."""
+
+    json: Path | None = None
+    """where to write the figures"""
+
+
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """Return how long one call takes."""
-    began = time.perf_counter()
+    began = clock()
     work()
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def in_turn(works: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Call every work once to warm up, then all of them in turn; return the seconds of each, by round."""
+def in_turn(
+    works: Mapping[str, Callable[[], object]], rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Call every work once to warm up, then all of them in turn; return the seconds of each, by round.
+
+    By `time.process_time` other processes disturb least.
+    """
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            times[name].append(seconds(work))
+            times[name].append(seconds(work, clock))
     return times
 
 
-def ratio(one: list[float], other: list[float]) -> dict[str, float]:
-    """Return the median, lowest and highest of one / other, round by round."""
-    ratios = [a / b for a, b in zip(one, other, strict=True)]
-    return {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "n": len(ratios)}
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the median, lowest and highest of a figure's rounds, and their number."""
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values), "n": len(values)}
 
 
-def say(what: str, figures: Mapping[str, float]) -> None:
-    """Print a ratio with its spread."""
-    print(f"{what}: {figures['ratio']:.2f} ({figures['lowest']:.2f} to {figures['highest']:.2f})", flush=True)
+def ratio(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """Return the spread of one / other, round by round."""
+    return spread([a / b for a, b in zip(one, other, strict=True)])
+
+
+def say(what: str, figures: Mapping[str, float], form: str = ".2f") -> None:
+    """Print a figure with its spread."""
+    median, lowest, highest = (format(figures[key], form) for key in ("median", "lowest", "highest"))
+    print(f"{what}: {median} ({lowest} to {highest})", flush=True)
+
+
+def auto_dtype() -> torch.dtype:
+    """Return what a run's matrices are multiplied in on this processor."""
+    return torch.bfloat16 if pick_precision("auto", torch.device("cpu")) == "bf16" else torch.float32
 
 
 def gemm_flops(dtype: torch.dtype, size: int = 2048) -> float:

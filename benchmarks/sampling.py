@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import tyro
 from peers import gpt2, nanogpt, prompt
-from rounds import in_turn, machine, ratio, save, say
+from rounds import Output, in_turn, machine, ratio, save, say
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -29,13 +29,11 @@ BATCHES = (1, 16)
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Output):
     """Time sampling."""
 
     nanogpt: Path | None = None
     """checkout of nanoGPT; without it, it is left out"""
-    json: Path | None = None
-    """where to write the figures"""
 
 
 def sampler(start_B1: Tensor) -> Callable[[], object]:

@@ -1,30 +1,32 @@
-"""How soon the doors answer `--help`, against a bare `import torch`, in turn, median of five, files cached.
+"""How soon the doors answer `--help`, against a bare `import torch`, in turn, medians of five, files cached.
 
-python benchmarks/startup.py
+python benchmarks/startup.py [--json figures.json]
 """
 
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+import tyro
+from rounds import Output, in_turn, save, say, spread
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (["sample.py", "--help"], ["train.py", "--help"], ["-c", "import torch"])
 
 
-def seconds(arguments: list[str]) -> float:
-    """Return how long a Python process with these arguments takes."""
-    began = time.perf_counter()
+def call(arguments: list[str]) -> None:
+    """Run a Python process with these arguments."""
     subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
 
 
 def main() -> None:
-    """Print the time of each command; the first round only fills the cache."""
-    rounds = [[seconds(arguments) for arguments in COMMANDS] for _ in range(6)][1:]
-    for arguments, times in zip(COMMANDS, zip(*rounds, strict=True), strict=True):
-        print(f"python {' '.join(arguments)}: {statistics.median(times):.2f} s  ({min(times):.2f} to {max(times):.2f})")
+    """Print the seconds of each command."""
+    command = tyro.cli(Output, prog="python benchmarks/startup.py", description=__doc__)
+    times = in_turn({f"python {' '.join(each)}": lambda each=each: call(each) for each in COMMANDS})
+    figures = {name: spread(each) for name, each in times.items()}
+    for name, each in figures.items():
+        say(f"{name}, s", each)
+    save(command.json, figures)
 
 
 if __name__ == "__main__":

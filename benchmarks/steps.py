@@ -16,12 +16,12 @@ from typing import Any
 import torch
 import tyro
 from peers import gpt2, gpt2_step, nanogpt, nanogpt_step, our_step, random_tokens
-from rounds import gemm_flops, in_turn, machine, ratio, save, say
+from rounds import Output, auto_dtype, gemm_flops, in_turn, machine, ratio, save, say
 
 from model.config import ModelConfig
 from model.size import size
 from training.config import RunConfig, TrainConfig
-from training.device import keep_memory, pick_precision
+from training.device import keep_memory
 
 SIZES = {  # name: layers, heads, width, context, vocabulary, batch
     "6x256": (6, 4, 256, 256, 4096, 16),
@@ -31,15 +31,13 @@ SIZES = {  # name: layers, heads, width, context, vocabulary, batch
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Output):
     """Time training steps."""
 
     nanogpt: Path | None = None
     """checkout of nanoGPT; without it, it is left out"""
     only: str = ""
     """one of the sizes"""
-    json: Path | None = None
-    """where to write the figures"""
     keep_memory: bool = True
     """as a run does; False shows what that saves"""
 
@@ -71,12 +69,11 @@ def compare(name: str, checkout: Path | None) -> dict[str, Any]:
     steps = {label: lambda work=work: [work() for _ in range(repeats(run))] for label, work in works.items()}
     times = in_turn(limits | steps)
     figures: dict[str, Any] = {"sizes": SIZES[name]}
-    half = torch.bfloat16 if pick_precision("auto", torch.device("cpu")) == "bf16" else torch.float32
     tokens = repeats(run) * run.tokens_per_step
     flops = tokens * size(network, n_vocab).flops_per_token
     for label in works:
         speed = tokens / statistics.median(times[label])
-        limit = peaks[half if label == "ours" else torch.float32][1:]  # the first is the warm-up's
+        limit = peaks[auto_dtype() if label == "ours" else torch.float32][1:]  # the first is the warm-up's
         share = ratio([flops / peak for peak in limit], times[label])
         figures[label] = {"tokens_per_s": speed, "utilisation": share}
         print(f"{name}  {label:13s} {speed:9,.0f} tokens/s")

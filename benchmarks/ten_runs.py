@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rounds import in_turn, ratio, save, say
+from rounds import Output, in_turn, ratio, save, say
 
 from study.config import merge
 from study.grid import expand
@@ -23,15 +23,13 @@ QUICK = ROOT / "configs" / "quick.toml"
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Output):
     """Time a study."""
 
     tokens: int = 150_000
     """of each run; the quick study's have 600,000"""
     rounds: int = 3
     """how often each is timed"""
-    json: Path | None = None
-    """where to write the figures"""
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rounds import ratio, save, say
+from rounds import Output, ratio, save, say
 
 ROOT = Path(__file__).parent.parent
 RECIPE = (
@@ -27,7 +27,7 @@ RECIPE = (
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Output):
     """Time both recipes."""
 
     nanogpt: Path
@@ -36,8 +36,6 @@ class Command:
     """tiny Shakespeare, nanoGPT's data/shakespeare_char/input.txt"""
     rounds: int = 3
     """how often each is trained"""
-    json: Path | None = None
-    """where to write the figures"""
 
 
 def call(command: list[str], folder: Path) -> tuple[float, str]:

@@ -8,7 +8,6 @@ python benchmarks/trial.py COMMIT --work sampling [--pairs 6] [--rounds 4] [--js
 
 import io
 import os
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -20,13 +19,13 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import tyro
-from rounds import in_turn, machine, ratio, save, say
+from rounds import Output, in_turn, machine, ratio, save, say, spread
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(Output):
     """Time this tree against an earlier commit."""
 
     commit: Annotated[str, tyro.conf.Positional]
@@ -37,8 +36,6 @@ class Command:
     """of processes, one with the code of each"""
     rounds: int = 4
     """of one turn each, in every pair"""
-    json: Path | None = None
-    """where to write the figures"""
 
 
 def work(name: str) -> Callable[[], object]:
@@ -109,9 +106,9 @@ def main() -> None:
             with ExitStack() as held:
                 works = {side: held.enter_context(process(trees[side], command.work)) for side in order}
                 times = in_turn(works, command.rounds)
-            pairs.append(ratio(times["before"], times["now"])["ratio"])
+            pairs.append(ratio(times["before"], times["now"])["median"])
             print(f"pair {number + 1}: {pairs[-1]:.3f}", flush=True)
-    figures = {"ratio": statistics.median(pairs), "lowest": min(pairs), "highest": max(pairs), "n": len(pairs)}
+    figures = spread(pairs)
     say(f"{command.work}, speed against {command.commit}", figures)
     save(command.json, {"machine": limits, command.work: figures})
 
