@@ -49,7 +49,7 @@ class DataConfig:
         Field(
             ge=0,
             description="0: the whole corpus. Else, before the split, its first documents, the last one cut, that hold "
-            "about so many tokens of `tokenizer`, judged by their size in its first 4 MiB; none beyond is read.",
+            "about so many tokens of `tokenizer`, judged by their size in its first 4 MiB, which are read in any case.",
         ),
     ] = 0
     val_fraction: Annotated[
