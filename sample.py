@@ -33,6 +33,7 @@ class Command:
             "--temperature": (self.temperature, 0 <= self.temperature < float("inf"), "0 or more"),
             "--top-k": (self.top_k, self.top_k >= 0, "0 or more"),
             "--top-p": (self.top_p, 0 < self.top_p <= 1, "above 0, up to 1"),
+            "--seed": (self.seed, 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
             "--samples": (self.samples, self.samples >= 1, "1 or more"),
         }
         if wrong := [f"{flag} {value}: allowed is {allowed}" for flag, (value, ok, allowed) in rules.items() if not ok]:

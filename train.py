@@ -62,13 +62,17 @@ def main() -> int:
         folder = command.out if path == command.config else command.out / path.stem
         unfinished = run_study(tree, folder, command.plugin, f"{path} and the flags", done)
         done.append(folder)
-        rows = compare([folder], plugin=command.plugin)
-        mirror_study(rows, folder, next(iter(runs[path].values())).wandb, failed=bool(unfinished))
+        if any(folder.glob("*/metrics.jsonl")):  # else no arm could be tuned
+            rows = compare([folder], plugin=command.plugin)
+            mirror_study(rows, folder, next(iter(runs[path].values())).wandb, failed=bool(unfinished))
         failed += unfinished
     if command.config not in trees and claims:
         report_claims(command.out)
     if failed:
-        print(f"failed: {', '.join(failed)}; log.txt of each says why", file=sys.stderr)
+        print(
+            f"failed: {', '.join(failed)}; log.txt of each, or of the runs in tune/ that were to tune it, says why",
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 

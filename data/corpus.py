@@ -117,12 +117,17 @@ def _files(paths: list[Path], column: str) -> Iterator[Document]:
                 if suffix == ".txt":
                     yield from map(Document, group, row_texts(_load("text", group, **WHOLE), "text", group[0]))
                 else:
-                    rows = parquet_rows(group[0], column) if suffix == ".parquet" else _load("json", group)
+                    rows = parquet_rows(group[0], column) if suffix == ".parquet" else _json(group)
                     yield from map(Document, row_names(group[0]), row_texts(rows, column, group[0]))
             except UserError:
                 raise
             except (ValueError, OSError) as fault:
                 raise UserError(f"corpus file {group[0]!r} cannot be read: {fault}") from fault
+
+
+def _json(files: list[str]) -> Iterable[Any]:
+    """Return the rows of one file; `datasets` fails where there is no line."""
+    return _load("json", files) if Path(files[0]).stat().st_size else []
 
 
 def _load(loader: str, files: list[str], **options: Any) -> Iterable[Any]:

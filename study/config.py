@@ -39,7 +39,7 @@ class StudyConfig:
         Field(strict=False, description="learning rates that each arm is tuned on; none: all runs take train.lr"),
     ] = ()
     tune_seeds: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...],
+        tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
         Field(strict=False, min_length=1, description="seeds of the tuning runs; none of train.seed"),
     ] = (1000,)
     tune_share: Annotated[

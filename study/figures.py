@@ -107,6 +107,8 @@ def heat_maps(rows: Sequence[Row]) -> Figure:
         for measure in found[0] if found else ():
             runs = [blocks[measure] for blocks in found if measure in blocks]
             steps = [step for step in runs[0] if all(step in run for run in runs)]
+            if not steps:
+                continue
             z = [[fmean(run[step][i] for run in runs) for step in steps] for i in sorted(runs[0][steps[0]])]
             rounded = [[float(f"{value:.4g}") for value in line] for line in z]
             maps.setdefault(measure, {})[row.arm.label] = {"x": steps, "z": rounded}

@@ -20,7 +20,7 @@ from study.ray_engine import execute_ray, package
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
 from training.config import WHERE, RunConfig, differences, read_toml
 from training.device import pick_device
-from training.folder import CHOOSE, PARTIAL, hold, read_run_config, read_summary, write_whole, writing
+from training.folder import CHOOSE, OWN_FILES, hold, read_run_config, read_summary, write_whole, writing
 from training.interrupt import Interrupt
 from training.loop import check_available, check_context
 from training.parallel import world_size
@@ -118,7 +118,7 @@ def _stages(
         lr = best.get(arm, run.train.lr)
         if lr is not None:
             ready[name] = dataclasses.replace(run, train=dataclasses.replace(run.train, lr=lr))
-    return [name for name in runs if name not in ready] + train_all(ready, folder)
+    return [name for name in runs if name not in ready] + (train_all(ready, folder) if ready else [])
 
 
 def _take_over(runs: dict[str, RunConfig], folder: Path, other: Path) -> None:
@@ -149,7 +149,7 @@ def _losses(trial: dict[str, tuple[float, RunConfig]], folder: Path) -> dict[flo
 def _open_study(folder: Path, tree: Tree) -> Iterator[bool]:
     """Hold the folder of a study; yields whether it holds runs of this study already."""
     path = folder / "study.toml"
-    if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - {".lock", PARTIAL}:
+    if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - OWN_FILES:
         raise UserError(f"{folder} exists and is not a study (it has no study.toml). {CHOOSE}")
     with hold(folder):
         begun = path.exists() and any(folder.rglob("metrics.jsonl"))

@@ -114,9 +114,9 @@ class Study:
         """Yield the folder and the settings of each run that a study asks for and that has no folder yet."""
         for folder, plan in self.plans.items():
             here = [run.settings for run in self.runs if run.folder.parent == folder]
-            fields = dict.fromkeys(key for values, _ in points(plan) for key in values)
+            fields = dict.fromkeys([("train", "seed"), *(key for values, _ in points(plan) for key in values)])
             for _, sections in points(plan):
-                point: dict[str, Any] = {"train.seed": 0}
+                point: dict[str, Any] = {}
                 for section, field in fields:  # of every grid: what one names, another takes as it stands or by default
                     default = getattr(SECTIONS.get(section), field, None)
                     point[f"{section}.{field}"] = sections.get(section, {}).get(field, default)

@@ -87,6 +87,13 @@ def test_tables_read_the_column_asked_for(tmp_path, suffix):
         texts(opened(path, column="n"))
 
 
+def test_a_table_without_a_line_has_no_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n')
+    assert texts(opened(f"{tmp_path}/*.jsonl")) == ["one"]
+    assert texts(opened(tmp_path / "a.jsonl")) == []
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
 def test_broken_file_is_named(tmp_path, name):
     (tmp_path / name).write_text('{"text": "one"}\n{"text": \n')

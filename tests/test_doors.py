@@ -140,6 +140,7 @@ MISTAKES = {
     "sample.py nowhere --temperature=-1": "--temperature -1.0",
     "sample.py nowhere --tokens=0": "--tokens 0",
     "sample.py nowhere --top-p=2": "--top-p 2.0",
+    f"sample.py nowhere --seed={2**64}": f"--seed {2**64}",
     "sample.py nowhere --plugin=nowhere.py": "no such file",
 }
 

@@ -400,6 +400,13 @@ def test_measurements_by_block_and_step_are_means_over_seeds(probed):
     }  # 1 + seed is 3 on average
 
 
+def test_a_measurement_of_which_the_seeds_share_no_step_has_no_map(probed):
+    for seed, path in enumerate(sorted(probed.glob("gelu*/metrics.jsonl"))):
+        kept = [line for line in path.read_text().splitlines(True) if f'"step": {2 if seed else 10},' in line]
+        path.write_text("".join(kept))
+    assert "gelu" not in heat_maps(compare_arms(load_study([probed]), "gelu"))["maps"].get("grad/blocks.*/rms", {})
+
+
 def test_the_gradient_against_depth_is_relative_to_the_last_block(probed):
     rows = compare_arms(load_study([probed]), "gelu")
     traces = [trace for trace in depth_figure(rows)["data"] if trace["meta"]["kind"] == "depth"]

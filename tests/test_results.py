@@ -69,6 +69,14 @@ def test_an_unfinished_run_has_no_final_figure(tmp_path):
     assert run.progress == "unfinished at 500 of 1,000 tokens, last validation loss 5.100"
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_study_of_one_seed_that_is_no_list_misses_nothing(tmp_path, seed):
+    write_plan(tmp_path, model={"activation": ["relu", "gelu"]}, train={"seed": seed})
+    for activation in ("relu", "gelu"):
+        write_run(tmp_path / activation, activation, seed=seed)
+    assert list(load_study([tmp_path]).missing()) == []
+
+
 def test_a_last_line_cut_short_is_ignored(tmp_path):
     folder = write_run(tmp_path / "run")
     whole = load_run(folder).records

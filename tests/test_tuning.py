@@ -112,6 +112,11 @@ def test_each_arm_trains_fresh_seeds_at_the_best_rate_of_its_own_tuning(tuned, t
             assert (config["lr"], config["seed"]) == (rates[best], seed)
 
 
+def test_a_study_of_which_no_arm_can_be_tuned_says_which_failed(tuned, tmp_path):
+    tuned["study"]["lr"] = [1e30, 1e31, 1e32]
+    assert run_study(tuned, tmp_path / "study") == ["relu-seed0", "relu-seed1", "gelu-seed0", "gelu-seed1"]
+
+
 def test_a_tuned_study_of_one_arm_is_called_by_its_activation():
     tree = {"model": {"activation": "silu"}, "study": {"lr": [0.1, 0.2, 0.4]}}
     assert list(arms(tree, "it")) == ["silu"]

@@ -184,7 +184,8 @@ def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dic
         figures |= {f"stream/{where}/rms": size for where, size in zip(blocks, scale, strict=True)}
         figures |= {f"grad/{where}/rms": norm for where, norm in zip(blocks, stream, strict=True)}
         figures["grad/depth/first_to_last"] = stream[0] / stream[-1] if stream[-1] else float("nan")
-        figures["grad/depth/scaled_first_to_last"] = figures["grad/depth/first_to_last"] * scale[0] / scale[-1]
+        by_scale = scale[0] / scale[-1] if scale[-1] else float("nan")
+        figures["grad/depth/scaled_first_to_last"] = figures["grad/depth/first_to_last"] * by_scale
         figures["grad/depth/log_slope"] = log_slope(stream)
         figures |= {f"grad/{name}": gradients[name].norm() for name in ffn_matrices(model)}
         for where, ffn in blocks.items():
