@@ -117,7 +117,7 @@ def _files(paths: list[Path], column: str) -> Iterator[Document]:
                 if suffix == ".txt":
                     yield from map(Document, group, row_texts(_load("text", group, **WHOLE), "text", group[0]))
                 else:
-                    rows = parquet_rows(group[0], column) if suffix == ".parquet" else _json(group)
+                    rows = parquet_rows(group[0], column) if suffix == ".parquet" else _json(group[0])
                     yield from map(Document, row_names(group[0]), row_texts(rows, column, group[0]))
             except UserError:
                 raise
@@ -125,9 +125,9 @@ def _files(paths: list[Path], column: str) -> Iterator[Document]:
                 raise UserError(f"corpus file {group[0]!r} cannot be read: {fault}") from fault
 
 
-def _json(files: list[str]) -> Iterable[Any]:
-    """Return the rows of one file; `datasets` fails where there is no line."""
-    return _load("json", files) if Path(files[0]).stat().st_size else []
+def _json(file: str) -> Iterable[Any]:
+    """Return the rows of a file; `datasets` fails where there is no line."""
+    return _load("json", [file]) if Path(file).stat().st_size else []
 
 
 def _load(loader: str, files: list[str], **options: Any) -> Iterable[Any]:

@@ -14,7 +14,7 @@ from errors import Interrupted, UserError
 from study.grid import expand
 from study.protocol import pick_engine, run_study
 from training.config import tree as plain
-from training.folder import OWN_FILES, read_run_config, read_summary
+from training.folder import read_run_config, read_summary
 from training.loop import train
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +146,7 @@ def test_another_study_in_the_folder_is_refused(study, tmp_path):
     with pytest.raises(UserError, match=r"model.activation: \['relu'\] in the folder, \['relu', 'gelu'\] asked for"):
         run_study(other, tmp_path / "study")
     (tmp_path / "killed").mkdir()
-    for name in OWN_FILES:  # what a process leaves that is killed before it writes study.toml
+    for name in (".lock", ".holder"):  # what a process leaves that is killed before it writes study.toml
         (tmp_path / "killed" / name).write_text("")
     assert run_study(tree, tmp_path / "killed") == []
     (tmp_path / "photos").mkdir()
