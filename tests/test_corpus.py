@@ -94,6 +94,28 @@ def test_a_table_without_a_line_has_no_documents(tmp_path):
     assert texts(opened(tmp_path / "a.jsonl")) == []
 
 
+def test_a_row_may_leave_out_the_column_once_there_is_one(tmp_path):
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one"}\n\n{"n": 2}\r\n{"n": 3, "text": "three"}')
+    assert texts(opened(tmp_path / "rows.jsonl")) == ["one", "", "three"]
+    with pytest.raises(UserError, match=r"unknown column 'n'\. Allowed: text"):
+        texts(opened(tmp_path / "rows.jsonl", column="n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("null", "NoneType where an object is expected"),  # at which pyarrow ends the process
+        ('["one"]', "list where an object is expected"),
+        ('{"text": "\\ud800"}', "surrogates not allowed"),
+        ("[" * 100_000, "recursion"),
+    ],
+)
+def test_a_line_that_is_no_row_is_named(tmp_path, line, said):
+    (tmp_path / "rows.jsonl").write_text(f'{{"text": "one"}}\n{line}\n')
+    with pytest.raises(UserError, match=f"rows.jsonl' cannot be read: line 2: .*{said}"):
+        texts(opened(tmp_path / "rows.jsonl"))
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
 def test_broken_file_is_named(tmp_path, name):
     (tmp_path / name).write_text('{"text": "one"}\n{"text": \n')
