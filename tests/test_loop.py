@@ -1,5 +1,7 @@
 import json
+import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +48,27 @@ def test_a_run_is_a_folder_that_tells_all(tiny, tmp_path):
     assert summary["tokens"] == 20 * 4 * 16
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-00000018", "step-00000020"]
+
+
+def test_a_checkpoint_stands_only_on_records_that_a_power_loss_cannot_take(tiny, tmp_path, monkeypatch):
+    fsync, replace, on_disk, seen = os.fsync, os.replace, {}, []
+
+    def noted(file):
+        fsync(file)
+        found = os.stat(file)
+        on_disk[found.st_ino] = found.st_size
+
+    def checked(source, target):
+        if Path(target).name.startswith("step-"):
+            metrics = os.stat(tmp_path / "run" / "metrics.jsonl")
+            seen.append(json.loads((Path(source) / "state.json").read_text())["offset"])
+            assert seen[-1] == metrics.st_size == on_disk[metrics.st_ino]
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", checked)
+    train(tiny(), tmp_path / "run")
+    assert len(seen) > 2
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])

@@ -144,7 +144,7 @@ def test_resuming_cuts_the_file_back_and_numbers_that_json_lacks_become_null(tin
     mirror = WandbMirror(tiny().wandb, tmp_path, None, print)
     with Metrics(path, 0, mirror) as metrics:
         metrics.log({"step": 1})
-        offset = metrics.offset
+        offset = metrics.kept()
         metrics.log({"step": 2})
     with Metrics(path, offset, mirror) as metrics:
         metrics.log({"step": 2, "train/loss": float("inf")})
@@ -160,7 +160,7 @@ def test_a_file_shorter_than_its_checkpoint_is_refused_and_never_padded(tiny, tm
     with pytest.raises(UserError, match="shorter than at the last checkpoint"):
         Metrics(path, 100, WandbMirror(tiny().wandb, tmp_path, None, print))
     with Metrics(path, 3, WandbMirror(tiny().wandb, tmp_path, None, print)) as metrics:
-        assert metrics.offset == 3  # also before the first record
+        assert metrics.kept() == 3  # also before the first record
 
 
 def test_a_key_without_a_network_keeps_the_run_offline(tiny, tmp_path, wandb_home, monkeypatch, capsys):

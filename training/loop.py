@@ -161,7 +161,7 @@ def _run(
                     display.update(record)
                     record = {}
                 if (step and step % c.checkpoint_every == 0) or last or stop:
-                    state = {"offset": metrics.offset, "time": clock.time, "train_seconds": clock.train_seconds}
+                    state = {"offset": metrics.kept(), "time": clock.time, "train_seconds": clock.train_seconds}
                     state |= {"val": val, "skipped": skipped, "wandb_id": metrics.mirror.id}
                     best = scoring and metrics.mirror.lowers(val["val/loss"])
                     state |= {"wandb_best": metrics.mirror.best}

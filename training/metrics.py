@@ -24,15 +24,16 @@ class Metrics:
         self.file.seek(offset)
         self.mirror = mirror
 
-    @property
-    def offset(self) -> int:
-        """Bytes written so far."""
+    def kept(self) -> int:
+        """Return the bytes written so far, once they are on the disk: a checkpoint that names them stays valid."""
+        with writing(self.path, 0):
+            os.fsync(self.file.fileno())
         return self.file.tell()
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record (`step`, `tokens`, `time` and the metrics) and hand it to wandb. Keys are paths."""
         strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        line, before = json.dumps(strict, allow_nan=False).encode() + b"\n", self.offset
+        line, before = json.dumps(strict, allow_nan=False).encode() + b"\n", self.file.tell()
         with writing(self.path, len(line)):
             try:
                 written = 0
@@ -64,3 +65,7 @@ class Unwritten(Metrics):
         self.path = Path(os.devnull)
         self.file = self.path.open("a+b", buffering=0)
         self.mirror = mirror
+
+    def kept(self) -> int:
+        """Nothing is written, so nothing is to be kept."""
+        return 0

@@ -140,7 +140,7 @@ def test_a_record_that_finds_no_room_leaves_whole_lines(disk, tiny):
         fill(folder, 0)
         with pytest.raises(UserError, match=NEED):
             metrics.log({"step": 10, "text": "x" * 5000})  # its start still fits into the last page
-        offset = metrics.offset
+        offset = metrics.kept()
     content = (folder / "metrics.jsonl").read_bytes()
     assert content.endswith(b"}\n")
     assert len(content) == offset
