@@ -85,8 +85,9 @@ def open_corpus(config: DataConfig) -> Corpus:
             sources = _python_sources(root)
             return Corpus(name, digest(map(sha256_of, sources)), partial(_stdlib, root, sources))
         if paths:
-            kinds = (path.suffix + sha256_of(path) for path in paths)
-            return Corpus(name, digest(kinds), partial(_files, paths, config.column))
+            kinds = [path.suffix + sha256_of(path) for path in paths]
+            column = [] if {path.suffix for path in paths} == {".txt"} else [config.column]
+            return Corpus(name, digest(column + kinds), partial(_files, paths, config.column))
         return hub_corpus(name, config.column)
 
 

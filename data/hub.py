@@ -39,7 +39,7 @@ def hub_corpus(name: str, column: str) -> Corpus:
         def refuse() -> Iterator[Document]:
             raise error
 
-        return Corpus(name, digest([name, commit]), refuse, remote)
+        return Corpus(name, digest([column, name, commit]), refuse, remote)
 
     def documents() -> Iterator[Document]:
         try:
@@ -53,7 +53,7 @@ def hub_corpus(name: str, column: str) -> Corpus:
         except Exception as fault:
             raise _unavailable(name, fault) from fault
 
-    return Corpus(name, digest(identity), documents, remote)
+    return Corpus(name, digest([column, *identity]), documents, remote)
 
 
 def _last_commit(path: str) -> str | None:

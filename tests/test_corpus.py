@@ -81,6 +81,7 @@ def test_tables_read_the_column_asked_for(tmp_path, suffix):
     corpus = opened(path, column="body")
     assert texts(corpus) == texts(corpus) == ["one", "", "three"]
     assert [document.name for document in corpus.documents()] == [f"{path}:{row}" for row in range(3)]
+    assert corpus.fingerprint == opened(path, column="body").fingerprint != opened(path, column="n").fingerprint
     with pytest.raises(UserError, match=r"unknown column 'bodi'. Did you mean 'body'\? Allowed: body, n"):
         texts(opened(path, column="bodi"))
     with pytest.raises(UserError, match="column 'n' holds int, not text"):

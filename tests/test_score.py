@@ -76,6 +76,9 @@ def test_another_text_is_scored_whole_with_the_tokenizer_of_the_run(run, tmp_pat
 
 NOT_SCORED = [
     ("corpus.txt", None, "is trained on .*: leave --data.corpus out"),
+    ("corpus.txt", "body", "is trained on .*: leave --data.corpus out"),
+    ("./x/../corpus.txt", None, "is trained on .*: leave --data.corpus out"),
+    ("copy.txt", None, "is trained on .*: leave --data.corpus out"),
     ("corpse.txt", None, r"no such file. Did you mean '.*corpus\.txt'"),
     ("empty.txt", None, "is empty"),
     ("rows.jsonl", "bodi", "unknown column 'bodi'. Did you mean 'body'"),
@@ -84,8 +87,10 @@ NOT_SCORED = [
 
 
 def test_a_text_that_cannot_be_scored_is_refused_with_the_reason(run, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "copy.txt").write_bytes((tmp_path / "corpus.txt").read_bytes())
     (tmp_path / "empty.txt").touch()
     (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n')
     for name, column, said in NOT_SCORED:
         with pytest.raises(UserError, match=said):
-            score_text(run, "cpu", str(tmp_path / name), column)
+            score_text(run, "cpu", f"{tmp_path}/{name}", column)

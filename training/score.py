@@ -1,11 +1,12 @@
 """The score of a finished or half-finished run, on the data it was made for or on any other text."""
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from data.corpus import check_corpus, open_corpus
+from data.corpus import open_corpus
 from data.dataset import prepare
 from data.encode import Split, encode_whole
 from errors import UserError
@@ -41,15 +42,17 @@ def score_text(folder: Path, device_name: str, corpus: str, column: str | None) 
     """
     config = read_run_config(folder)
     data = build({"data": {"corpus": corpus} | ({} if column is None else {"column": column})}, "flags").data
-    if (data.corpus, data.column) == (config.data.corpus, config.data.column):
+    scored, trained = open_corpus(data), None
+    with suppress(UserError):  # what it is trained on may be gone
+        trained = open_corpus(config.data).fingerprint
+    if scored.fingerprint == trained:
         raise UserError(
             f"{folder} is trained on {corpus!r}: leave --data.corpus out to score what it held out of that."
         )
-    check_corpus(data)
     device = pick_device(device_name)
     model, tokenizer, state = load_run(folder, device)
     with tempfile.TemporaryDirectory() as temporary:
-        split = encode_whole(open_corpus(data), tokenizer, Path(temporary))
+        split = encode_whole(scored, tokenizer, Path(temporary))
         return _score(model, split, config, device, state["step"], f"{corpus}: all {split.n_documents:,} documents")
 
 
