@@ -38,6 +38,11 @@ class Arm:
         return self.runs[0].activation
 
     @property
+    def names(self) -> list[str]:
+        """What names it as a reference: its parts, but the folder, which may be called anything."""
+        return [part for key, part in self.parts.items() if key != FOLDER]
+
+    @property
     def lr(self) -> float:
         """The learning rate of its runs."""
         return self.runs[0].settings.get(LR, float("nan"))
@@ -136,7 +141,7 @@ def reference_of(arm: Arm, arms: Sequence[Arm], reference: str) -> tuple[Arm | N
     It has the part `reference` (an activation, or such as `optimizer=adamw`) and is equal in all others. Data and
     budget are held against it afterwards, so that the reason can name them.
     """
-    if reference in arm.parts.values():
+    if reference in arm.names:
         return arm, ""
 
     def equal(other: Arm) -> bool:
@@ -144,7 +149,7 @@ def reference_of(arm: Arm, arms: Sequence[Arm], reference: str) -> tuple[Arm | N
         keys = [key for key in arm.parts if key not in free and not key.startswith("data.")]
         return all(arm.parts[key] == other.parts[key] for key in keys)
 
-    found = [other for other in arms if reference in other.parts.values() and equal(other)]
+    found = [other for other in arms if reference in other.names and equal(other)]
     if not found:
         return None, f"no {reference} run to compare with, all else equal"
     pairs = ([mismatch(run, theirs) for run in arm.runs for theirs in other.runs] for other in found)

@@ -26,7 +26,7 @@ def compare(
     study = load_study(paths)
     rows = compare_arms(study, reference or study.reference)
     if reference not in (None, rows[0].reference):  # another took its place
-        raise UserError(unknown("reference", reference, dict.fromkeys(p for r in rows for p in r.arm.parts.values())))
+        raise UserError(unknown("reference", reference, dict.fromkeys(name for row in rows for name in row.arm.names)))
     print_table(rows, notes(rows, study))
     path = out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     try:

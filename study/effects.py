@@ -62,7 +62,7 @@ def compare_arms(study: Study, reference: str) -> list[Row]:
     Where no arm is the reference, the first one's activation takes its place.
     """
     arms = make_arms(study)
-    if not any(reference in arm.parts.values() for arm in arms):
+    if not any(reference in arm.names for arm in arms):
         reference = arms[0].activation
     rows = [_row(arm, arms, reference) for arm in arms]
     adjusted = holm([math.nan if row.final is None or row.is_reference else row.final.p for row in rows])

@@ -285,6 +285,19 @@ def test_of_several_references_the_one_of_the_same_budget_rate_and_study_is_take
     assert {row.final and row.final.mean for row in rows} == {0.25, 0}
 
 
+def test_a_study_that_is_called_as_the_reference_is_not_the_reference(tmp_path):
+    for study, loss in (("gelu", 4.0), ("other", 3.0)):
+        write_run(tmp_path / study / "gelu", "gelu", loss)
+        write_run(tmp_path / study / "relu", "relu", loss + 0.25)
+    rows = by_label(rows_of(tmp_path / "gelu", tmp_path / "other"))
+    assert {label: row.final and row.final.mean for label, row in rows.items()} == {
+        "relu · gelu": 0.25,
+        "relu · other": 0.25,
+        "gelu · gelu": 0,
+        "gelu · other": 0,
+    }
+
+
 def test_without_the_reference_the_first_activation_takes_its_place(tmp_path):
     for activation, loss in {"silu": 4.5, "relu": 4.0}.items():
         write_run(tmp_path / activation, activation, loss)
