@@ -16,13 +16,13 @@ QUIET_SECONDS = 30.0  # between two lines on the whole study, where there is no 
 
 def match(models: Iterable[tuple[ModelConfig, int]]) -> list[str]:
     """Return a line for each model (config, vocabulary): its parameters and FLOPs, and how they match the first's."""
-    costs = {model: size(model, n_vocab) for model, n_vocab in models}
+    costs = {(model, n_vocab): size(model, n_vocab) for model, n_vocab in models}
     first = next(iter(costs.values()))
     return [
         f"{model.activation:>12}  {cost.total:>12,} parameters ({cost.total / first.total - 1:+.2%})  "
         f"{cost.flops_per_token / 1e6:>9,.1f} MFLOP per training token "
         f"({cost.flops_per_token / first.flops_per_token - 1:+.2%})"
-        for model, cost in costs.items()
+        for (model, _), cost in costs.items()
     ]
 
 

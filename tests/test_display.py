@@ -1,6 +1,8 @@
 import pytest
 
-from study.display import StudyDisplay
+from model.config import ModelConfig
+from model.size import size
+from study.display import StudyDisplay, match
 from study.executor import Job
 from training.progress import Display
 
@@ -37,3 +39,10 @@ def test_on_a_terminal_a_study_has_a_bar_for_its_steps_in_all_and_one_for_each_r
     shown = capsys.readouterr().out
     assert "val 2.250" in shown
     assert "gelu failed; the others go on" in shown
+
+
+def test_each_model_has_a_line_at_each_vocabulary():
+    small, large = (ModelConfig(activation=name) for name in ("gelu", "swiglu"))
+    lines = match([(small, 257), (large, 257), (small, 257), (small, 1000)])
+    expected = [size(model, n_vocab).total for model, n_vocab in ((small, 257), (large, 257), (small, 1000))]
+    assert [int(line.split()[1].replace(",", "")) for line in lines] == expected

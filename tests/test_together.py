@@ -66,7 +66,7 @@ def form(folder):
         [sorted(record) for record in records(folder)],
         {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
         tensors["rng.cpu"].tolist(),
-        {name: type(value) for name, value in state.items()} | {"environment": state["environment"] | {"commit": ""}},
+        {name: type(value) for name, value in state.items()} | {"environment": state["environment"] | {"commit": "", "stacked": None}},
         {name: type(value) for name, value in summary.items()},
         (windows.shape, windows.dtype),
     )
@@ -114,7 +114,7 @@ def test_bf16_stacks_too(runs):
         assert form(folder) == form(other)
 
 
-def test_a_signal_stops_all_at_one_step_and_either_engine_goes_on(runs, stop_at, monkeypatch, tmp_path):
+def test_a_signal_stops_all_at_one_step_and_either_engine_goes_on(runs, stop_at, capsys, tmp_path):
     made = runs(tokens=8 * 4 * 20)
     train_together(made)
     whole = {folder: (records(folder), losses(folder)) for folder in made}
@@ -130,7 +130,10 @@ def test_a_signal_stops_all_at_one_step_and_either_engine_goes_on(runs, stop_at,
     stop_at(12)
     with pytest.raises(Interrupted):
         train_together(made)
+    assert "bitwise" not in (first / "log.txt").read_text()
+    capsys.readouterr()
     train(made[first], first)  # by itself
+    assert "stacked was True, is False: not bitwise the same from here on" in capsys.readouterr().out
     assert losses(first) == pytest.approx(whole[first][1], abs=1e-4)
     train_together({folder: made[folder] for folder in others})
     for folder in others:

@@ -118,7 +118,9 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def environment(device: torch.device, precision: str, ranks: int = 1, compiled: bool = False) -> dict[str, Any]:
+def environment(
+    device: torch.device, precision: str, ranks: int = 1, compiled: bool = False, stacked: bool = False
+) -> dict[str, Any]:
     """Return what must be equal for results to be equal bit for bit, and what a reader wants to know."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name()
     return {
@@ -129,6 +131,7 @@ def environment(device: torch.device, precision: str, ranks: int = 1, compiled: 
         "threads": torch.get_num_threads(),
         "ranks": ranks,
         "compiled": compiled,
+        "stacked": stacked,
         "precision": precision,
         "platform": platform.platform(),
         "commit": _commit(),

@@ -74,10 +74,12 @@ def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, A
         return end.value
 
 
-def begin(config: RunConfig, folder: Path, patience: float = 0.0, interrupt: Interrupt | None = None) -> Run:
+def begin(
+    config: RunConfig, folder: Path, patience: float = 0.0, interrupt: Interrupt | None = None, stacked: bool = False
+) -> Run:
     """Return a run as `train`, which asks for its scores and its training steps instead of computing them.
 
-    `interrupt` is given where several runs share one.
+    `interrupt` is given where several runs share one; `stacked` says that their steps are to be computed together.
     """
     with joined(config) as ranks, ExitStack() as held:
         if not read_summary(folder):
@@ -88,7 +90,8 @@ def begin(config: RunConfig, folder: Path, patience: float = 0.0, interrupt: Int
         check_context(config, data)
         held.enter_context(uncompiled(config.train.compile))  # but in training steps
         with nullcontext(interrupt) if interrupt else Interrupt(insist=ranks is ALONE) as seen:
-            return (yield from _run(config, folder, data, pick_device(config.train.device), seen, ranks))
+            device = pick_device(config.train.device)
+            return (yield from _run(config, folder, data, device, seen, ranks, stacked))
 
 
 def check_available(config: RunConfig) -> None:
@@ -112,14 +115,20 @@ def check_context(config: RunConfig, data: Dataset) -> None:
 
 
 def _run(
-    config: RunConfig, folder: Path, data: Dataset, device: torch.device, interrupt: Interrupt, ranks: Alone
+    config: RunConfig,
+    folder: Path,
+    data: Dataset,
+    device: torch.device,
+    interrupt: Interrupt,
+    ranks: Alone,
+    stacked: bool,
 ) -> Run:
     c, steps, checkpoints = config.train, config.steps, folder / "checkpoints"
     keep_memory()
     if c.threads:
         torch.set_num_threads(c.threads)
     precision = pick_precision(c.precision, device)
-    env = environment(device, precision, ranks.size, c.compile)
+    env = environment(device, precision, ranks.size, c.compile, stacked)
     torch.manual_seed(c.seed)
     model = GPT(config.model, data.tokenizer.n_vocab, c.seed)
     if c.compile:
@@ -216,7 +225,7 @@ def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> No
     """Refuse to go on with other data, and warn where results will no longer be equal bit for bit."""
     if state.get("fingerprint") != data.fingerprint:
         raise UserError("the checkpoint was trained on other data: the corpus or its tokens have changed since.")
-    before = {"ranks": 1, "compiled": False} | state.get("environment", {})
-    for key in ("threads", "ranks", "compiled", "device_name", "torch", "precision"):
+    before = {"ranks": 1, "compiled": False, "stacked": False} | state.get("environment", {})
+    for key in ("threads", "ranks", "compiled", "stacked", "device_name", "torch", "precision"):
         if before.get(key) != env[key]:
             print(f"warning: {key} was {before.get(key)}, is {env[key]}: not bitwise the same from here on")

@@ -81,7 +81,8 @@ def _train(runs: Mapping[Path, RunConfig], patience: float) -> dict[Path, dict[s
     seen = Interrupt()  # what all runs look at: it changes between two rounds, so that they stop at one step
     stack, stacked = None, []
     with Interrupt() as interrupt, ExitStack() as logs:
-        members = {folder: _Member(begin(config, folder, patience, seen), folder) for folder, config in runs.items()}
+        begun = {folder: begin(config, folder, patience, seen, len(runs) > 1) for folder, config in runs.items()}
+        members = {folder: _Member(run, folder) for folder, run in begun.items()}
         for member in members.values():
             logs.callback(member.log.close)
             member.go_on()
