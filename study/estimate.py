@@ -1,5 +1,6 @@
 """What a study will do and what it will cost, before it does it."""
 
+import math
 import statistics
 import time
 
@@ -9,15 +10,16 @@ from data.dataset import Dataset, prepare
 from model.gpt import GPT
 from study.config import Tree
 from study.display import match
+from study.executor import at_once, placed
 from study.grid import expand, study_config
 from study.protocol import pick_engine
 from study.tuning import arm_of, arms, tuning_runs
 from training.config import RunConfig
-from training.device import cores, keep_memory, pick_device, pick_precision
+from training.device import keep_memory, pick_device, pick_precision, uncompiled
 from training.evaluate import score
 from training.loop import check_available
 from training.optim import build_optimizers
-from training.step import train_step
+from training.step import compile_blocks, train_step
 
 STEPS = 8  # timed steps of each arm, after two that are not
 START_SECONDS = 1.5  # of a run: its process, checkpoint and sample; measured on 2 cores
@@ -36,40 +38,46 @@ def dry_run(tree: Tree, source: str, counted: set[RunConfig]) -> float:
     trials = {name: tuning_runs(name, config, its, its.lr) for name, (config, its) in compared.items()}
     for config in runs.values():
         check_available(config)
-    on_cpu = pick_device(next(iter(runs.values())).train.device).type == "cpu"
     stacked = pick_engine(study.engine, runs.values()) == "stacked"
-    parallel = min(cores(), len(runs)) if on_cpu and not stacked else 1
-    torch.set_num_threads(max(1, cores() // parallel))
+    parallel = 1 if stacked else at_once(runs.values())
     keep_memory()
     data = {config: prepare(config) for config in {run.data for run in runs.values()}}
     print(*match((c.model, data[c.data].tokenizer.n_vocab) for c, _ in compared.values()), sep="\n")
     seconds = 0.0
     for name, (config, _) in compared.items():
-        step, scoring = _measure(config, data[config.data])
+        start, step, scoring = _measure(placed(config, source, parallel), data[config.data])
         mine = [run for run in runs.values() if arm_of(run, compared) == name]
         tuning = [run for _, run in trials[name].values()]
         for run in {*mine, *tuning} - counted:
-            splits = run.steps // (run.train.eval_every or run.steps + 1) + 1 + (run.data.test_fraction > 0)
-            seconds += START_SECONDS + run.steps * step + splits * scoring
+            every = run.train.eval_every or run.steps  # 0: scored after its last step alone
+            scores = math.ceil(run.steps / every) + (run.train.eval_every > 0) + (run.data.test_fraction > 0)
+            seconds += start + run.steps * step + scores * scoring
         counted.update(mine, tuning)
-        print(f"{name}: {len(tuning)} tuning runs, {len(mine)} runs, {config.tokens_per_step / step:,.0f} tokens/s")
+        speed = f"{config.tokens_per_step / step:,.0f} tokens/s"
+        print(f"{name or config.model.activation}: {len(tuning)} tuning runs, {len(mine)} runs, {speed}")
     hours = seconds / parallel / 3600
     how = "or less, since runs are stacked" if stacked else f"{parallel} runs at a time"
-    print(f"estimated time of {source.split()[0]}: {hours:.2f} h, {how}")
+    print(f"estimated time of {source}: {hours:.2f} h, {how}")
     return hours
 
 
-def _measure(config: RunConfig, data: Dataset) -> tuple[float, float]:
-    """Return the seconds of a training step and of a score of the validation split."""
+def _measure(config: RunConfig, data: Dataset) -> tuple[float, float, float]:
+    """Return the seconds that a run takes to begin, for a training step and for a score of the validation split."""
+    torch.set_num_threads(config.train.threads)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     model = GPT(config.model, data.tokenizer.n_vocab).to(device)
     optimizers = build_optimizers(model, config.train)
+    if config.train.compile:
+        compile_blocks(model)
     times = []
-    for step in range(STEPS + 2):
+    with uncompiled(config.train.compile):  # but in training steps
+        for step in range(STEPS + 2):
+            began = time.perf_counter()
+            train_step(model, optimizers, data.train.tokens_N, config, step, 0.0, precision)
+            times.append(time.perf_counter() - began)
         began = time.perf_counter()
-        train_step(model, optimizers, data.train.tokens_N, config, step, 0.0, precision)
-        times.append(time.perf_counter() - began)
-    began = time.perf_counter()
-    score(model, data.val, config, precision)
-    return statistics.median(times[2:]), time.perf_counter() - began
+        score(model, data.val, config, precision)
+        scoring = time.perf_counter() - began
+    step = statistics.median(times[2:])
+    return START_SECONDS + sum(times[:2]) - 2 * step, step, scoring

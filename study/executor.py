@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,9 @@ def execute(
     Raises:
         Interrupted: a signal came; every run has written a checkpoint.
     """
-    on_cpu = all(pick_device(config.train.device).type == "cpu" for config in runs.values())
-    parallel = min(len(runs), cores()) if on_cpu else 1
-    placed = {name: _placed(config, group, parallel) for name, config in runs.items()}
-    jobs = [Job(name, config, folder / name, stack) for stack, (name, config) in enumerate(placed.items())]
+    parallel = at_once(runs.values())
+    own = {name: placed(config, group, parallel) for name, config in runs.items()}
+    jobs = [Job(name, config, folder / name, stack) for stack, (name, config) in enumerate(own.items())]
     return _execute(jobs, parallel, folder, group, plugin, interrupt)
 
 
@@ -97,9 +96,9 @@ def execute_stacked(
 
     One stack at a time, in a process of its own that has all cores.
     """
-    placed = {name: _placed(config, group, 1) for name, config in runs.items()}
-    shapes = list(dict.fromkeys(shape(config) for config in placed.values()))
-    jobs = [Job(name, config, folder / name, shapes.index(shape(config))) for name, config in placed.items()]
+    own = {name: placed(config, group, 1) for name, config in runs.items()}
+    shapes = list(dict.fromkeys(shape(config) for config in own.values()))
+    jobs = [Job(name, config, folder / name, shapes.index(shape(config))) for name, config in own.items()]
     return _execute(jobs, 1, folder, group, plugin, interrupt)
 
 
@@ -108,8 +107,8 @@ def _execute(
 ) -> list[str]:
     for job in jobs:
         job.status = "finished" if read_summary(job.folder) else "waiting"
-    at_once = max(Counter(job.stack for job in jobs).values()) * parallel
-    with StudyDisplay(folder.name, jobs, at_once) as display:
+    together = max(Counter(job.stack for job in jobs).values())
+    with StudyDisplay(folder.name, jobs, together * parallel) as display:
         _run_jobs(jobs, parallel, plugin, interrupt, display)
         if any(folder.glob("*/wandb/offline-run-*")):
             display.say(f"wandb: kept offline; to upload it later: wandb sync {folder}/*/wandb/offline-run-*")
@@ -118,7 +117,13 @@ def _execute(
     return [job.name for job in jobs if job.status == "failed"]
 
 
-def _placed(config: RunConfig, group: str, parallel: int) -> RunConfig:
+def at_once(runs: Collection[RunConfig]) -> int:
+    """Return how many of these runs have a process at a time."""
+    on_cpu = all(pick_device(config.train.device).type == "cpu" for config in runs)
+    return min(len(runs), cores()) if on_cpu else 1
+
+
+def placed(config: RunConfig, group: str, parallel: int) -> RunConfig:
     """Give a run its share of the cores and its study's name as wandb group, unless the config says otherwise."""
     threads = config.train.threads or max(1, cores() // parallel)
     return dataclasses.replace(

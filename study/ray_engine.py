@@ -16,7 +16,7 @@ from typing import Any
 from errors import Interrupted, UserError
 from model.activations import load_plugin
 from study.display import StudyDisplay
-from study.executor import ORPHAN_SECONDS, POLL_SECONDS, Job, _placed
+from study.executor import ORPHAN_SECONDS, POLL_SECONDS, Job, placed
 from training.config import RunConfig
 from training.device import cores
 from training.folder import read_summary
@@ -51,7 +51,7 @@ def execute_ray(
         UserError: there is no ray, or no cluster.
         Interrupted: a signal came; every run has written a checkpoint.
     """
-    jobs = [Job(name, _placed(config, group, cores()), folder / name) for name, config in runs.items()]
+    jobs = [Job(name, placed(config, group, cores()), folder / name) for name, config in runs.items()]
     for job in jobs:
         job.status = "finished" if read_summary(job.folder) else "running"
     ray = package()

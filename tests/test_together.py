@@ -66,7 +66,8 @@ def form(folder):
         [sorted(record) for record in records(folder)],
         {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
         tensors["rng.cpu"].tolist(),
-        {name: type(value) for name, value in state.items()} | {"environment": state["environment"] | {"commit": "", "stacked": None}},
+        {name: type(value) for name, value in state.items()}
+        | {"environment": state["environment"] | {"commit": "", "stacked": None}},
         {name: type(value) for name, value in summary.items()},
         (windows.shape, windows.dtype),
     )
