@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 
 from errors import UserError, unknown
 from study.arms import joined
 from study.effects import Row, compare_arms
 from study.report import sections, write_report
-from study.results import load_study, write_csv
+from study.results import Run, load_study, write_csv
 from study.table import columns, cost_columns, headline, notes, scope
 
 
@@ -30,7 +31,7 @@ def compare(
     print_table(rows, notes(rows, study))
     path = out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     try:
-        parts = sections(study, rows, _reproduce(paths, {run.activation for run in study.runs}, plugin))
+        parts = sections(study, rows, _reproduce(paths, study.runs, plugin))
         write_report(parts, rows, path, " and ".join(p.resolve().name for p in paths))
         write_csv(study, path.with_name("results.csv"))
     except OSError as error:
@@ -68,13 +69,20 @@ def print_table(rows: Sequence[Row], remarks: Sequence[str] = (), width: int | N
         console.print(Text(line), soft_wrap=True)
 
 
-def _reproduce(paths: Sequence[Path], activations: Iterable[str], plugin: Path | None) -> str:
+def _reproduce(paths: Sequence[Path], runs: Sequence[Run], plugin: Path | None) -> str:
     """The commands that train the same runs again: a folder holds the whole config of its study or run, and no code."""
     from model.activations import ACTIVATIONS  # late: it needs torch
 
-    foreign = [] if plugin else sorted({*activations} - {*ACTIVATIONS})
-    option = f" --plugin={plugin or 'FILE'}" if plugin or foreign else ""
+    foreign = [] if plugin else sorted({run.activation for run in runs} - {*ACTIVATIONS})
+    option = f" --plugin={quote(str(plugin or 'FILE'))}" if plugin or foreign else ""
     remark = [f"# FILE defines {joined(foreign)}: a plugin, which the folder does not hold"] if foreign else []
-    configs = [next(p for p in (path / "study.toml", path / "config.toml", path) if p.exists()) for path in paths]
-    commands = [f"python train.py {config} --out=runs/again-{config.parent.name}{option}" for config in configs]
+    configs = [config for path in paths for config in _configs(path, runs)]
+    outs = [f"--out=runs/again-{config.resolve().parent.name}" for config in configs]
+    commands = [f"python train.py {quote(str(c))} {quote(out)}{option}" for c, out in zip(configs, outs, strict=True)]
     return "\n".join([*commands, *remark])
+
+
+def _configs(path: Path, runs: Iterable[Run]) -> list[Path]:
+    """The config of a study or run, or those of the runs that a folder without one holds."""
+    whole = [config for config in (path / "study.toml", path / "config.toml") if config.exists()]
+    return whole[:1] or [path / r.folder.name / "config.toml" for r in runs if r.folder.parent == path.resolve()]

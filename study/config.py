@@ -62,6 +62,7 @@ class StudyConfig:
 
 
 ALL_SECTIONS: dict[str, type] = SECTIONS | {"study": StudyConfig}
+BOOLEANS = {"True": "true", "False": "false"}  # as an agent of a wandb sweep writes them
 FLAG = re.compile(rf"--({'|'.join(ALL_SECTIONS)})\.[^=]*")
 
 DESCRIPTION = (
@@ -178,7 +179,7 @@ def _value(text: str, is_string: bool) -> Any:
     if is_string and not text.startswith("["):
         return text
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return tomllib.loads(f"value = {BOOLEANS.get(text, text)}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # a bare word; the types of the config judge it
 

@@ -123,12 +123,12 @@ def _stages(
 
 def _take_over(runs: dict[str, RunConfig], folder: Path, other: Path) -> None:
     """Copy the runs that stand finished in another study's folder; to wandb they remain that one's."""
-    taken = 0
+    taken, copy = 0, folder / COPYING
+    shutil.rmtree(copy, ignore_errors=True)  # of a process that died while copying
     for name, config in runs.items():
-        found, copy = other / name, folder / COPYING
+        found = other / name
         if (folder / name).exists() or not read_summary(found) or differences(read_run_config(found), config):
             continue
-        shutil.rmtree(copy, ignore_errors=True)
         with writing(folder, sum(path.stat().st_size for path in found.rglob("*"))):
             shutil.copytree(found, copy, ignore=shutil.ignore_patterns("wandb", ".lock"))
             copy.rename(folder / name)

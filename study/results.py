@@ -212,7 +212,7 @@ def varying(runs: Sequence[Run]) -> list[str]:
 
 
 def _run_folders(path: Path) -> list[Path]:
-    return sorted((config.parent.resolve() for config in path.glob("*/config.toml")), key=_natural)
+    return sorted((config.parent.resolve() for config in path.glob("[!.]*/config.toml")), key=_natural)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,6 @@
 import math
+import shlex
+from html import unescape
 
 import numpy as np
 import pytest
@@ -378,8 +380,15 @@ def test_the_report_says_how_to_train_again_and_which_plugin_it_takes(tmp_path, 
     def command(study, **options):
         compare([study], **options)
         text = (study / "report.html").read_text()
-        return text[text.index("python train.py") :].split("</pre>")[0].replace("&#34;", '"')
+        return unescape(text[text.index("python train.py") :].split("</pre>")[0])
 
+    for n in (2, 10):
+        write_run(tmp_path / "single runs" / f"gelu-{n}", "gelu", seed=n)
+    (tmp_path / "single runs" / ".copying").mkdir()  # left by a process that died
+    (tmp_path / "single runs" / ".copying" / "config.toml").touch()
+    assert [shlex.split(line)[2:] for line in command(tmp_path / "single runs").splitlines()] == [
+        [f"{tmp_path}/single runs/gelu-{n}/config.toml", f"--out=runs/again-gelu-{n}"] for n in (2, 10)
+    ]
     study = tmp_path / "study"
     write_run(write_plan(study, model={"activation": ["gelu", "sine"]}) / "gelu", "gelu")
     plain = f"python train.py {study / 'study.toml'} --out=runs/again-study"

@@ -161,6 +161,7 @@ def test_the_command_line_of_a_sweep_agent_is_understood(monkeypatch):
 
     sweep = yaml.safe_load((CONFIGS[0].parent / "wandb-sweep.yaml").read_text())
     chosen = {name: {"value": entry["values"][-1]} for name, entry in sweep["parameters"].items()}
+    chosen["model.ffn_residual"] = {"value": False}
     arguments = create_sweep_command_args({"args": chosen})["args"]
     template = create_sweep_command(list(sweep["command"]))
     assert template[:3] == ["${env}", "${interpreter}", "${program}"]
@@ -172,4 +173,4 @@ def test_the_command_line_of_a_sweep_agent_is_understood(monkeypatch):
     assert command.out == Path("runs/single-r1")
     single = CONFIGS[0].parent / command.config.name
     (run,) = expand(merge(single, command.flags), "sweep").values()
-    assert (run.model.activation, run.train.lr, run.train.seed) == ("swiglu", 0.008, 4)
+    assert (run.model.activation, run.model.ffn_residual, run.train.lr, run.train.seed) == ("swiglu", False, 0.008, 4)

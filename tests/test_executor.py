@@ -12,7 +12,7 @@ import torch
 
 from errors import Interrupted, UserError
 from study.grid import expand
-from study.protocol import pick_engine, run_study
+from study.protocol import COPYING, pick_engine, run_study
 from training.config import tree as plain
 from training.folder import read_run_config, read_summary
 from training.loop import train
@@ -70,7 +70,10 @@ def test_what_a_study_beside_has_finished_is_copied_and_nothing_else(study, tmp_
         ("alone", study(["relu", "silu"]), []),
         ("other", study(["relu", "silu"], train={"tokens": 16 * 4 * 3}), ["first"]),
     ):
+        (tmp_path / name / COPYING).mkdir(parents=True)  # of a process that died while copying
+        (tmp_path / name / "study.toml").touch()
         assert run_study(tree | tuned, tmp_path / name, beside=[tmp_path / b for b in beside]) == []
+        assert (tmp_path / name / COPYING).exists() == (not beside)
     written = {
         name: {str(f.relative_to(tmp_path / name)): f.read_bytes() for f in (tmp_path / name).rglob("summary.json")}
         for name in ("first", "second", "alone", "other")
