@@ -20,7 +20,7 @@ from errors import UserError, explained, unknown
 
 BUILT_IN = ("shakespeare", "stdlib")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-WHOLE = {"sample_by": "document", "encoding_errors": "replace"}  # options of the text loader
+WHOLE: dict[str, Any] = {"sample_by": "document", "encoding_errors": "replace"}  # options of the text loader
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 TESTS, PACKAGES = {"test", "tests", "idle_test"}, {"site-packages", "dist-packages", "__pycache__"}
 NOT_SOURCE = TESTS | PACKAGES | {"encodings"}  # folders of the stdlib left out; encodings are tables

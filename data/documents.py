@@ -84,8 +84,6 @@ def _jsonl_rows(path: str, column: str) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError(f"{type(row).__name__} where an object is expected")
-                if isinstance(text := row.get(column), str):
-                    text.encode()  # half a character, such as \ud800, is valid JSON and no text
             except (ValueError, RecursionError) as fault:
                 raise ValueError(f"line {number}: {fault}") from fault
             default = {column: None} if column in row else default

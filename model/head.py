@@ -5,7 +5,7 @@ Softmax of a head's logits is the head's own distribution, normalised. So all he
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,8 @@ class _CrossEntropy(torch.autograd.Function):
         return (p_NV * share).scatter_add_(1, targets_N[:, None], -share.expand(len(targets_N), 1)), None
 
 
-def cross_entropy(logits_NV: Tensor, targets_N: Tensor, reduction: str = "mean") -> Tensor:
-    """Return −ln softmax(logits) of the targets, in nats: the mean over tokens, their sum, or each ("none")."""
+def cross_entropy(logits_NV: Tensor, targets_N: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+    """Return −ln softmax(logits) of the targets, in nats: the mean over tokens, or each ("none")."""
     logits_NV = widen(logits_NV)
     if reduction == "mean" and formulated(logits_NV):
         return _CrossEntropy.apply(logits_NV, targets_N)  # pyright: ignore[reportReturnType]

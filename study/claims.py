@@ -21,10 +21,10 @@ from errors import UserError, unknown
 from study.arms import Arm
 from study.config import Tree, merge
 from study.controls import CONTROLS, Control
-from study.effects import MINIMUM_SEEDS, SMALLEST, Row, compare_arms
+from study.effects import Row, compare_arms
 from study.grid import expand, is_study
 from study.results import Run, Study, load_study
-from study.statistics import Effect, holm, paired, verdict
+from study.statistics import SMALLEST, Effect, holm, paired, verdict
 from training.config import SECTIONS, tree
 
 Term = dict[str, Any]  # settings of an arm, such as {"activation": "sigmoid", "n_layer": 4}, and perhaps "at"
@@ -203,7 +203,7 @@ def judge_prediction(prediction: Prediction, effect: Effect, p: float) -> tuple[
     Predicting "not above" is predicting that "above" will be refuted.
     """
     side: Literal[1, -1] = 1 if prediction.predicts.endswith("above") else -1
-    outcome, reason = verdict(effect, side, p, prediction.smallest, MINIMUM_SEEDS)
+    outcome, reason = verdict(effect, side, p, prediction.smallest)
     if prediction.predicts.startswith("not"):
         return OPPOSITE.get(outcome, outcome), reason
     return outcome, reason

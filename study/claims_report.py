@@ -11,9 +11,10 @@ from study.arms import joined
 from study.claims import Finding, Judged, claims_in, judge_claims
 from study.claims_figures import centring_figure, gate_figure, vocabulary_figures
 from study.drawing import Figure
-from study.effects import MINIMUM_SEEDS, Row
+from study.effects import Row
 from study.figures import depth_figure, final_figure, heat_maps
 from study.report import PROBES_TEXT, Section, write_page
+from study.statistics import MINIMUM_SEEDS
 
 Pictures = list[tuple[str, Figure, str]]  # title, figure, text
 

@@ -9,10 +9,20 @@ import numpy as np
 
 from study.arms import Arm, make_arms, reference_of
 from study.results import Study
-from study.statistics import Curve, Effect, area, at_share, block_bootstrap, holm, pair, paired, tokens_to, verdict
+from study.statistics import (
+    SMALLEST,
+    Curve,
+    Effect,
+    area,
+    at_share,
+    block_bootstrap,
+    holm,
+    pair,
+    paired,
+    tokens_to,
+    verdict,
+)
 
-SMALLEST = 0.01  # nats per token: the smallest effect that matters, 1 % of perplexity
-MINIMUM_SEEDS = 5
 EARLY = 0.25  # share of the budget at which the early gap is taken
 BLOCK_TOKENS = 2048  # of validation text that the block bootstrap keeps together: about a scene of a play
 SHARES = (0.5, 0.75, 1.0)  # shares of the budget whose reference loss an arm has to reach
@@ -74,7 +84,7 @@ def judge(effect: Effect, p: float) -> tuple[str, str]:
 
     `better` or `worse`: that claim is supported. `no difference that matters`: both are refuted.
     """
-    up, down = (verdict(effect, direction, p, SMALLEST, MINIMUM_SEEDS) for direction in (1, -1))
+    up, down = (verdict(effect, direction, p) for direction in (1, -1))
     for (outcome, reason), name in ((up, "worse"), (down, "better")):
         if outcome == "supported":
             return name, reason

@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from study.drawing import Figure, begun, end_name, escaped, figure, lines, meta_of, popup, spread, styles
-from study.effects import SMALLEST, Row
+from study.effects import Row
+from study.statistics import SMALLEST
 from study.table import interval
 
 STEEP = 1.0  # nats above the best: learning rates that do worse are out of view

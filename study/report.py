@@ -13,10 +13,11 @@ from typing import Any
 import tomli_w
 
 from study.drawing import FEW, PALETTE, Style, styles
-from study.effects import SMALLEST, Row
+from study.effects import Row
 from study.figures import depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
 from study.pictures import write_picture
 from study.results import Run, Study, varying
+from study.statistics import SMALLEST
 from study.table import Column, columns, cost_columns, course_columns, headline, notes, scope
 from training.folder import replacing
 

@@ -15,6 +15,9 @@ from scipy.special import stdtr, stdtrit
 Verdict = Literal["supported", "refuted", "not shown"]
 Curve = Sequence[tuple[float, float]]  # (tokens, loss in nats per token), in order of tokens
 
+SMALLEST = 0.01  # nats per token: the smallest effect that matters, 1 % of perplexity
+MINIMUM_SEEDS = 5  # of a verdict
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -90,7 +93,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def verdict(
-    effect: Effect, direction: Literal[1, -1], p_holm: float, smallest: float = 0.01, minimum_seeds: int = 5
+    effect: Effect,
+    direction: Literal[1, -1],
+    p_holm: float,
+    smallest: float = SMALLEST,
+    minimum_seeds: int = MINIMUM_SEEDS,
 ) -> tuple[Verdict, str]:
     """Return the verdict on the claim that the effect lies in the direction (+1: above 0), and the reason.
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from study.arms import ACTIVATION, SEED, joined, short
-from study.effects import EARLY, MINIMUM_SEEDS, NO_DIFFERENCE, SHARES, VERDICTS, Reach, Row
+from study.effects import EARLY, NO_DIFFERENCE, SHARES, VERDICTS, Reach, Row
 from study.results import Study, mismatch
-from study.statistics import Effect
+from study.statistics import MINIMUM_SEEDS, Effect
 
 NAMED = 4  # arms that the verdict sentence names of each kind
 NEVER = 1e99  # sorts after every ratio

@@ -84,6 +84,14 @@ def test_index_finds_every_document(tmp_path):
         assert dataset.tokenizer.decode(tokens) == "<|endoftext|>" + text
 
 
+def test_half_a_character_is_prepared_as_one_that_is_unknown(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{i} \ud800\n"}) + "\n" for i in range(40)))
+    dataset = prepare(DataConfig(str(path), "bpe:265"))
+    texts = [text for split in SPLITS for text in documents(dataset, split)]
+    assert sorted(texts) == sorted(f"{i} \ufffd\n" for i in range(40))
+
+
 def test_tokenizer_sees_the_training_split_alone(tmp_path):
     letters = "abcdefghijklmnopqrstuvwxyz"
     config = DataConfig(write(tmp_path, [f"{letter}{letter} " * 100 for letter in letters]), "bpe:281", test_fraction=0)

@@ -1,6 +1,5 @@
 """Checkpoints: safetensors and JSON, a SHA-256 manifest written last, verified on load. Nothing is ever unpickled."""
 
-import hashlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from data.assets import sha256_of
 from errors import UserError
 from training.folder import writing
 from training.parallel import ALONE, Alone
@@ -75,7 +75,7 @@ def save(
             save_tensors(others, partial / "optimizer.safetensors")
             (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
             tokenizer.save(partial / "tokenizer.json")
-            manifest = {name: _sha256(partial / name) for name in FILES}
+            manifest = {name: sha256_of(partial / name) for name in FILES}
             (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
             for path in [*partial.iterdir(), partial]:
                 _fsync(path)
@@ -131,7 +131,7 @@ def verify(path: Path) -> None:
     for name in FILES:
         if (path / name).is_symlink():
             raise Damaged(f"{path.name}: {name} is a link")
-        if not (path / name).is_file() or _sha256(path / name) != manifest[name]:
+        if not (path / name).is_file() or sha256_of(path / name) != manifest[name]:
             raise Damaged(f"{path.name}: {name} is missing or does not match manifest.json")
 
 
@@ -233,11 +233,6 @@ def _optimizer_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[st
                 if isinstance(value, Tensor):
                     tensors[f"{names[id(parameter)]}/{slot}"] = value.contiguous()
     return tensors
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

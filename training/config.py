@@ -20,7 +20,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict:
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """How a run trains. `threads`, `device`, `parallel` and `compile` may differ when it is resumed: they say where."""
+    """How a run trains. `threads`, `device`, `parallel`, `compile` and `keep` may differ when it is resumed."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, description="fixes the initial weights and the order of the data")] = 0
     tokens: Annotated[int, Field(gt=0, description="budget, tokens; rounded up to whole steps")] = 1_000_000

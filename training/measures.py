@@ -60,9 +60,9 @@ def spectrum(h_NF: Tensor) -> dict[str, Tensor]:
 def same_sign(g_RF: Tensor) -> tuple[Tensor, Tensor]:
     """Return how far the entries of a row share a sign: majority share and pairwise agreement, averaged over rows.
 
-    With the mean sign m of a row's n entries that have one: (1 + |m|)/2, at chance `chance(n)`; and the probability
-    that two different entries agree, ((nm² − 1)/(n − 1) + 1)/2, unbiased for any n, at chance ½. Rows with n < 2 are
-    left out.
+    With the mean sign m of a row's n entries that have one: (1 + |m|)/2, at chance ½ + 1/√(2πn) for large n; and the
+    probability that two different entries agree, ((nm² − 1)/(n − 1) + 1)/2, unbiased for any n, at chance ½. Rows with
+    n < 2 are left out.
     """
     sign_RF = g_RF.sign()
     n_R = sign_RF.abs().sum(-1)
@@ -71,11 +71,6 @@ def same_sign(g_RF: Tensor) -> tuple[Tensor, Tensor]:
     m_R = sign_RF[rows].sum(-1) / n_R
     pairs_R = ((n_R * m_R.square() - 1) / (n_R - 1) + 1) / 2
     return ((1 + m_R.abs()) / 2).mean(), pairs_R.mean()
-
-
-def chance(n: float) -> float:
-    """Return the majority share that n random signs reach, ½ + 1/√(2πn) for many."""
-    return 0.5 + 1 / math.sqrt(2 * math.pi * n)
 
 
 def agreement(rho: float) -> float:
