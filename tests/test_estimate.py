@@ -59,7 +59,8 @@ def test_the_hours_are_those_of_all_runs_by_the_number_at_a_time(study, monkeypa
 
 
 @pytest.mark.parametrize(("more", "threads"), [("threads = 3", 3), ("", 2)])
-def test_steps_are_timed_on_the_threads_that_a_run_has(study, monkeypatch, more, threads):
+def test_steps_are_timed_on_the_threads_that_a_run_has(study, monkeypatch, request, more, threads):
+    request.addfinalizer(lambda: torch.set_num_threads(1))  # as conftest.py sets it
     seen, step = set(), estimate.train_step
 
     def timed(*arguments):
@@ -70,4 +71,3 @@ def test_steps_are_timed_on_the_threads_that_a_run_has(study, monkeypatch, more,
     monkeypatch.setattr(estimate, "train_step", timed)
     assert dry_run(study(more), "study.toml", set()) > 0
     assert seen == {threads}
-    torch.set_num_threads(1)

@@ -162,6 +162,17 @@ def test_log_slope_by_hand():
     assert math.isnan(log_slope([1.0]))
 
 
+def test_a_dead_network_has_no_ratio_over_depth():
+    model, optimizers, tokens_BT = small()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    figures = measure(model, tokens_BT[:, :-1], tokens_BT[:, 1:], optimizers, None)
+    for name in ("first_to_last", "scaled_first_to_last", "log_slope"):
+        assert math.isnan(figures[f"grad/depth/{name}"])
+    assert figures["grad/blocks.2/rms"] == figures["stream/blocks.2/rms"] == 0
+
+
 def test_cosine_and_rms_by_hand():
     a, b = torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]])
     assert cosine(a, b).item() == pytest.approx(24 / 25)

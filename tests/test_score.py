@@ -11,7 +11,7 @@ import eval as eval_door  # the builtin keeps its name
 from errors import UserError, door
 from model.activations import ACTIVATIONS, Activation
 from training.loop import train
-from training.sample import load_run
+from training.sample import load_run, sample
 from training.score import score_run, score_text
 
 
@@ -26,6 +26,13 @@ class Drawn(nn.Module):
 
     def forward(self, u):
         return torch.where(u > 0, u, self.slope * u)
+
+
+class Noisy(nn.Module):
+    """A ReLU that adds noise in training, as torch's RReLU has it in its slope."""
+
+    def forward(self, u):
+        return u.relu() + 0.5 * torch.randn_like(u) if self.training else u.relu()
 
 
 def test_a_damaged_checkpoint_is_named_once_and_the_one_before_is_scored(tiny, tmp_path, capsys):
@@ -43,6 +50,21 @@ def test_an_activation_that_its_factory_draws_is_the_one_that_was_trained(tiny, 
     summary = train(tiny(model={"activation": "drawn"}), tmp_path / "run")
     torch.manual_seed(1234)
     assert score_run(tmp_path / "run", "cpu")["val"].loss == summary["val/loss"]
+
+
+def test_an_activation_that_draws_in_training_is_scored_probed_and_sampled_without_its_draws(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(ACTIVATIONS, "noisy", Activation(Noisy))
+    losses = set()
+    for probes in (0, 2):
+        folder, model = tmp_path / f"probes{probes}", {"activation": "noisy"}
+        summary = train(tiny(model=model, train={"probes": probes, "eval_every": 8 - probes}), folder)
+        assert score_run(folder, "cpu")["val"].loss == summary["val/loss"]
+        loaded, tokenizer, _ = load_run(folder, torch.device("cpu"))
+        assert summary["sample/text"] == sample(loaded, tokenizer, "", 300, temperature=0.8, top_k=50)[0]
+        losses.add(summary["val/loss"])
+    assert len(losses) == 1  # measuring more, and more often, takes none of training's draws
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_score import Noisy
 
 from data.dataset import Split
-from model.activations import ACTIVATIONS
+from model.activations import ACTIVATIONS, Activation
 from model.gpt import GPT
 from training import stacked
 from training.config import RunConfig, build
@@ -104,8 +105,10 @@ def test_a_run_that_must_stop_says_where_it_began_in_the_words_of_a_run_alone():
     assert "at step 5; the first that is not finite is the output of blocks.0.ffn.up." in str(answers[1])
 
 
-def test_scores_are_those_of_each_model():
-    configs = small()
+@pytest.mark.parametrize("activation", ["gelu", "noisy"])
+def test_scores_are_those_of_each_model(monkeypatch, activation):
+    monkeypatch.setitem(ACTIVATIONS, "noisy", Activation(Noisy))
+    configs = small({"activation": activation})
     models, _ = models_of(configs)
     split = Split(TOKENS_N, n_bytes=300, n_documents=1)
     alone = [score(copy.deepcopy(model), split, config, "fp32") for model, config in zip(models, configs, strict=True)]

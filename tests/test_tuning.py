@@ -64,6 +64,7 @@ def test_a_grid_grows_beyond_the_edge_by_its_own_ratio(grid, best, more):
         ({"study": {"lr": [0.1, 0.2]}}, "3 different values"),
         ({"study": {"lr": [0.1, 0.2, -1]}}, "study.lr.2 = -1: input should be greater than 0"),
         ({"study": {"lr": [0.1, 0.2, 0.4], "tune_seeds": [0]}}, "fresh seeds"),
+        ({"study": {"lr": [0.1, 0.2, 0.4], "tune_seeds": [2**63]}}, f"tune_seeds.0 = {2**63}: input"),
         ({"study": {"lr": [0.1, 0.2, 0.4]}, "train": {"lr": [1, 2]}}, "drop one of the two"),
         ({"study": {"refrence": "relu"}}, "Did you mean 'reference'"),
         ({"study": {"tune_share": 2}}, "study.tune_share = 2"),

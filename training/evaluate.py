@@ -1,12 +1,13 @@
 """The score of a model on a split of the data, all of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.batches import eval_windows
 from data.dataset import Split
@@ -33,6 +34,17 @@ class Score:
         return {f"{split}/{name}": getattr(self, name) for name in ("loss", "perplexity", "bits_per_byte")}
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode inside, in which an activation of a plugin, as torch's RReLU, draws no numbers."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 def score(model: GPT, split: Split, config: RunConfig, precision: str, ranks: Alone = ALONE) -> Score:
     """Score a split as a run does: in its precision, as many windows at a time as a micro-batch has sequences."""
     with autocast(precision, model.embedding.weight.device):
@@ -46,7 +58,9 @@ def evaluate(model: GPT, split: Split, batch_size: int, ranks: Alone = ALONE) ->
     cost counts in the bits, but they add no bytes.
     """
     context, device = model.config.context, model.embedding.weight.device
-    return from_nats(window_nats(model.token_losses, split, context, batch_size, device, ranks), split, context)
+    with evaluating(model):
+        windows = window_nats(model.token_losses, split, context, batch_size, device, ranks)
+    return from_nats(windows, split, context)
 
 
 @torch.no_grad()

@@ -199,9 +199,7 @@ def _run(
         if data.test:
             scored, _ = yield Call(steps, score, (model, data.test, config, precision, ranks))
             val = val | scored.named("test")
-        text = ranks.first(
-            lambda: sample_of(model if ranks.whole else load_run(folder, CPU)[0].train(), data, precision)
-        )
+        text = ranks.first(lambda: sample_of(model if ranks.whole else load_run(folder, CPU)[0], data, precision))
         summary = summary_of(config, model, text, data, val, clock.train_seconds, env) | probes.summary()
         if ranks.main:
             write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))

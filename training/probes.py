@@ -36,6 +36,7 @@ from torch.optim import AdamW, Optimizer
 from data.batches import eval_windows
 from data.dataset import Split
 from model.gpt import GPT
+from training.evaluate import evaluating
 from training.measures import calibration, cosine, log_slope, moments, rms, same_sign, slopes, spectrum
 from training.path import Path, ffn_matrices, ffns
 
@@ -138,7 +139,7 @@ def measure(
 
     No hook, gradient or random number is left behind or used up.
     """
-    with torch.autocast(x_BT.device.type, enabled=False):
+    with evaluating(model), torch.autocast(x_BT.device.type, enabled=False):
         figures, gradients = _blocks(model, x_BT, y_BT)
         figures |= _head(model, x_BT, y_BT)
         if before is not None:
@@ -157,7 +158,7 @@ def gate_histogram(model: GPT, x_BT: Tensor) -> dict[str, dict[str, list[float]]
     What lies beyond the edges counts in the outermost bins.
     """
     acts = {where: ffn.act for where, ffn in ffns(model).items() if ffn.gate is not None}
-    with torch.no_grad(), torch.autocast(x_BT.device.type, enabled=False), watch(acts) as seen:
+    with torch.no_grad(), evaluating(model), torch.autocast(x_BT.device.type, enabled=False), watch(acts) as seen:
         model(x_BT)
     low, high, bins = GATES
     edges = torch.linspace(low, high, bins + 1).tolist()

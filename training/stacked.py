@@ -20,7 +20,7 @@ from model.gpt import GPT
 from model.size import size
 from training.config import RunConfig
 from training.device import autocast, free_memory, moved
-from training.evaluate import Score, from_nats, window_nats
+from training.evaluate import Score, evaluating, from_nats, window_nats
 from training.nonfinite import began
 from training.path import sample, update_together
 from training.probes import Probes
@@ -77,7 +77,8 @@ class Stack:
         def nats(x_BT: Tensor, y_BT: Tensor) -> Tensor:
             return self._batched(precision, x_BT, y_BT, scored=True)
 
-        windows_RN = window_nats(nats, split, context, c.batch_size // c.accumulate, self.device)
+        with evaluating(self.objective):
+            windows_RN = window_nats(nats, split, context, c.batch_size // c.accumulate, self.device)
         return [from_nats(windows_N, split, context) for windows_N in windows_RN]
 
     def step(

@@ -9,12 +9,13 @@ from model.gpt import GPT
 from model.size import size
 from training.config import RunConfig
 from training.device import autocast, peak_memory
+from training.evaluate import evaluating
 from training.sample import sample
 
 
 def sample_of(model: GPT, data: Dataset, precision: str) -> str:
     """Return what a trained model writes from the beginning of a document on, always by the same random numbers."""
-    with autocast(precision, model.embedding.weight.device):
+    with evaluating(model), autocast(precision, model.embedding.weight.device):
         return sample(model, data.tokenizer, prompt="", n_tokens=300, temperature=0.8, top_k=50, seed=0)[0]
 
 
