@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ def prepare(config: DataConfig) -> Dataset:
         UserError: a corpus or tokenizer that cannot be had, too small a corpus, a cache that cannot be used.
     """
     corpus = open_corpus(config)
-    recipe = [FORMAT, corpus.fingerprint, *astuple(config)[1:]]  # the corpus counts by its content, not its name
+    # the corpus counts by its content, which knows its column, not by its name
+    recipe = [FORMAT, *astuple(replace(config, corpus=corpus.fingerprint, column=DataConfig.column))]
     folder = cache_folder() / "datasets" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     with cache_faults():
         if not _is_whole(folder):

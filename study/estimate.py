@@ -29,8 +29,8 @@ def dry_run(tree: Tree, source: str, counted: set[RunConfig]) -> float:
     """Print the runs, the match of the arms in parameters and FLOPs, and the hours that the study takes; return these.
 
     It times a few steps and one evaluation of each arm on a run's share of the cores. The text is fetched and prepared
-    for that, nothing is trained or written. A learning-rate grid that must be extended takes longer, and stacked runs,
-    which are counted one after another, take less. Runs in `counted`, to which these are added, cost nothing: a study
+    for that, nothing is trained or written. A learning-rate grid that must be extended takes longer; stacked runs, counted one
+    after another, take less, as do those on a cluster, of which this machine alone is counted. Runs in `counted`, to which these are added, cost nothing: a study
     of the same command has them.
     """
     study = study_config(tree, source)
@@ -38,8 +38,8 @@ def dry_run(tree: Tree, source: str, counted: set[RunConfig]) -> float:
     trials = {name: tuning_runs(name, config, its, its.lr) for name, (config, its) in compared.items()}
     for config in runs.values():
         check_available(config)
-    stacked = pick_engine(study.engine, runs.values()) == "stacked"
-    parallel = 1 if stacked else at_once(runs.values())
+    engine = pick_engine(study.engine, runs.values())
+    parallel = 1 if engine == "stacked" else at_once(runs.values())
     keep_memory()
     data = {config: prepare(config) for config in {run.data for run in runs.values()}}
     print(*match((c.model, data[c.data].tokenizer.n_vocab) for c, _ in compared.values()), sep="\n")
@@ -56,7 +56,8 @@ def dry_run(tree: Tree, source: str, counted: set[RunConfig]) -> float:
         speed = f"{config.tokens_per_step / step:,.0f} tokens/s"
         print(f"{name or config.model.activation}: {len(tuning)} tuning runs, {len(mine)} runs, {speed}")
     hours = seconds / parallel / 3600
-    how = "or less, since runs are stacked" if stacked else f"{parallel} runs at a time"
+    how = "or less, since runs are stacked" if engine == "stacked" else f"{parallel} runs at a time"
+    how += " on this machine alone" if engine == "ray" else ""
     print(f"estimated time of {source}: {hours:.2f} h, {how}")
     return hours
 

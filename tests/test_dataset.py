@@ -154,6 +154,7 @@ def test_key_follows_content_and_config(tmp_path):
     config = DataConfig(write(tmp_path / "a", texts), "bytes")
     same = prepare(DataConfig(write(tmp_path / "b", texts), "bytes"))
     assert same.folder == prepare(config).folder
+    assert same.folder == prepare(replace(config, column="body")).folder  # files of text have no columns
     others = [
         DataConfig(config.corpus, "bpe:260"),
         DataConfig(config.corpus, "bytes", val_fraction=0.2),

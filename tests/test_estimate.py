@@ -58,6 +58,13 @@ def test_the_hours_are_those_of_all_runs_by_the_number_at_a_time(study, monkeypa
     assert dry_run(tree, "again", counted) == 0
 
 
+def test_a_cluster_is_reckoned_as_this_machine_and_the_line_says_so(study, monkeypatch, capsys):
+    monkeypatch.setattr("study.executor.cores", lambda: 2)
+    monkeypatch.setattr(estimate, "_measure", lambda *_: (10.0, 2.0, 5.0))
+    hours = dry_run(study('[study]\nengine = "ray"'), "study.toml", set())
+    assert f"{hours:.2f} h, 2 runs at a time on this machine alone" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("more", "threads"), [("threads = 3", 3), ("", 2)])
 def test_steps_are_timed_on_the_threads_that_a_run_has(study, monkeypatch, request, more, threads):
     request.addfinalizer(lambda: torch.set_num_threads(1))  # as conftest.py sets it
