@@ -29,9 +29,9 @@ def dry_run(tree: Tree, source: str, counted: set[RunConfig]) -> float:
     """Print the runs, the match of the arms in parameters and FLOPs, and the hours that the study takes; return these.
 
     It times a few steps and one evaluation of each arm on a run's share of the cores. The text is fetched and prepared
-    for that, nothing is trained or written. A learning-rate grid that must be extended takes longer; stacked runs, counted one
-    after another, take less, as do those on a cluster, of which this machine alone is counted. Runs in `counted`, to which these are added, cost nothing: a study
-    of the same command has them.
+    for that, nothing is trained or written. A learning-rate grid that must be extended takes longer; stacked runs,
+    counted one after another, take less, as do those on a cluster, of which this machine alone is counted. Runs in
+    `counted`, to which these are added, cost nothing: a study of the same command has them.
     """
     study = study_config(tree, source)
     runs, compared = expand(tree, source), arms(tree, source)
