@@ -91,7 +91,7 @@ def main() -> None:
         else:
             score_run(only, command.device or "auto")
         return
-    own = (only / "study.toml").exists() or any(only.glob("*/config.toml"))
+    own = (only / "study.toml").exists() or any(only.glob("[!.]*/config.toml"))
     if len(command.paths) == 1 and not own and any(only.glob("*/study.toml")):
         from study.claims_report import report_claims
 

@@ -62,7 +62,7 @@ def main() -> int:
         folder = command.out if path == command.config else command.out / path.stem
         unfinished = run_study(tree, folder, command.plugin, f"{path} and the flags", done)
         done.append(folder)
-        if any(folder.glob("*/metrics.jsonl")):  # else no arm could be tuned
+        if any(folder.glob("[!.]*/metrics.jsonl")):  # else no arm could be tuned
             rows = compare([folder], plugin=command.plugin)
             mirror_study(rows, folder, next(iter(runs[path].values())).wandb, failed=bool(unfinished))
         failed += unfinished

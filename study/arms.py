@@ -6,6 +6,7 @@ from functools import cached_property
 from statistics import fmean, stdev
 
 from study.results import Run, Study, mismatch, varying
+from study.tuning import BARE
 from training.config import SECTIONS
 
 KNOWN = ("sigmoid", "relu", "gelu", "silu", "swiglu")  # the five that everyone knows come first everywhere
@@ -104,18 +105,14 @@ class Arm:
 def make_arms(study: Study) -> list[Arm]:
     """Gather the runs into arms: the five of `KNOWN` first, then the rest in order of appearance.
 
-    A learning rate is part of the arm: each has its own in a tuned study. It is named, as any other number with a
-    fraction, where an arm's other settings are not enough to tell it from another.
+    A learning rate is part of the arm: each has its own in a tuned study.
     """
-    fields = [key for key in varying(study.runs) if key not in (SEED, ACTIVATION)]
-    for number in [key for key in fields if any(isinstance(run.settings.get(key), float) for run in study.runs)]:
-        fewer = [key for key in fields if key != number]
-        if len({_values(run, fewer) for run in study.runs}) == len({_values(run, fields) for run in study.runs}):
-            fields = fewer
+    fields = _telling(study.runs)
     names = dict(zip(fields, short(fields), strict=True))
     groups: dict[tuple[str, ...], list[Run]] = {}
-    for place in (lambda _: "", lambda run: run.folder.parent.name, lambda run: str(run.folder)):
-        groups = _group(study.runs, names, place)
+    places = lambda _: "", lambda run: run.folder.parent.name, lambda run: run.folder.parent, lambda run: run.folder
+    for place in places:
+        groups = _group(study.runs, names, lambda run, place=place: str(place(run)))
         if all(len({run.seed for run in group}) == len(group) for group in groups.values()):
             break
     keys = (ACTIVATION, *fields, FOLDER)
@@ -127,7 +124,7 @@ def make_arms(study: Study) -> list[Arm]:
         absent = [
             point[SEED]
             for folder, point in missing
-            if folder == group[0].folder.parent
+            if folder in {run.folder.parent for run in group}
             and all(group[0].settings.get(field) == value for field, value in point.items() if field != SEED)
         ]
         runs = sorted(group, key=lambda run: run.seed)
@@ -187,8 +184,23 @@ def _said(key: str, part: str) -> str:
     return {"True": name, "False": f"no {name}"}.get(value, part)
 
 
-def _values(run: Run, fields: Sequence[str]) -> str:
-    return repr([run.activation, *(run.settings.get(key) for key in fields)])
+def _telling(runs: Sequence[Run]) -> list[str]:
+    """Return the settings, beside activation and seed, that tell one arm from another.
+
+    A number with a fraction is none where the others tell it already, as an optimiser tells its momentum. That the
+    activation tells it is enough for the learning rate alone, which is each arm's own: of any other number it would
+    hide that not all else is equal.
+    """
+
+    def kinds(keys: Iterable[str]) -> int:
+        return len({repr([run.settings.get(key) for key in keys]) for run in runs})
+
+    fields = [key for key in varying(runs) if key not in (SEED, ACTIVATION)]
+    for number in [key for key in fields if any(isinstance(run.settings.get(key), float) for run in runs)]:
+        others = [ACTIVATION] * (number == LR) + [key for key in fields if key != number]
+        if kinds(others) == kinds([*others, number]):
+            fields.remove(number)
+    return fields
 
 
 def _group(runs: Iterable[Run], names: dict[str, str], place: Callable[[Run], str]) -> dict[tuple[str, ...], list[Run]]:
@@ -200,10 +212,11 @@ def _group(runs: Iterable[Run], names: dict[str, str], place: Callable[[Run], st
 
 
 def _tuning(run: Run, tuning: Iterable[Run]) -> tuple[Run, ...]:
-    """Return the tuning runs of a run's arm: of the same study, equal in all but seed, rate and budget."""
+    """Return the tuning runs of a run's arm: of the same study, equal in all but what is a tuning run's own."""
+    own = {SEED, LR, TOKENS, *(f"train.{name}" for name in BARE)}
 
     def key(run: Run) -> dict[str, object]:
-        return {field: value for field, value in run.settings.items() if field not in (SEED, LR, TOKENS)}
+        return {field: value for field, value in run.settings.items() if field not in own}
 
     home = run.folder.parent / "tune"
     found = tuple(other for other in tuning if other.folder.parent == home and key(other) == key(run))

@@ -225,12 +225,13 @@ def deciding(findings: Iterable[Finding]) -> list[Finding]:
 def judge_claims(claims: Mapping[Path, Claim]) -> list[Judged]:
     """Judge the claims, by the folder of each one's study; Holm's adjustment is over all their predictions.
 
-    It guards "supported". "refuted" is decided for each prediction by itself.
+    It guards "supported". "refuted" is decided for each prediction by itself. Of "not above" and "not below", which
+    say that the contrary will be refuted, it is the other way round.
     """
     rows: dict[Path, list[Row]] = {}
     effects: list[tuple[Path, Prediction, Effect | None, str]] = []
     for path, claim in claims.items():
-        begun = any(path.glob("*/config.toml"))
+        begun = any(path.glob("[!.]*/config.toml"))
         study = load_study([path]) if begun else Study([], [], {})
         rows[path] = compare_arms(study, study.reference) if begun else []
         for prediction in claim.prediction:

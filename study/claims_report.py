@@ -1,5 +1,6 @@
 """Claims on a page and in the terminal: a verdict for each, its predictions, and the picture that decides it."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -140,8 +141,11 @@ def _vocabulary(rows: Sequence[Row]) -> Pictures:
     ]
 
 
+GATES_TEXT = "Distribution of act(gate) after the last step, all blocks; what lies beyond counts in the outermost bins."
+
+
 def _gates(rows: Sequence[Row]) -> Pictures:
-    return [("Gates", gate_figure(rows), "Distribution of act(gate) after the last step, all blocks."), _gaps(rows)]
+    return [("Gates", gate_figure(rows), GATES_TEXT), _gaps(rows)]
 
 
 def _gaps(rows: Sequence[Row]) -> tuple[str, Figure, str]:
@@ -162,9 +166,10 @@ PICTURES: dict[str, Callable[[Sequence[Row]], Pictures]] = {
 
 
 def _rule(judged: Sequence[Judged]) -> str:
-    tests = sum(found.effect is not None for one in judged for found in one.findings)
+    tests = sum(not math.isnan(found.p) for one in judged for found in one.findings)
     return (
         f"a claim is supported if each of its predictions is, and refuted if one is; an effect is a paired mean "
         f"difference over {MINIMUM_SEEDS} seeds or more with its 95 % t interval; “supported” also needs p below "
-        f"5 % after Holm over all {tests} predictions, while “refuted” is decided for each by itself"
+        f"5 % after Holm over all {tests} predictions, while “refuted” is decided for each by itself; of a prediction "
+        "“not above” or “not below” it is the other way round"
     )

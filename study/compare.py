@@ -77,7 +77,9 @@ def _reproduce(paths: Sequence[Path], runs: Sequence[Run], plugin: Path | None) 
     option = f" --plugin={quote(str(plugin or 'FILE'))}" if plugin or foreign else ""
     remark = [f"# FILE defines {joined(foreign)}: a plugin, which the folder does not hold"] if foreign else []
     configs = [config for path in paths for config in _configs(path, runs)]
-    outs = [f"--out=runs/again-{config.resolve().parent.name}" for config in configs]
+    names = [config.resolve().parent.name for config in configs]
+    again = [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
+    outs = [f"--out=runs/again-{name}" for name in again]
     commands = [f"python train.py {quote(str(c))} {quote(out)}{option}" for c, out in zip(configs, outs, strict=True)]
     return "\n".join([*commands, *remark])
 

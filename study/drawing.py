@@ -13,7 +13,7 @@ from study.effects import Row
 from study.results import Run
 
 Figure = dict[str, Any]
-Point = tuple[float, float, float, float]  # x, then the mean, the lowest and the highest over seeds
+Point = tuple[float, float, float, float, int]  # x; mean, lowest and highest over seeds; how many they are
 
 # Okabe and Ito's colours (2008), each shifted for contrast with its ground; gelu, the usual reference, is the neutral.
 PALETTE = {
@@ -58,11 +58,11 @@ def styles(arms: Sequence[Arm]) -> dict[str, Style]:
 
 
 def spread(curves: Iterable[Sequence[tuple[float, float]]]) -> list[Point]:
-    """Return mean, lowest and highest of several curves where all of them have a point."""
+    """Return mean, lowest, highest and number of several curves where all of them have a point."""
     tables = [dict(curve) for curve in curves]
     common = [x for x in tables[0] if all(x in table for table in tables)] if tables else []
     at = {x: [table[x] for table in tables] for x in common}
-    return [(x, fmean(values), min(values), max(values)) for x, values in at.items()]
+    return [(x, fmean(values), min(values), max(values), len(values)) for x, values in at.items()]
 
 
 def thin(points: Sequence[Any], limit: int = CURVE) -> list[Any]:
@@ -88,7 +88,7 @@ def figure(traces: list[Figure], across: str, up: str, window: list[float] | Non
     if ends:
         layout["xaxis"]["range"] = [
             0,
-            1.015 * max(trace["x"][-1] for trace in traces if trace["meta"]["kind"] != "band"),
+            1.015 * max(trace["x"][-1] for trace in traces if trace["meta"]["kind"] != "band") or 1,
         ]
     return {"data": traces, "layout": layout}
 
@@ -103,8 +103,8 @@ def lines(rows: Sequence[Row], kind: str, curves: Sequence[Sequence[Point]], hov
     limit = min(CURVE, max(100, POINTS // max(1, len(drawn))))
     faint, many = kind == "training", len(drawn) > FEW
     for row, curve in drawn:
-        points, style, seeds = thin(curve, limit), look[row.arm.label], len(begun(row))
-        xs, ys, lows, highs = zip(*points, strict=True)
+        points, style = thin(curve, limit), look[row.arm.label]
+        xs, ys, lows, highs, (seeds, *_) = zip(*points, strict=True)
         shared = {"type": "scatter", "name": escaped(row.arm.label)}
         several = seeds > 1 and not faint and kind != "rate"
         if several:

@@ -85,10 +85,14 @@ def final_figure(rows: Sequence[Row]) -> Figure:
 
 
 def depth_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the gradient that reaches each block, relative to the last, after the last step; empty without probes."""
+    """Draw the gradient that reaches each block, relative to the last, of finished runs; empty without probes.
+
+    A gradient of 0 has no place on the axis: runs with one are left out.
+    """
     curves = []
     for row in rows:
-        steps = [found for run in row.arm.runs if (found := by_block(run.records).get("grad/blocks.*/rms"))]
+        done = [by_block(run.records) for run in row.arm.runs if run.status == "finished"]
+        steps = [found for blocks in done if (found := blocks.get("grad/blocks.*/rms"))]
         ends = [at for found in steps if len(at := found[max(found)]) > 1 and min(at.values()) > 0]
         curves.append(spread([(i / (len(at) - 1), at[i] / at[len(at) - 1]) for i in sorted(at)] for at in ends))
     if not any(curves):
@@ -139,17 +143,17 @@ def rate_figure(rows: Sequence[Row]) -> Figure:
     curves = []
     for row in rows:
         tuned = {lr: [*losses.values()] for lr, losses in row.arm.tuned().items() if losses}
-        curves.append([(lr, fmean(losses), min(losses), max(losses)) for lr, losses in tuned.items()])
+        curves.append([(lr, fmean(losses), min(losses), max(losses), len(losses)) for lr, losses in tuned.items()])
     if not any(curves):
         return {}
     traces = lines(rows, "rate", curves, "learning rate %{x:.3g}<br>validation loss %{y:.3f}")
     for row, curve in zip(rows, curves, strict=True):
-        chosen = [(x, y) for x, y, _, _ in curve if x == row.arm.lr]
+        chosen = [(x, y) for x, y, *_ in curve if x == row.arm.lr]
         ring = {"size": 15, "symbol": "circle-open", "line": {"width": 2}}
         look = {"type": "scatter", "mode": "markers", "marker": ring, "hoverinfo": "skip", "cliponaxis": False}
         meta = meta_of(row, styles([r.arm for r in rows]), "chosen")
         traces += [look | {"x": [x], "y": [round(y, 5)], "name": "", "meta": meta} for x, y in chosen]
-    lows, highs = zip(*((low, high) for curve in curves for _, _, low, high in curve), strict=True)
+    lows, highs = zip(*((low, high) for curve in curves for _, _, low, high, _ in curve), strict=True)
     best, worst = min(lows), min(max(highs), min(lows) + STEEP)
     pad = 0.04 * (worst - best)
     drawn = figure(traces, "learning rate", "loss, nats per token", window=[best - pad, worst + pad], ends=False)

@@ -98,6 +98,7 @@ def _scatter(axes: "Axes", trace: Figure) -> None:
         "alpha": trace.get("opacity", 1),
         "linestyle": DASH[line.get("dash", "solid")] if "lines" in mode else "none",
         "linewidth": PIXEL * line.get("width", 2),
+        "drawstyle": "steps-mid" if line.get("shape") == "hvh" else "default",
         "label": "" if empty else html.unescape(trace["name"]),
     }
     if "markers" in mode:

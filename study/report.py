@@ -134,13 +134,14 @@ NOISE_TEXT = (
     "networks being as they are (block bootstrap). It says nothing of other seeds, and decides nothing."
 )
 COURSE_TEXT = (
-    "Differences to {0} in nats per token{1}; a change below zero is a gap that closes. "
+    "Differences to {0} in nats per token{1}; a change below zero: the arm gains on {0}. "
     "“To 50 %”: tokens to the loss that {0} has at half its budget, as a multiple of its own."
 )
 MARGIN_TEXT = ", ± half the 95 % interval"
 DEPTH_TEXT = (
     "Gradient of the loss with respect to the residual stream where it enters each block, relative to the last block, "
-    "after the last step. A line that rises to the right is a gradient that shrinks on its way back."
+    "after the last step. A line that rises to the right is a gradient that shrinks on its way back; runs "
+    "in which it is 0 in a block have no place here."
 )
 PROBES_TEXT = "Each measurement by block and training step, the mean over seeds. Steps are log-spaced."
 RATE_TEXT = "Final validation loss of the tuning runs; rings mark the rate that each arm trains at."

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
-from study.config import merge
+from study.config import StudyConfig, merge
 from study.grid import points
 from training.config import SECTIONS, WHERE
 from training.folder import replacing
@@ -104,11 +104,15 @@ class Study:
     plans: dict[Path, dict[str, Any]]
 
     @property
+    def named(self) -> str | None:
+        """The arm that the first study names as its reference; None where none does."""
+        studies = (plan.get("study", {}) for plan in self.plans.values())
+        return next((str(study["reference"]) for study in studies if "reference" in study), None)
+
+    @property
     def reference(self) -> str:
-        """The arm that the first study names as its reference."""
-        return next(
-            (str(p["study"]["reference"]) for p in self.plans.values() if "reference" in p.get("study", {})), "gelu"
-        )
+        """The arm named, or GELU."""
+        return self.named or StudyConfig.reference
 
     def missing(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Yield the folder and the settings of each run that a study asks for and that has no folder yet."""
@@ -117,7 +121,10 @@ class Study:
             fields = dict.fromkeys([("train", "seed"), *(key for values, _ in points(plan) for key in values)])
             for _, sections in points(plan):
                 point: dict[str, Any] = {}
+                tuned = sections.get("study", {}).get("lr")
                 for section, field in fields:  # of every grid: what one names, another takes as it stands or by default
+                    if tuned and (section, field) == ("train", "lr"):
+                        continue
                     default = getattr(SECTIONS.get(section), field, None)
                     point[f"{section}.{field}"] = sections.get(section, {}).get(field, default)
                 if not any(all(s.get(key) == value for key, value in point.items()) for s in here):

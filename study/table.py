@@ -43,7 +43,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("text noise", lambda row: row.noise, lambda row: f"±{row.noise:.3f}"),
         Column("p (Holm)", lambda row: None if math.isnan(row.p) else row.p, lambda row: p_value(row.p)),
         Column("verdict", _rank, lambda row: row.verdict, True),
-        _mean("perplexity", "val/loss", lambda row: f"{math.exp(row.arm.mean('val/loss') or 0):.2f}"),
+        _mean("perplexity", "val/loss", _perplexity),
         _mean("bits/byte", "val/bits_per_byte", ".3f"),
         _mean("test loss", "test/loss", ".3f"),
     )
@@ -67,11 +67,12 @@ def course_columns(rows: Sequence[Row]) -> list[Column]:
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:
     """Return what an arm costs, and the learning rate that it takes."""
-    shared = next((row.shared_lr for row in rows if row.shared_lr), None)
+    shared = {row.shared_lr for row in rows if row.shared_lr}
+    same = f"shared lr {min(shared):.3g}" if len(shared) == 1 else "shared lr"  # references have one each
     return _filled(
         rows,
         Column("tuned lr", lambda row: row.arm.lr if row.arm.tuning else None, _rate),
-        *([_effect(f"shared lr {shared:.3g}", "shared")] if shared else []),
+        _effect(same, "shared", lambda row: f" at {row.shared_lr:.3g}" * (len(shared) > 1)),
         _mean("parameters", "params/total", ",.0f"),
         _mean("in the FFN", "params/ffn", ",.0f"),
         _mean("MFLOP/token", "flops/token", lambda row: f"{(row.arm.mean('flops/token') or 0) / 1e6:,.1f}"),
@@ -87,6 +88,8 @@ def notes(rows: Sequence[Row], study: Study | None = None) -> list[str]:
     reasons = [r for r in dict.fromkeys(why.values()) if r]
     said = [f"{joined(label for label, r in why.items() if r == reason)}: {reason}." for reason in reasons]
     absent = _absent(study) if study else []
+    if study and study.named and not any(study.named in row.arm.names for row in rows):
+        said.append(f"No arm is {study.named}, the study's reference: differences are to {rows[0].reference}.")
     return said + ([f"{joined(absent)}: no run has begun."] if absent else [])
 
 
@@ -130,8 +133,13 @@ def setting(rows: Sequence[Row]) -> str:
         parts = [f"{sizes[0]:,.0f} to {sizes[-1]:,.0f} parameters"]
     parts += [f"{budgets} training tokens of {' · '.join(v for k, v in seen.items() if k.startswith('data.'))}"]
     parts += [seen[key] for key in SCOPE if key in seen and not key.startswith("data.")]
-    rates = {run.settings.get("train.lr") for run in runs}
-    parts += ["each arm at its own learning rate" if len(rates) > 1 else f"learning rate {rates.pop()}"]
+    rates = sorted({row.arm.lr for row in rows})
+    if len(rates) == 1:
+        parts.append(f"learning rate {rates[0]}")
+    elif all(row.arm.tuning for row in rows):
+        parts.append("each arm at its own learning rate")
+    else:
+        parts.append(f"learning rates {rates[0]} to {rates[-1]}")
     return ", ".join(parts)
 
 
@@ -204,12 +212,12 @@ def _mean(title: str, metric: str, form: str | Callable[[Row], str]) -> Column:
     return Column(title, lambda row: row.arm.mean(metric), form)
 
 
-def _effect(title: str, name: str) -> Column:
+def _effect(title: str, name: str, more: Callable[[Row], str] = lambda _: "") -> Column:
     def value(row: Row) -> float | None:
         effect = getattr(row, name)
         return effect.mean if effect else None
 
-    return Column(title, value, lambda row: "0" if row.is_reference else margin(getattr(row, name)))
+    return Column(title, value, lambda row: "0" if row.is_reference else margin(getattr(row, name)) + more(row))
 
 
 def _half(effect: Effect | None) -> float | None:
@@ -225,6 +233,11 @@ def p_value(p: float) -> str:
 
 def _rank(row: Row) -> float | None:
     return VERDICTS.index(row.verdict) if row.verdict and row.final and row.final.n > 1 else None
+
+
+def _perplexity(row: Row) -> str:
+    loss = row.arm.mean("val/loss") or 0
+    return f"{math.exp(loss):.2f}" if loss < 700 else "inf"
 
 
 def _rate(row: Row) -> str:

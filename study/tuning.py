@@ -10,6 +10,7 @@ from study.grid import planned
 from training.config import RunConfig, TrainConfig
 
 EXTENSIONS = 2  # at most so many times
+BARE = {"eval_every": 0, "probes": 0}  # in [train] of a tuning run, since its last loss alone decides
 
 
 def arms(tree: Tree, source: str) -> dict[str, tuple[RunConfig, StudyConfig]]:
@@ -31,12 +32,9 @@ def arm_of(run: RunConfig, among: Mapping[str, tuple[RunConfig, StudyConfig]]) -
 def tuning_runs(
     arm: str, config: RunConfig, study: StudyConfig, rates: Sequence[float]
 ) -> dict[str, tuple[float, RunConfig]]:
-    """Return the tuning runs of an arm by name, each with its learning rate: a share of the budget, its own seeds.
-
-    Their last loss alone decides, so that they are not scored on the way nor probed.
-    """
+    """Return the tuning runs of an arm by name, each with its learning rate: a share of the budget, its own seeds."""
     tokens = math.ceil(study.tune_share * config.train.tokens)
-    bare = dataclasses.replace(config.train, tokens=tokens, eval_every=0, probes=0)
+    bare = dataclasses.replace(config.train, tokens=tokens, **BARE)
     return {
         f"{arm}-lr{lr:g}-seed{seed}": (
             lr,
@@ -59,7 +57,7 @@ def best_lr(losses: Mapping[float, Sequence[float]]) -> float | None:
 
 def extension(grid: Sequence[float], best: float) -> float | None:
     """Return the learning rate beyond the edge that `best` lies at, at the grid's own ratio; None inside the grid."""
-    low, *_, high = ordered = sorted(grid)
+    low, *_, high = ordered = sorted(set(grid))
     if best == high:
         return float(f"{high * high / ordered[-2]:.3g}")
     if best == low:

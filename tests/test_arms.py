@@ -1,6 +1,7 @@
 import math
 import shlex
 from html import unescape
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_an_arm_of_five_seeds_by_hand(seeded):
     assert row.verdict == "worse"
     assert headline(rows) == "worse than gelu: sigmoid (+0.250 ± 0.055)"
     assert "5 seeds, paired" in scope(rows)
-    assert "each arm at its own learning rate" in scope(rows)
+    assert "learning rates 0.004 to 0.008" in scope(rows)  # tuned by none
     assert cells(rows, columns)["95 % interval"] == ["[+0.195, +0.305]", "-"]
 
 
@@ -287,6 +288,44 @@ def test_of_several_references_the_one_of_the_same_budget_rate_and_study_is_take
     assert {row.final and row.final.mean for row in rows} == {0.25, 0}
 
 
+@pytest.mark.parametrize("field", ["weight_decay", "clip", "warmup"])
+def test_a_number_that_only_the_activation_tells_is_part_of_the_arm(tmp_path, field):
+    options: list[Any] = [{field: 0.1}, {field: 0.0}]
+    write_arm(tmp_path, "gelu", GELU, **options[0])
+    write_arm(tmp_path, "relu", [loss - 0.1 for loss in GELU], **options[1])
+    rows = rows_of(tmp_path)
+    assert [row.arm.label for row in rows] == [f"relu · {field}=0.0", f"gelu · {field}=0.1"]
+    assert rows[0].note == "no gelu run to compare with, all else equal"
+
+
+def test_a_number_that_another_setting_tells_is_not(tmp_path):
+    for optimizer, decay, loss in (("adamw", 0.1, 4.0), ("sgd", 0.0, 4.5)):
+        for activation in ("gelu", "relu"):
+            name = f"{activation}-{optimizer}"
+            write_run(tmp_path / name, activation, loss, optimizer=optimizer, weight_decay=decay)
+    labels = [row.arm.label for row in rows_of(tmp_path)]
+    assert labels == ["relu", "relu · optimizer=sgd", "gelu", "gelu · optimizer=sgd"]
+
+
+def test_studies_in_folders_of_one_name_keep_their_seeds_together(tmp_path):
+    for home in ("old", "new"):
+        write_arm(tmp_path / home / "quick", "gelu", GELU)
+        write_arm(tmp_path / home / "quick", "relu", [loss + 0.25 for loss in GELU])
+    rows = rows_of(tmp_path / "old" / "quick", tmp_path / "new" / "quick")
+    assert [(row.arm.seeds, row.verdict) for row in rows] == [(5, "worse"), (5, "worse"), (5, ""), (5, "")]
+
+
+def test_a_seed_that_either_of_two_studies_lacks_is_missing(tmp_path):
+    for study, seeds in (("a", [0, 1, 2]), ("b", [3, 4, 5])):
+        plan = {"model": {"activation": ["gelu", "relu"]}, "train": {"seed": seeds}}
+        folder = write_plan(tmp_path / study, **plan)
+        for seed in seeds[: 3 if study == "a" else 2]:
+            write_run(folder / f"gelu-seed{seed}", "gelu", seed=seed)
+            write_run(folder / f"relu-seed{seed}", "relu", seed=seed)
+    rows = rows_of(tmp_path / "a", tmp_path / "b")
+    assert [row.arm.trouble for row in rows] == ["seed 5 not begun"] * 2
+
+
 def test_a_study_that_is_called_as_the_reference_is_not_the_reference(tmp_path):
     for study, loss in (("gelu", 4.0), ("other", 3.0)):
         write_run(tmp_path / study / "gelu", "gelu", loss)
@@ -308,6 +347,9 @@ def test_without_the_reference_the_first_activation_takes_its_place(tmp_path):
         ("relu", "relu", 0),
         ("silu", "relu", 0.5),
     ]
+    assert notes(rows, load_study([tmp_path])) == []
+    write_plan(tmp_path, model={"activation": ["relu", "silu", "gelu"]}, study={"reference": "gelu"})
+    assert "No arm is gelu, the study's reference: differences are to relu." in notes(rows, load_study([tmp_path]))
 
 
 def tune(study, activation, losses, seeds=(1000,)):
@@ -330,6 +372,18 @@ def test_the_tuned_and_the_shared_learning_rate(seeded):
     shown = cells(rows, cost_columns)
     assert shown["tuned lr"] == ["0.008 (edge of grid)", "0.004"]
     assert shown["shared lr 0.004"][1] == "0"
+    assert "each arm at its own learning rate" in scope(rows)
+
+
+def test_references_with_rates_of_their_own_are_told_line_by_line(tmp_path):
+    for optimizer, best in (("adamw", 0.004), ("sgd", 1.0)):
+        for activation, gap in (("gelu", 0.0), ("relu", 0.5)):
+            options = {"optimizer": optimizer, "weight_decay": 0.1}
+            write_run(tmp_path / f"{activation}-{optimizer}", activation, 4.0 + gap, lr=best, **options)
+            for rate in (best / 2, best, best * 2):
+                folder = tmp_path / "tune" / f"{activation}-{optimizer}-{rate}"
+                write_run(folder, activation, 5.0 + gap + (rate != best), tokens=500, lr=rate, seed=1000, **options)
+    assert cells(rows_of(tmp_path), cost_columns)["shared lr"] == ["+0.500 at 0.004", "+0.500 at 1", "0", "0"]
 
 
 def test_a_rate_that_diverged_for_one_seed_has_no_loss(seeded):
@@ -338,6 +392,14 @@ def test_a_rate_that_diverged_for_one_seed_has_no_loss(seeded):
     gelu = make_arms(load_study([seeded]))[1]
     assert gelu.tuned() == {0.002: {1000: 5.0}, 0.004: {}}
     assert by_label(rows_of(seeded))["sigmoid"].shared is None
+
+
+def test_a_loss_beyond_any_perplexity_is_a_line_of_the_table_as_others(tmp_path):
+    write_run(tmp_path / "gelu", "gelu", 4.0)
+    write_run(tmp_path / "relu", "relu", 690.0)
+    summary = tmp_path / "relu" / "summary.json"
+    summary.write_text(summary.read_text().replace('"val/loss": 690.0', '"val/loss": 79810.5'))
+    assert cells(rows_of(tmp_path), columns)["perplexity"] == ["inf", "54.60"]
 
 
 def test_without_tuning_runs_there_are_no_columns_for_them(seeded):
@@ -389,6 +451,13 @@ def test_the_report_says_how_to_train_again_and_which_plugin_it_takes(tmp_path, 
     assert [shlex.split(line)[2:] for line in command(tmp_path / "single runs").splitlines()] == [
         [f"{tmp_path}/single runs/gelu-{n}/config.toml", f"--out=runs/again-gelu-{n}"] for n in (2, 10)
     ]
+    for home in ("old", "new"):
+        write_run(write_plan(tmp_path / home / "quick", model={"activation": ["gelu"]}) / "gelu", "gelu")
+    compare([tmp_path / "old" / "quick", tmp_path / "new" / "quick"], out=tmp_path / "report.html")
+    told = unescape((tmp_path / "report.html").read_text())
+    assert all(
+        f"{home}/quick/study.toml --out=runs/again-quick-{i}" in told for i, home in enumerate(("old", "new"), 1)
+    )
     study = tmp_path / "study"
     write_run(write_plan(study, model={"activation": ["gelu", "sine"]}) / "gelu", "gelu")
     plain = f"python train.py {study / 'study.toml'} --out=runs/again-study"

@@ -93,6 +93,11 @@ def test_each_outcome_is_reached_when_the_rule_says_so(tmp_path, predicts, gap, 
     assert (effect.n, effect.mean) == (5, pytest.approx(gap))
 
 
+def test_of_one_seed_there_is_no_test_to_adjust(tmp_path):
+    write_study(tmp_path / "c0", plan({"predicts": "above"}, seeds=1), {"gelu": GELU[:1], "sigmoid": shifted(0.1)[:1]})
+    assert "Holm over all 0 predictions" in report_claims(tmp_path).read_text(encoding="utf-8")
+
+
 def test_with_a_seed_less_than_five_nothing_is_shown(tmp_path):
     tree = plan({"predicts": "above"})
     folder = write_study(tmp_path / "c0", tree, {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]})
@@ -163,8 +168,11 @@ def test_a_study_that_still_tunes_is_not_shown_and_leaves_the_others(tmp_path, c
     (tmp_path / "c1").mkdir()
     write_study(tmp_path / "c1", plan({"predicts": "above"}, name="C1"), {})
     write_run(tmp_path / "c1" / "tune" / "gelu")
+    (tmp_path / "c1" / ".copying").mkdir()  # left by a process that died
+    (tmp_path / "c1" / ".copying" / "config.toml").touch()
     write_study(tmp_path / "c2", plan({"predicts": "above"}), {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]})
-    report_claims(tmp_path)
+    page = report_claims(tmp_path).read_text(encoding="utf-8")
+    assert "Holm over all 1 predictions" in page
     first, second, _ = capsys.readouterr().out.splitlines()
     assert first == "C1 Worse: NOT SHOWN · it: no run has begun"
     assert second.startswith("C0 Worse: SUPPORTED")

@@ -142,6 +142,11 @@ def test_the_spectrum_is_that_of_the_singular_values(shape):
     assert found["effective_rank"] == pytest.approx(math.exp(-sum(p * math.log(p) for p in share)), rel=1e-4)
 
 
+@pytest.mark.parametrize("h", [1e30, math.inf, math.nan])
+def test_a_spectrum_that_overflows_is_no_number(h):
+    assert all(math.isnan(value) for value in spectrum(torch.full((4, 3), h)).values())
+
+
 def test_effective_rank_by_hand():
     assert values(spectrum(torch.eye(6))) == pytest.approx({"lambda_ratio": 1, "effective_rank": 6}, rel=1e-5)
     assert values(spectrum(torch.ones(6, 6))) == pytest.approx({"lambda_ratio": 6, "effective_rank": 1}, rel=1e-5)

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -315,7 +316,7 @@ def test_the_figures_are_valid_and_the_differences_right(tmp_path, tuned):
 
 def test_a_line_is_a_mean_as_far_as_all_seeds_have_come():
     curves = [[(1, 4.0), (2, 3.0), (3, 2.0)], [(1, 6.0), (2, 5.0)], [(0, 9.0), (1, 5.0), (2, 1.0)]]
-    assert spread(curves) == [(1, 5.0, 4.0, 6.0), (2, 3.0, 1.0, 5.0)]
+    assert spread(curves) == [(1, 5.0, 4.0, 6.0, 3), (2, 3.0, 1.0, 5.0, 3)]
     assert spread([]) == []
 
 
@@ -412,6 +413,12 @@ def test_the_gradient_against_depth_is_relative_to_the_last_block(probed):
     traces = [trace for trace in depth_figure(rows)["data"] if trace["meta"]["kind"] == "depth"]
     assert [trace["meta"]["arm"] for trace in traces] == ["sigmoid", "gelu"]
     assert (traces[0]["x"], traces[0]["y"]) == ((0, 0.5, 1), [0.25, 0.5, 1])
+    (probed / "gelu-seed0" / "summary.json").unlink()  # killed on its way
+    dead = probed / "gelu-seed1" / "metrics.jsonl"
+    dead.write_text(re.sub(r'"grad/blocks.0/rms": [\d.]+', '"grad/blocks.0/rms": 0.0', dead.read_text()))
+    traces = depth_figure(compare_arms(load_study([probed]), "gelu"))["data"]
+    (gelu,) = [trace for trace in traces if trace["meta"]["kind"] == "depth" and trace["meta"]["arm"] == "gelu"]
+    assert "mean of 3 seeds" in gelu["hovertemplate"]
     for path in probed.glob("*/metrics.jsonl"):
         path.write_text("")
     assert depth_figure(compare_arms(load_study([probed]), "gelu")) == {}

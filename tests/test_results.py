@@ -130,6 +130,17 @@ def test_what_a_study_asks_for_and_does_not_have_is_missing(tmp_path):
     assert missing == [{"train.seed": 1, "model.activation": "relu"}]
 
 
+def test_a_tuned_run_is_there_at_whatever_rate_it_trained(tmp_path):
+    grid = [
+        {"study": {"lr": [1e-3, 2e-3, 4e-3]}, "model": {"n_layer": 2}},
+        {"model": {"n_layer": 4}, "train": {"lr": 5e-4}},
+    ]
+    study = write_plan(tmp_path / "study", model={"activation": "gelu"}, grid=grid)
+    write_run(study / "tuned", lr=0.002)
+    missing = [point for _, point in load_study([study]).missing()]
+    assert missing == [{"train.seed": 0, "model.n_layer": 4, "train.lr": 5e-4}]
+
+
 def test_the_csv_has_a_row_for_each_run_and_reads_back_exactly(tmp_path):
     write_run(tmp_path / "s" / "relu", "relu, 'x'\n\"y\"", 1 / 3)
     write_run(tmp_path / "s" / "stopped", loss=None)

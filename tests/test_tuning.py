@@ -4,9 +4,11 @@ import math
 import pytest
 
 from errors import UserError
+from study.arms import make_arms
 from study.config import StudyConfig
 from study.grid import study_config
 from study.protocol import run_study
+from study.results import load_study
 from study.tuning import arm_of, arms, best_lr, extension, tuning_runs
 from training.config import read_toml
 from training.config import tree as plain
@@ -52,7 +54,13 @@ def test_the_best_rate_is_that_of_the_lowest_mean_and_finished_everywhere():
 
 @pytest.mark.parametrize(
     ("grid", "best", "more"),
-    [((1, 2, 4), 2, None), ((1, 2, 4), 4, 8), ((4, 1, 2), 1, 0.5), ((1e-3, 3e-3, 1e-2), 1e-2, 0.0333)],
+    [
+        ((1, 2, 4), 2, None),
+        ((1, 2, 4), 4, 8),
+        ((1, 2, 4, 4), 4, 8),
+        ((4, 1, 2), 1, 0.5),
+        ((1e-3, 3e-3, 1e-2), 1e-2, 0.0333),
+    ],
 )
 def test_a_grid_grows_beyond_the_edge_by_its_own_ratio(grid, best, more):
     assert extension(grid, best) == more
@@ -111,6 +119,9 @@ def test_each_arm_trains_fresh_seeds_at_the_best_rate_of_its_own_tuning(tuned, t
         for seed in (0, 1):
             config = read_toml(tmp_path / "study" / f"{arm}-seed{seed}" / "config.toml")["train"]
             assert (config["lr"], config["seed"]) == (rates[best], seed)
+    found = make_arms(load_study([tmp_path / "study"]))  # the table knows of all of it
+    assert [sorted(arm.tuned()) for arm in found] == [[1e-4, 3e-4, 1e-3, 0.00333, 0.0111]] * 2
+    assert [arm.edge for arm in found] == [True, True]
 
 
 def test_a_study_of_which_no_arm_can_be_tuned_says_which_failed(tuned, tmp_path):

@@ -49,9 +49,9 @@ def spectrum(h_NF: Tensor) -> dict[str, Tensor]:
     with more units than tokens, some are zero.
     """
     h_NF = h_NF[:: max(len(h_NF) // SPECTRUM_TOKENS, 1)][:SPECTRUM_TOKENS]
-    if not h_NF.isfinite().all():  # a run that diverged; LAPACK would raise
-        return dict.fromkeys(("lambda_ratio", "effective_rank"), h_NF.new_tensor(math.nan))
     gram = h_NF @ h_NF.mT if len(h_NF) < h_NF.shape[1] else h_NF.mT @ h_NF  # the same eigenvalues but for zeros
+    if not gram.isfinite().all():  # a run that diverges; LAPACK would raise
+        return dict.fromkeys(("lambda_ratio", "effective_rank"), h_NF.new_tensor(math.nan))
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0)
     share = eigenvalues / eigenvalues.sum()
     return {"lambda_ratio": share.max() * h_NF.shape[1], "effective_rank": torch.special.entr(share).sum().exp()}
