@@ -33,4 +33,4 @@ class Block(nn.Module):
         """Return the residual stream after this block, BTD."""
         x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotary_2TK)
         y_BTD = self.ffn(self.ffn_norm(x_BTD))
-        return x_BTD + y_BTD if self.ffn_residual else y_BTD
+        return x_BTD + y_BTD if self.ffn_residual else y_BTD.to(x_BTD.dtype)  # of autocast, the stream is none

@@ -60,6 +60,6 @@ def token_losses(head: Softmax, x_ND: Tensor, weight_VD: Tensor, targets_N: Tens
 def head_loss(head: Softmax, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Return `head.loss` of the scores x Wᵀ: the head's training objective, nats, the mean over N tokens."""
     rows = _rows(weight_VD)
-    if len(x_ND) <= rows or transformed() or not torch.is_grad_enabled():
+    if len(x_ND) <= rows or transformed():
         return head.loss(linear(x_ND, weight_VD), targets_N)
     return _Chunked.apply(head, rows, x_ND, targets_N, weight_VD, *head.parameters())  # pyright: ignore[reportReturnType]

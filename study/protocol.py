@@ -20,7 +20,7 @@ from study.ray_engine import execute_ray, package
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
 from training.config import WHERE, RunConfig, differences, read_toml
 from training.device import pick_device
-from training.folder import CHOOSE, OWN_FILES, hold, read_run_config, read_summary, write_whole, writing
+from training.folder import CHOOSE, OWN_FILES, has_begun, hold, read_run_config, read_summary, write_whole, writing
 from training.interrupt import Interrupt
 from training.loop import check_available, check_context
 from training.parallel import world_size
@@ -152,7 +152,7 @@ def _open_study(folder: Path, tree: Tree) -> Iterator[bool]:
     if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - OWN_FILES:
         raise UserError(f"{folder} exists and is not a study (it has no study.toml). {CHOOSE}")
     with hold(folder):
-        begun = path.exists() and any(folder.rglob("metrics.jsonl"))
+        begun = path.exists() and any(has_begun(config.parent) for config in folder.rglob("config.toml"))
         old = read_toml(path) if begun else tree
         flat = [{f"{s}.{key}": value for s, part in t.items() for key, value in _entries(part)} for t in (old, tree)]
         pairs = [(key, flat[0].get(key), flat[1].get(key)) for key in sorted(flat[0].keys() | flat[1].keys())]

@@ -4,11 +4,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data.dataset import Split
 from model.config import ModelConfig
 from model.gpt import GPT
+from training import evaluate as scoring
+from training import path
+from training.config import build
+from training.device import widest
 from training.evaluate import evaluate
+from training.optim import build_optimizers
+from training.probes import Probes
+from training.step import train_step
 
 
 @pytest.fixture
@@ -39,3 +47,38 @@ def test_a_uniform_model_scores_the_logarithm_of_the_vocabulary(model):
     score = evaluate(model, Split(np.arange(30, dtype=np.uint16) % 7, n_bytes=29, n_documents=1), 2)
     assert score.loss == pytest.approx(math.log(7))
     assert score.bits_per_byte == pytest.approx(math.log2(7))
+
+
+class Doubles(TorchDispatchMode):
+    """Keeps the names of the operations whose result is in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float64:
+            self.names.add(func.overloadpacket.__name__)
+        return made
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_a_device_without_float64_needs_none_to_train_probe_and_score(monkeypatch, optimizer):
+    assert (widest(torch.device("mps")), widest(torch.device("cuda"))) == (torch.float32, torch.float64)
+    for module in (scoring, path):
+        monkeypatch.setattr(module, "widest", lambda _: torch.float32)
+    sizes = {"n_layer": 1, "n_head": 2, "d_model": 8, "context": 5}
+    config = build({"model": sizes, "train": {"batch_size": 3, "optimizer": optimizer}}, "test")
+    split = Split(np.random.default_rng(0).integers(7, size=200).astype(np.uint16), n_bytes=100, n_documents=1)
+    model = GPT(config.model, 7)
+    optimizers, doubles = build_optimizers(model, config.train), Doubles()
+    with doubles:
+        probes = Probes(model, optimizers, split, 2, 2)
+        train_step(model, optimizers, split.tokens_N, config, 0, 1e-3, "fp32")
+        probes.follow()
+        assert probes.measure(2)
+    assert doubles.names == set()
+    with doubles:
+        evaluate(model, split, 4)
+    assert doubles.names == {"_to_copy", "detach"}  # the windows' nats, on the CPU by then

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import random
@@ -288,6 +289,11 @@ def test_a_run_is_exported_through_the_door(tiny, tmp_path, monkeypatch, capsys)
     assert exported(monkeypatch, run, "--export", folder) == 2
     assert "is not an empty folder" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (state,) = run.glob("checkpoints/*20/state.json")
+    state.write_text(json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "environment"}))
+    manifest = state.with_name("manifest.json")
+    digest = hashlib.sha256(state.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"state.json": digest}))
     (tmp_path / "empty").mkdir()
     assert exported(monkeypatch, run, "--export", tmp_path / "empty") == 0
     assert load_file(tmp_path / "empty" / "model.safetensors").keys() == dict(found["model"].named_parameters()).keys()

@@ -138,6 +138,21 @@ def test_bf16_autocast_stays_close(name):
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_bf16_trains_every_option(options):
+    model = GPT(ModelConfig(n_layer=2, n_head=2, d_model=48, context=8, **options), n_vocab=11)
+    model.train_loss(TOKENS, TOKENS.flip(1)).backward()
+    exact = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.train_loss(TOKENS, TOKENS.flip(1))
+    loss.backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        assert p.grad.dtype == torch.float32
+        assert (p.grad - exact[name]).norm() < 0.1 * exact[name].norm()
+
+
 def test_every_name_changes_the_logits():
     with torch.no_grad():
         of = {name: loud_model(name)(TOKENS) for name in ACTIVATIONS}  # weights are equal where shapes are

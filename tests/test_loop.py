@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -8,13 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from data.batches import train_batch
+from data.dataset import prepare
 from errors import Interrupted, UserError
 from study.protocol import run_study
 from training import checkpoint
 from training import step as one_step
 from training.config import tree as plain
 from training.folder import read_run_config
-from training.loop import train
+from training.loop import check_alike, train
+from training.parallel import ALONE, Alone
 
 TIMES = {"time", "perf/tokens_per_s"}
 
@@ -169,6 +172,58 @@ def test_another_config_is_refused_and_the_difference_shown(tiny, tmp_path):
     with pytest.raises(UserError, match=r"train\.lr: 0\.01 in the folder, 0\.02 asked for"):
         train(tiny(train={"lr": 0.02}), tmp_path / "run")
     train(tiny(train={"keep": 5}), tmp_path / "run")  # where and how it is kept does not matter
+
+
+@pytest.mark.parametrize("left", [["summary.json"], ["checkpoints"]])
+def test_another_config_is_refused_by_whatever_a_run_has_left(tiny, tmp_path, left):
+    run = tmp_path / "run"
+    train(tiny(), run)
+    config = (run / "config.toml").read_bytes()
+    for path in run.iterdir():
+        if path.name not in [*left, "config.toml"]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=r"model\.activation: 'gelu' in the folder, 'relu' asked for"):
+        train(tiny(model={"activation": "relu"}), run)
+    assert (run / "config.toml").read_bytes() == config
+
+
+def test_a_folder_that_is_renamed_ends_its_run_with_its_name(tiny, tmp_path, monkeypatch):
+    def batch(tokens_N, seed, step, *shape):
+        if step == 10:
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+        return train_batch(tokens_N, seed, step, *shape)
+
+    monkeypatch.setattr(one_step, "train_batch", batch)
+    with pytest.raises(UserError, match="its folder is gone, or was renamed"):
+        train(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    for name in ("elsewhere", "other"):
+        train(tiny(), tmp_path / name)
+    assert records(tmp_path / "elsewhere") == records(tmp_path / "other")
+
+
+class Second(Alone):
+    """A rank that hears of a first one with another config or other data."""
+
+    def __init__(self, **heard):
+        self.heard = heard
+
+    def first(self, call):
+        config, fingerprint = json.loads(json.dumps(call()))  # as it travels
+        config["train"] |= {key: value for key, value in self.heard.items() if key != "fingerprint"}
+        return [config, self.heard.get("fingerprint", fingerprint)]
+
+
+def test_ranks_that_would_train_something_else_are_refused(tiny):
+    config = tiny()
+    data = prepare(config.data)
+    check_alike(config, data, ALONE)
+    check_alike(config, data, Second(keep=7))
+    with pytest.raises(UserError, match=r"another config than the first:\n  train\.lr: 0\.5 .* 0\.01"):
+        check_alike(config, data, Second(lr=0.5))
+    with pytest.raises(UserError, match=r"other tokens than the first: is .* equal on all hosts"):
+        check_alike(config, data, Second(fingerprint="f"))
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tiny, tmp_path):

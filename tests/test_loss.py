@@ -57,6 +57,9 @@ def test_scores_of_all_rows_are_never_there_at_once(few_rows):
     head.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
     head_loss(head, x_ND, weight_VD, targets_N).backward()
     assert seen == [4, 4, 2]
+    with torch.no_grad():  # as the search for a number that is not finite
+        head_loss(head, x_ND, weight_VD, targets_N)
+    assert seen == [4, 4, 2] * 2
 
 
 def test_beside_the_gradients_two_tensors_of_a_chunks_scores_are_alive_at_once():

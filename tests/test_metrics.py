@@ -3,11 +3,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from errors import Interrupted, UserError
 from training import checkpoint
 from training.loop import train
 from training.metrics import Metrics
+from training.sample import load_run
 from training.wandb_mirror import WandbMirror
 
 
@@ -137,6 +139,16 @@ def test_a_missing_wandb_does_not_end_a_run(tiny, tmp_path, monkeypatch, wandb_h
     train(tiny(), tmp_path / "run")
     assert "wandb is off for this run" in capsys.readouterr().out
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(("given", "taken"), [("exp.1", True), ("sweep-7", True), ("a b", False), ("../up", False)])
+def test_a_run_whose_id_is_given_can_be_read_again(tiny, tmp_path, monkeypatch, wandb_home, capsys, given, taken):
+    monkeypatch.setenv("WANDB_RUN_ID", given)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(tiny(), tmp_path / "run")
+    state = load_run(tmp_path / "run", torch.device("cpu"))[2]
+    assert (state["wandb_id"] == given) == taken
+    assert ("is no id that a checkpoint can keep" in capsys.readouterr().out) != taken
 
 
 def test_resuming_cuts_the_file_back_and_numbers_that_json_lacks_become_null(tiny, tmp_path):

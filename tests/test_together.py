@@ -170,6 +170,17 @@ def test_a_run_that_lags_catches_up_and_a_finished_one_is_left_alone(runs, stop_
         assert losses(folder) == pytest.approx(losses(other), abs=1e-4)
 
 
+def test_a_run_that_goes_on_without_the_others_says_that_it_was_stacked(runs, stop_at):
+    made = dict(list(runs(tokens=8 * 4 * 20).items())[:2])
+    first, second = made
+    stop_at(8)
+    with pytest.raises(Interrupted):
+        train_together(made)
+    train(made[first], first)
+    train_together(made)
+    assert "stacked was True, is False: not bitwise the same" in (second / "log.txt").read_text()
+
+
 def test_a_run_that_fails_says_why_and_leaves_the_others(runs, tmp_path, corpus):
     made = runs(lrs=(1e-3, 1e30, 2e-3), tokens=8 * 4 * 20, warmup=0.0)
     taken = tmp_path / "together" / "taken"

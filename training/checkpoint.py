@@ -21,6 +21,7 @@ from data.assets import sha256_of
 from errors import UserError
 from training.folder import writing
 from training.parallel import ALONE, Alone
+from training.wandb_mirror import ID
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
 STATE: dict[str, type | tuple[type, ...]] = {  # what `state.json` may hold under these keys
@@ -66,7 +67,7 @@ def save(
     if not ranks.main:
         return target
     with writing(target, sum(tensor.nbytes for tensor in [*weights.values(), *others.values()])):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # its run is gone if there is none above
         for leftover in folder.glob(".writing-*"):  # of a process that died while saving
             shutil.rmtree(leftover)
         try:
@@ -144,7 +145,7 @@ def read_state(path: Path) -> dict[str, Any]:
     with _foreign(path):
         state = json.loads((path / "state.json").read_text())
         wrong = [key for key, kind in STATE.items() if key in state and not isinstance(state[key], kind)]
-        if not re.fullmatch(r"[\w-]{1,64}", state.get("wandb_id") or "none"):  # it becomes part of a path
+        if not ID.fullmatch(state.get("wandb_id") or "none"):
             wrong.append("wandb_id")
         if wrong or state["step"] != int(path.name.removeprefix("step-")) or state.get("offset", 0) < 0:
             raise ValueError(f"state.json: {', '.join(wrong) or 'step or offset'}")

@@ -79,6 +79,11 @@ def moved(batch: Tensor, device: torch.device) -> Tensor:
     return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Return the type of the most digits that a device has: float64, which MPS lacks."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def cores() -> int:
     """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

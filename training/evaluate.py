@@ -13,7 +13,7 @@ from data.batches import eval_windows
 from data.dataset import Split
 from model.gpt import GPT
 from training.config import RunConfig
-from training.device import autocast, moved
+from training.device import autocast, moved, widest
 from training.parallel import ALONE, Alone
 
 
@@ -78,12 +78,12 @@ def window_nats(
     """
 
     def nats_of(x_BT: Tensor, y_BT: Tensor) -> Tensor:
-        return losses(x_BT, y_BT).sum(-1, dtype=torch.float64)
+        return losses(x_BT, y_BT).sum(-1, dtype=widest(device))
 
     nats = []
     for x_BT, y_BT in eval_windows(split.tokens_N, context, batch_size):
         nats.append(ranks.by_row(nats_of, moved(x_BT, device), moved(y_BT, device)))
-    return torch.cat(nats, -1).cpu().numpy()
+    return torch.cat(nats, -1).cpu().double().numpy()
 
 
 def from_nats(windows: np.ndarray, split: Split, context: int) -> Score:

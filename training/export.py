@@ -86,7 +86,8 @@ def _loading(folder: Path) -> str:
 
 def _card(run: Path, config: RunConfig, model: GPT, state: dict[str, Any]) -> str:
     """Return the model card: what was trained, on what, how well, and how to load it."""
-    c, corpus, env = config.model, config.data.corpus, state["environment"]
+    c, corpus = config.model, config.data.corpus
+    env = dict.fromkeys(("precision", "commit", "torch", "python"), "unknown") | state.get("environment", {})
     theirs = to_transformers(model)[0]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     rows = {

@@ -35,12 +35,17 @@ def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator
     if folder.is_dir() and not (folder / "config.toml").exists() and {p.name for p in folder.iterdir()} - OWN_FILES:
         raise UserError(f"{folder} exists and is not a run (it has no config.toml). Choose another --out.")
     with hold(folder, patience):
-        if (folder / "metrics.jsonl").exists():  # a run that never began leaves no trace of its config
+        if has_begun(folder):  # one that never did leaves no trace of its config
             if lines := differences(read_run_config(folder), config):
                 raise UserError("\n  ".join([f"{folder} holds a run with another config:", *lines, CHOOSE]))
         else:
             write_whole(folder / "config.toml", to_toml(config))
         yield read_summary(folder)
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds anything that a run has found out."""
+    return any((folder / name).exists() for name in ("metrics.jsonl", "summary.json", "checkpoints"))
 
 
 @contextmanager
@@ -115,7 +120,9 @@ def writing(path: Path, need: int) -> Iterator[None]:
     try:
         yield
     except OSError as fault:
-        free = shutil.disk_usage(path.parent).free
+        if isinstance(fault, FileNotFoundError):
+            raise UserError(f"{path} cannot be written: its folder is gone, or was renamed.") from fault
+        free = shutil.disk_usage(next(place for place in path.parents if place.exists())).free
         raise UserError(
             f"{path} cannot be written ({fault.strerror or fault}): it needs {need:,} bytes, and {free:,} are free "
             "there. With that put right, the same command goes on from the last checkpoint."

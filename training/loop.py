@@ -18,7 +18,7 @@ from errors import Interrupted, UserError
 from model.gpt import GPT
 from training import checkpoint
 from training.clock import Clock
-from training.config import RunConfig, tree
+from training.config import RunConfig, build, differences, tree
 from training.device import check_compiler, environment, keep_memory, pick_device, pick_precision, uncompiled
 from training.evaluate import score
 from training.folder import open_run, read_summary, write_whole
@@ -88,6 +88,7 @@ def begin(
             return finished
         data = prepare(config.data)
         check_context(config, data)
+        check_alike(config, data, ranks)
         held.enter_context(uncompiled(config.train.compile))  # but in training steps
         with nullcontext(interrupt) if interrupt else Interrupt(insist=ranks is ALONE) as seen:
             device = pick_device(config.train.device)
@@ -112,6 +113,15 @@ def check_context(config: RunConfig, data: Dataset) -> None:
             f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}"
             f"{limited}, {len(data.train.tokens_N)} tokens."
         )
+
+
+def check_alike(config: RunConfig, data: Dataset, ranks: Alone) -> None:
+    """Raise `UserError` on a rank whose config or tokens are not those of the first: each host reads its own."""
+    theirs, fingerprint = ranks.first(lambda: [tree(config), data.fingerprint])
+    if lines := differences(build(theirs, "the first rank's config"), config):
+        raise UserError("\n  ".join(["a rank has another config than the first:", *lines]))
+    if fingerprint != data.fingerprint:
+        raise UserError(f"a rank has other tokens than the first: is {config.data.corpus} equal on all hosts?")
 
 
 def _run(

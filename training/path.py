@@ -9,6 +9,7 @@ from torch import Tensor
 from model.block import Block
 from model.ffn import FFN
 from model.gpt import GPT
+from training.device import widest
 
 SHARE = 4  # one weight in so many is followed: the first rows of each matrix
 
@@ -45,7 +46,7 @@ class Path:
         zeros_M = self.start_MS.new_zeros(len(self.matrices))
         self.tensors = {"update_MS": torch.zeros_like(self.start_MS)}
         self.tensors |= {name: zeros_M.clone() for name in ("norm_M", "cosine_M", "count_M")}
-        self.tensors["length_M"] = zeros_M.double()
+        self.tensors["length_M"] = zeros_M.to(widest(zeros_M.device))
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on from a checkpoint whose weights the model holds by now."""

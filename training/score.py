@@ -28,7 +28,7 @@ def score_run(folder: Path, device_name: str) -> dict[str, Score]:
     device = pick_device(device_name)
     model, _, state = load_run(folder, device)
     data = prepare(config.data)
-    if state["fingerprint"] != data.fingerprint:
+    if state.get("fingerprint") != data.fingerprint:
         raise UserError(f"{folder} was trained on other data: the corpus {config.data.corpus} has changed since.")
     splits = {"val": data.val} | ({"test": data.test} if data.test else {})
     return {name: _score(model, split, config, device, state["step"], name) for name, split in splits.items()}

@@ -15,6 +15,7 @@ from errors import Interrupted, UserError
 from training.config import RunConfig, WandbConfig
 from training.device import pick_device
 from training.evaluate import score
+from training.folder import read_summary
 from training.interrupt import Interrupt
 from training.loop import Call, Run, begin
 from training.probes import Probes
@@ -81,7 +82,8 @@ def _train(runs: Mapping[Path, RunConfig], patience: float) -> dict[Path, dict[s
     seen = Interrupt()  # what all runs look at: it changes between two rounds, so that they stop at one step
     stack, stacked = None, []
     with Interrupt() as interrupt, ExitStack() as logs:
-        begun = {folder: begin(config, folder, patience, seen, len(runs) > 1) for folder, config in runs.items()}
+        together = sum(not read_summary(folder) for folder in runs) > 1
+        begun = {folder: begin(config, folder, patience, seen, together) for folder, config in runs.items()}
         members = {folder: _Member(run, folder) for folder, run in begun.items()}
         for member in members.values():
             logs.callback(member.log.close)

@@ -3,12 +3,15 @@
 import contextlib
 import math
 import os
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from training.config import RunConfig, WandbConfig, tree
+
+ID = re.compile(r"\w[\w.-]{0,63}")  # of a run: it becomes part of a path
 
 
 class WandbMirror:
@@ -54,7 +57,11 @@ class WandbMirror:
             mode = "online" if not WandbMirror.unreachable and self._can_log_in(wandb) else "offline"
         # stacked runs share a process, and without create_new they would all write to the first one's
         settings = wandb.Settings(init_timeout=8, console="off", x_disable_stats=True, reinit="create_new")
-        self.id = self.id or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]  # a sweep's agent sets it
+        given = os.environ.get("WANDB_RUN_ID", "")  # a sweep's agent sets it
+        if given and not ID.fullmatch(given):
+            self.say(f"wandb: WANDB_RUN_ID = {given!r} is no id that a checkpoint can keep; this run gets another")
+            given = ""
+        self.id = self.id or given or uuid.uuid4().hex[:8]
         arguments: dict[str, Any] = about | {
             "id": self.id,
             "project": where.project,

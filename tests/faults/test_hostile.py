@@ -185,7 +185,8 @@ def test_a_checkpoint_of_another_hand_is_refused(run, canary, call, tmp_path, ki
     (FOREIGN | RESUMED)[kind](run, canary)
     before = snapshot(tmp_path, run)
     commands = [("train", run / "config.toml", f"--out={run}"), ("sample", run, "--tokens=3"), ("eval", run)]
-    for command in commands[:1] if kind in RESUMED else commands[1:] if kind.startswith("tokenizer") else commands:
+    readers = commands[:1] if kind in RESUMED else commands[1:] if kind.startswith("tokenizer") else commands
+    for command in commands[::2] if kind == "state without a fingerprint" else readers:
         code, said = call(*command)
         assert code == 2, (command, said)
         assert re.search(SAID, said), said
