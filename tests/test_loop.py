@@ -14,10 +14,12 @@ from errors import Interrupted, UserError
 from study.protocol import run_study
 from training import checkpoint
 from training import step as one_step
+from training.clock import Clock
 from training.config import tree as plain
 from training.folder import read_run_config
 from training.loop import check_alike, train
 from training.parallel import ALONE, Alone
+from training.sample import load_run
 
 TIMES = {"time", "perf/tokens_per_s"}
 
@@ -66,6 +68,8 @@ def test_a_checkpoint_stands_only_on_records_that_a_power_loss_cannot_take(tiny,
             metrics = os.stat(tmp_path / "run" / "metrics.jsonl")
             seen.append(json.loads((Path(source) / "state.json").read_text())["offset"])
             assert seen[-1] == metrics.st_size == on_disk[metrics.st_ino]
+            parts = [Path(source), *Path(source).iterdir()]  # its name must not stand before what it names
+            assert all(os.stat(part).st_ino in on_disk for part in parts)
         replace(source, target)
 
     monkeypatch.setattr(os, "fsync", noted)
@@ -86,6 +90,30 @@ def test_stopping_and_resuming_equals_never_stopping_bit_for_bit(tiny, tmp_path,
     train(config, tmp_path / "parts")
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     assert same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_time_and_speed_are_those_of_all_sessions(tiny, tmp_path, stop_at):
+    stop_at(9)
+    with pytest.raises(Interrupted):
+        train(tiny(), tmp_path / "run")
+    before = load_run(tmp_path / "run", torch.device("cpu"))[2]
+    assert 0 < before["train_seconds"] < before["time"]
+    summary = train(tiny(), tmp_path / "run")
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    times = {record["step"]: record["time"] for record in lines}
+    assert [*times.values()] == sorted(times.values())
+    assert times[8] < before["time"] < times[12]
+    assert before["train_seconds"] < summary["perf/train_seconds"] < times[20]
+    assert summary["perf/tokens_per_s"] == summary["tokens"] / summary["perf/train_seconds"]
+
+
+def test_a_speed_is_that_since_the_last_one():
+    clock = Clock(5.0, 2.0)
+    for tokens, seconds in ((100, 1.0), (50, 1.0)):
+        clock.trained(tokens, seconds)
+    assert clock.speed() == 75
+    clock.trained(100, 0.5)
+    assert (clock.speed(), clock.train_seconds) == (200, 4.5)
 
 
 def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(tiny, tmp_path, monkeypatch):
