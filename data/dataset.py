@@ -22,7 +22,7 @@ from data.splits import SPLITS, plan_splits
 from data.tokenizer import Tokenizer, train_tokenizer
 from errors import UserError
 
-FORMAT = 1  # part of the key: raise it when the same corpus and config would give other files
+FORMAT = 2  # part of the key: raise it when the same corpus and config would give other files
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,30 @@ def test_stdlib_is_source_without_tests_or_packages():
     assert list(documents) == sorted(documents, key=lambda name: Path(name).parts)
 
 
-def test_text_files_keep_their_lines_and_names(tmp_path):
-    for name, content in {"b.txt": b"one\n\n  two\n", "a.txt": b"x", "c[1].txt": b"bad \xff byte"}.items():
+def test_text_files_keep_their_lines_and_names(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # which would write to the user's own cache
+    files = {
+        "a.txt": (b"x", "x"),
+        "b.txt": (b"one\n\n  two\n", "one\n\n  two\n"),
+        "c[1].txt": (b"bad \xff byte", "bad \ufffd byte"),
+        "d.txt": (b"one\r\ntwo\rthree\n", "one\r\ntwo\rthree\n"),
+        "e.txt": (b"\xef\xbb\xbfafter a byte order mark", "after a byte order mark"),
+        "f::g.txt": (b"", ""),
+        "zip:::x.txt": (b"no archive", "no archive"),
+    }
+    for name, (content, _) in files.items():
         (tmp_path / name).write_bytes(content)
     corpus = opened(tmp_path / "*.txt")
-    assert texts(corpus) == texts(corpus) == ["x", "one\n\n  two\n", "bad � byte"]
-    assert [Path(document.name).name for document in corpus.documents()] == ["a.txt", "b.txt", "c[1].txt"]
+    assert texts(corpus) == texts(corpus) == [text for _, text in files.values()]
+    assert [Path(document.name).name for document in corpus.documents()] == list(files)
+
+
+def test_a_text_file_that_goes_missing_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    corpus = opened(tmp_path / "a.txt")
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"corpus file '.*a\.txt' cannot be read: .*No such file"):
+        texts(corpus)
 
 
 def test_fingerprint_follows_content_not_place(tmp_path):
