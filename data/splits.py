@@ -11,6 +11,7 @@ from data.documents import Corpus
 from errors import UserError
 
 SPLITS = ("train", "val", "test")
+LINE = 4096  # characters: a line longer than that is cut
 Plan = Callable[[str], Iterable[tuple[str, str]]]  # text of a document -> (split, text) of each of its parts
 
 
@@ -71,13 +72,15 @@ def split_documents(
 
 
 def cut_document(text: str, val_fraction: float, test_fraction: float) -> tuple[str, str, str]:
-    """Return the train, val and test part of one text, in this order, cut by characters at the line start before."""
+    """Return the train, val and test part of one text, in this order, cut by characters: see `line_start`."""
     train_end = line_start(text, 0, round((1 - val_fraction - test_fraction) * len(text)))
     val_end = line_start(text, train_end, round((1 - test_fraction) * len(text))) if test_fraction else len(text)
     return text[:train_end], text[train_end:val_end], text[val_end:]
 
 
 def line_start(text: str, low: int, near: int) -> int:
-    """Return the last start of a line after `low` and up to `near`, `near` itself if there is none."""
-    start = text.rfind("\n", low, near) + 1
-    return start if start > low else near
+    """Return the last start of a line before `near`, or `near` itself where the line before it is long.
+
+    That is: where it has more than LINE characters, or more than half of those from `low` on.
+    """
+    return text.rfind("\n", max((low + near) // 2, near - LINE), near) + 1 or near

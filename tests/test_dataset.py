@@ -130,6 +130,19 @@ def test_a_cut_document_loses_nothing(text, val, test):
         assert parts[2] == ""
 
 
+@pytest.mark.parametrize("text", ["a line\n" * 500 + "word " * 50_000, "My Book\n" + "é" * 1000, "\n" + "x" * 100_000])
+def test_a_long_line_is_cut_so_that_each_split_has_its_share(text):
+    for part, share in zip(cut_document(text, 0.1, 0.2), (0.7, 0.1, 0.2), strict=True):
+        assert len(part) == pytest.approx(share * len(text), abs=1)
+
+
+def test_other_lines_are_never_cut(corpus):
+    text = corpus.read_text()
+    train, val, _ = cut_document(text, 0.03, 0.03)
+    for end, share in ((len(train), 0.94), (len(train + val), 0.97)):
+        assert end == text.rfind("\n", 0, round(share * len(text))) + 1
+
+
 def test_second_call_makes_nothing_and_another_process_makes_the_same(tmp_path, monkeypatch):
     config = DataConfig(write(tmp_path / "corpus", [f"text {i} " * 20 for i in range(30)]), "bpe:270")
     first = prepare(config)

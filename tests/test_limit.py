@@ -34,6 +34,10 @@ def test_documents_by_hand(texts, n_bytes, kept):
     assert [document.text for document in head(then_fail(*texts), n_bytes)] == kept
 
 
+def test_a_long_line_is_cut_where_the_limit_falls():
+    assert [document.text for document in head(given("My Book\n" + "x" * 10_000), 5000)] == ["My Book\n" + "x" * 4992]
+
+
 def test_a_limit_beyond_the_corpus_takes_all_of_it():
     assert [document.text for document in head(given("ab", "", "c"), 4)] == ["ab", "c"]
 
