@@ -102,6 +102,19 @@ def train_tokenizer(spec: str, texts: Iterator[str]) -> Tokenizer:
     Raises:
         UserError: an unknown name, texts too few for N tokens, or GPT-2's tokens cannot be fetched.
     """
+    tokenizer = train_at_most(spec, texts)
+    if tokenizer.spec != spec:
+        few = f"the training split is so small that it gives only {tokenizer.n_vocab}: use {tokenizer.spec}"
+        raise UserError(f"tokenizer {spec!r}: {few}.")
+    return tokenizer
+
+
+def train_at_most(spec: str, texts: Iterator[str]) -> Tokenizer:
+    """Return the tokenizer called `spec`, or the bpe:N of fewer tokens that is all that the texts give.
+
+    Raises:
+        UserError: an unknown name, or GPT-2's tokens cannot be fetched.
+    """
     kind, n_vocab = parse_tokenizer(spec)
     if kind == "bytes":
         return Tokenizer(spec, BYTES_PATTERN, {bytes([byte]): byte for byte in range(256)})
@@ -111,12 +124,7 @@ def train_tokenizer(spec: str, texts: Iterator[str]) -> Tokenizer:
     sound = (text.encode(errors="replace").decode() for text in texts)
     bpe.train_from_iterator(sound, vocab_size=n_vocab - 1, buffer_size=512)  # texts held at a time
     ranks = {bytes(token): rank for token, rank in bpe.get_mergeable_ranks()}
-    if len(ranks) + 1 < n_vocab:
-        most = len(ranks) + 1
-        raise UserError(
-            f"tokenizer {spec!r}: the training split is so small that it gives only {most}: use bpe:{most}."
-        )
-    return Tokenizer(spec, bpe.get_pattern(), ranks)
+    return Tokenizer(spec if len(ranks) + 1 == n_vocab else f"bpe:{len(ranks) + 1}", bpe.get_pattern(), ranks)
 
 
 def _gpt2_ranks() -> dict[bytes, int]:

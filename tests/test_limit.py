@@ -78,6 +78,14 @@ def test_of_a_tokenizer_trained_here_about_so_many_are_made(corpus, monkeypatch)
         assert taken == pytest.approx(max_tokens, rel=0.03)
 
 
+def test_the_first_documents_may_give_fewer_tokens_than_the_whole_does(corpus, monkeypatch):
+    monkeypatch.setattr(limit, "SAMPLE", 30)
+    data = prepare(DataConfig(str(corpus), "bpe:280", max_tokens=10_000))
+    assert data.tokenizer.n_vocab == 280
+    with pytest.raises(UserError, match=r"tokenizer 'bpe:1024': the training split is so small.*: use bpe:\d+\."):
+        prepare(DataConfig(str(corpus), "bpe:1024", max_tokens=10_000))
+
+
 def test_the_limit_is_part_of_the_key(lines):
     one, two = (prepare(DataConfig(lines, "bytes", max_tokens=n)) for n in (2000, 3000))
     assert one.folder != two.folder
