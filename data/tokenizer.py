@@ -19,6 +19,7 @@ from errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 BYTES_PATTERN = r"[\s\S]{1,32}"  # any pattern gives the same ids, as nothing merges; short pieces are the fastest
 SHARE = 1 << 16  # characters that a thread encodes at a time
+HELD, EACH = 512, 1 << 13  # texts that training holds at a time; characters from which on one counts as several
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # as in tiktoken
 
 
@@ -121,10 +122,16 @@ def train_at_most(spec: str, texts: Iterator[str]) -> Tokenizer:
     if kind == "gpt2":
         return Tokenizer(spec, GPT2_PATTERN, _gpt2_ranks())
     bpe = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]  (compiled, without stubs)
-    sound = (text.encode(errors="replace").decode() for text in texts)
-    bpe.train_from_iterator(sound, vocab_size=n_vocab - 1, buffer_size=512)  # texts held at a time
+    bpe.train_from_iterator(_padded(texts), vocab_size=n_vocab - 1, buffer_size=HELD)
     ranks = {bytes(token): rank for token, rank in bpe.get_mergeable_ranks()}
     return Tokenizer(spec if len(ranks) + 1 == n_vocab else f"bpe:{len(ranks) + 1}", bpe.get_pattern(), ranks)
+
+
+def _padded(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts, halves of characters replaced; after a long one empty ones, so that fewer are held with it."""
+    for text in texts:
+        yield text.encode(errors="replace").decode()
+        yield from itertools.repeat("", len(text) // EACH)
 
 
 def _gpt2_ranks() -> dict[bytes, int]:

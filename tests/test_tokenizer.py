@@ -101,6 +101,33 @@ def test_training_is_the_same_in_another_process(tokenizers):
     assert json.loads(run.stdout) == tokenizers[1].encode(TEXT)
 
 
+@pytest.mark.parametrize(("held", "each"), [(1, 10), (2, 1), (512, 1000)])
+def test_training_is_the_same_however_few_texts_are_held(tokenizers, held, each, monkeypatch):
+    monkeypatch.setattr("data.tokenizer.HELD", held)
+    monkeypatch.setattr("data.tokenizer.EACH", each)
+    assert train_tokenizer("bpe:300", iter([TEXT])).ranks == tokenizers[1].ranks
+
+
+HOLDS = """
+import re
+from data.tokenizer import train_tokenizer
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
+def texts(n):
+    return (("%07d " % i) + ("x" * 1023 + " ") * 1024 for i in range(n))
+train_tokenizer("bpe:270", texts(2))
+before = peak()
+train_tokenizer("bpe:270", texts(60))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_training_holds_few_long_texts_at_a_time():
+    run = subprocess.run([sys.executable, "-c", HOLDS], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 20  # MiB; all texts together are 60
+
+
 def test_too_little_text_for_the_vocabulary_says_how_many_it_gives():
     with pytest.raises(UserError, match="use bpe:258"):
         train_tokenizer("bpe:1024", iter(["ab"]))
