@@ -56,9 +56,12 @@ def prepare(config: DataConfig) -> Dataset:
 
 
 def _is_whole(folder: Path) -> bool:
+    """Return whether the files are those that meta.json lists, and meta.json the one that was written with them."""
     try:
+        if sha256_of(folder / "meta.json") != (folder / "meta.sha256").read_text():
+            return False
         return all(sha256_of(folder / name) == digest for name, digest in _meta(folder)["sha256"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError):
         return False
 
 
@@ -90,7 +93,7 @@ def _make(folder: Path, corpus: Corpus, config: DataConfig) -> None:
 
 
 def _fill(folder: Path, corpus: Corpus, config: DataConfig) -> None:
-    """Write the splits, their index, the tokenizer and meta.json."""
+    """Write the splits, their index, the tokenizer, meta.json and its hash."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading documents", total=None)
         corpus = limit_tokens(corpus, config)
@@ -122,3 +125,4 @@ def _fill(folder: Path, corpus: Corpus, config: DataConfig) -> None:
         "versions": {name: version(name) for name in ("datasets", "numpy", "rustbpe", "tiktoken")},
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    (folder / "meta.sha256").write_text(sha256_of(folder / "meta.json"))

@@ -194,6 +194,17 @@ def test_damaged_files_are_made_again(tmp_path, damage, capsys):
     assert f"{first.folder} is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["[]", '"x"', "{}", '{"sha256": {}}', '{"sha256": []}', None])
+def test_whatever_meta_json_holds_that_was_not_written_is_made_again(tmp_path, content, capsys):
+    config = DataConfig(write(tmp_path, [f"text {i} " * 20 for i in range(30)]), "bytes")
+    first = prepare(config)
+    path = first.folder / "meta.json"
+    edited = path.read_text().replace(f'"bytes": {first.val.n_bytes}', f'"bytes": {first.val.n_bytes // 10}')
+    path.write_text(edited if content is None else content)
+    assert prepare(config).val.n_bytes == first.val.n_bytes
+    assert f"{first.folder} is damaged" in capsys.readouterr().err
+
+
 def test_a_corpus_on_the_network_is_read_once_and_leaves_no_copy(tmp_path, monkeypatch):
     config = DataConfig(write(tmp_path, [f"text {i} é" * 20 for i in range(30)]), "bpe:270")
     local, reads = open_corpus(config), []
