@@ -3,9 +3,11 @@
 import base64
 import itertools
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +49,13 @@ class Tokenizer:
         self._encoding = tiktoken.Encoding(spec, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, never `eot`: "<|endoftext|>" in a text is text. Lone surrogates become U+FFFD."""
-        return self._encoding.encode_ordinary(text)
+        """Return the ids of a text, never `eot`: "<|endoftext|>" in a text is text. Lone surrogates become U+FFFD.
+
+        Raises:
+            UserError: a million blanks in a row, where the tokenizer is not bytes; `encode_batch` too.
+        """
+        with _blanks_refused(self.spec):
+            return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the ids of each text as uint32, on all cores: a tenth of the memory of lists."""
@@ -60,7 +67,8 @@ class Tokenizer:
 
     def _encode_array(self, text: str) -> np.ndarray:
         try:
-            return self._encoding.encode_to_numpy(text, disallowed_special=())
+            with _blanks_refused(self.spec):
+                return self._encoding.encode_to_numpy(text, disallowed_special=())
         except UnicodeEncodeError:
             return np.array(self.encode(text), np.uint32)
 
@@ -85,6 +93,18 @@ class Tokenizer:
             raise UserError(f"{path} is not a whole tokenizer: {fault}") from fault
 
 
+@contextmanager
+def _blanks_refused(spec: str) -> Iterator[None]:
+    """Turn what the regular expressions raise at a long run of white space into a `UserError`."""
+    try:
+        yield
+    except BaseException as fault:  # as a panic of Rust is
+        if not re.search(r"RuntimeError\(StackOverflow\)|Max stack size exceeded for backtracking", str(fault)):
+            raise
+        way_out = "shorten such runs, or use --data.tokenizer=bytes"
+        raise UserError(f"tokenizer {spec!r}: a text has a million blanks or more in a row: {way_out}.") from fault
+
+
 def _shares(texts: Sequence[str]) -> Iterator[list[str]]:
     """Yield the texts in order, as many at a time as are worth a thread's turn."""
     share, size = [], 0
@@ -101,7 +121,8 @@ def train_tokenizer(spec: str, texts: Iterator[str]) -> Tokenizer:
     """Return the tokenizer called `spec`; only bpe:N reads `texts`, which must come from the training split alone.
 
     Raises:
-        UserError: an unknown name, texts too few for N tokens, or GPT-2's tokens cannot be fetched.
+        UserError: an unknown name, texts too few for N tokens or with a million blanks in a row, or GPT-2's tokens
+            cannot be fetched.
     """
     tokenizer = train_at_most(spec, texts)
     if tokenizer.spec != spec:
@@ -114,7 +135,7 @@ def train_at_most(spec: str, texts: Iterator[str]) -> Tokenizer:
     """Return the tokenizer called `spec`, or the bpe:N of fewer tokens that is all that the texts give.
 
     Raises:
-        UserError: an unknown name, or GPT-2's tokens cannot be fetched.
+        UserError: an unknown name, a million blanks in a row, or GPT-2's tokens cannot be fetched.
     """
     kind, n_vocab = parse_tokenizer(spec)
     if kind == "bytes":
@@ -122,7 +143,8 @@ def train_at_most(spec: str, texts: Iterator[str]) -> Tokenizer:
     if kind == "gpt2":
         return Tokenizer(spec, GPT2_PATTERN, _gpt2_ranks())
     bpe = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]  (compiled, without stubs)
-    bpe.train_from_iterator(_padded(texts), vocab_size=n_vocab - 1, buffer_size=HELD)
+    with _blanks_refused(spec):
+        bpe.train_from_iterator(_padded(texts), vocab_size=n_vocab - 1, buffer_size=HELD)
     ranks = {bytes(token): rank for token, rank in bpe.get_mergeable_ranks()}
     return Tokenizer(spec if len(ranks) + 1 == n_vocab else f"bpe:{len(ranks) + 1}", bpe.get_pattern(), ranks)
 

@@ -133,6 +133,19 @@ def test_too_little_text_for_the_vocabulary_says_how_many_it_gives():
         train_tokenizer("bpe:1024", iter(["ab"]))
 
 
+def test_a_million_blanks_in_a_row_are_refused_with_the_way_out(tokenizers):
+    blanks = " " * 1_100_000
+    for call in (
+        lambda: train_tokenizer("bpe:300", iter([TEXT, blanks])),
+        lambda: tokenizers[1].encode(blanks),
+        lambda: tokenizers[1].encode_batch([TEXT, blanks]),
+        lambda: tokenizers[1].encode_batch([blanks + "\ud800"]),
+    ):
+        with pytest.raises(UserError, match=r"'bpe:300': a text has a million blanks .* --data\.tokenizer=bytes"):
+            call()
+    assert tokenizers[0].encode_batch([blanks])[0].tolist() == [32] * len(blanks)
+
+
 def test_texts_are_read_only_by_bpe(wheels):
     def unread():
         yield pytest.fail("read")
