@@ -58,7 +58,7 @@ def cache_faults() -> AbstractContextManager[None]:
 
 
 def _cache_path() -> Path:
-    return Path(os.environ.get("ACTGPT_CACHE") or platformdirs.user_cache_path("actgpt")).expanduser()
+    return Path(os.path.expanduser(os.environ.get("ACTGPT_CACHE") or platformdirs.user_cache_path("actgpt")))
 
 
 def sha256_of(path: Path) -> str:

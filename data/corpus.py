@@ -41,8 +41,8 @@ def _reading(name: str) -> AbstractContextManager[None]:
 def _find_files(name: str) -> list[Path]:
     if name in BUILT_IN:
         return []
-    path = Path(name).expanduser()
-    folder = Path(name.partition(":")[0]).expanduser()  # as the Hub's names, it may be followed by a config
+    path = Path(os.path.expanduser(name))
+    folder = Path(os.path.expanduser(name.partition(":")[0]))  # as the Hub's names, it may be followed by a config
     if folder.is_dir():
         files = (file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth))
         if any({".jsonl", ".parquet"} & {*file.suffixes} for file in files):

@@ -1,6 +1,7 @@
 """Hugging Face data sets, by name or as a folder in the same layout: rows are streamed, never all held or kept."""
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ def hub_corpus(name: str, column: str) -> Corpus:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     path, _, config = name.partition(":")
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     remote = not folder.is_dir()
     try:
         builder = datasets.load_dataset_builder(path if remote else str(folder.resolve()), config or None)

@@ -74,6 +74,12 @@ def test_cache_folder_that_cannot_be_made_is_named(monkeypatch, tmp_path):
         cache_folder()
 
 
+def test_cache_of_an_unknown_user_is_a_folder_of_that_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACTGPT_CACHE", "~nobody-here/x")
+    assert cache_folder() == Path("~nobody-here/x")
+
+
 def test_cache_that_cannot_be_written_is_named(pip, cache):
     lock = cache / "assets" / "toy-1.0.whl.lock"
     lock.mkdir(parents=True)

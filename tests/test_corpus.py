@@ -150,6 +150,7 @@ def test_broken_file_is_named(tmp_path, name):
         ("{tmp}", r"is a folder without .jsonl or .parquet: give its files as a glob, such as '.*\*\.txt'"),
         ("{tmp}/notes.json", r"unknown suffix '.json'. Did you mean '.jsonl'\?"),
         ("corpora/missing.txt", "no such file"),
+        ("~nobody-here/x.txt", "corpus '~nobody-here/x.txt': no such file"),
     ],
 )
 def test_a_corpus_that_cannot_be_is_refused_before_anything_is_read(tmp_path, monkeypatch, name, said):
