@@ -60,8 +60,10 @@ def _find_files(name: str) -> list[Path]:
     if glob.has_magic(name):
         raise UserError(f"corpus {name!r}: no file matches this glob.")
     if path.suffix in SUFFIXES or path.is_absolute() or name.startswith("."):
-        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        nearest = difflib.get_close_matches(path.name, siblings, n=1)
+        if path.exists():
+            raise UserError(f"corpus {name!r} is not a regular file, which can be read more than once.")
+        siblings = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
+        nearest = difflib.get_close_matches(path.name, siblings - {path.name}, n=1)  # a broken link has its own
         hint = f" Did you mean {str(path.with_name(nearest[0]))!r}?" if nearest else ""
         raise UserError(f"corpus {name!r}: no such file.{hint}")
     others = "It is neither an existing file or glob of .txt, .jsonl or .parquet, nor a Hugging Face name (owner/name)."

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -159,6 +160,15 @@ def test_a_corpus_that_cannot_be_is_refused_before_anything_is_read(tmp_path, mo
     monkeypatch.setattr(corpus_module, "sha256_of", lambda _: pytest.fail("a file was read"))
     with pytest.raises(UserError, match=said):
         check_corpus(DataConfig(corpus=name.format(tmp=tmp_path)))
+
+
+def test_a_name_is_never_suggested_in_place_of_itself(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "gone.txt")
+    for name, said in {"pipe": "is not a regular file", "link.txt": "no such file"}.items():
+        with pytest.raises(UserError, match=rf"corpus '{tmp_path}/{name}'.* {said}") as caught:
+            check_corpus(DataConfig(corpus=str(tmp_path / name)))
+        assert "Did you mean" not in str(caught.value)
 
 
 @pytest.mark.parametrize("call", [check_corpus, open_corpus])
