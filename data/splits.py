@@ -24,7 +24,7 @@ def plan_splits(corpus: Corpus, config: DataConfig) -> tuple[Plan, int]:
     """Return the plan that splits each document, and the bytes of them all. Holds 16 bytes a document.
 
     Documents go by the hash of their content to val, then test, until each has its share of bytes; the rest trains,
-    and equal documents stay together. Where whole documents cannot give that, each is cut into train, val and test.
+    and equal documents stay together. Where that leaves less than half of its share to train on, each document is cut.
 
     Raises:
         UserError: the corpus is empty.
