@@ -50,8 +50,10 @@ def door(main: Callable[[], int | None]) -> int:
     """Call the main function of a door and return its exit code: 2 for the user's mistake, 130 or 143 for a signal.
 
     A fault keeps its traceback and exits with 1, as do numbers that are not finite, without one. NO_COLOR is honoured
-    (https://no-color.org).
+    (https://no-color.org). What stdout cannot encode is printed as a question mark.
     """
+    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]  (stderr never fails)
+    os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:replace"  # in the processes of a study too
     if os.environ.get("NO_COLOR"):  # rich reads it, tyro has to be told
         import tyro
 

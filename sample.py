@@ -55,7 +55,6 @@ def main() -> None:
     model, tokenizer, _ = load_run(c.run, device)
     with autocast(pick_precision(read_run_config(c.run).train.precision, device), device):  # as the run samples itself
         texts = sample(model, tokenizer, c.prompt, c.tokens, c.temperature, c.top_k, c.top_p, c.seed, c.samples)
-    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]  (a prompt may hold any bytes)
     print("\n\n----\n\n".join(c.prompt + text for text in texts))
 
 

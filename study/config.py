@@ -87,9 +87,11 @@ def parse_command(arguments: list[str], default: Path) -> Command:
     """Read the command line; --help and mistakes end the process as tyro does (exit codes 0 and 2).
 
     Raises:
-        UserError: a section has no such field.
+        UserError: a section has no such field, or an argument is not UTF-8, as config.toml is.
     """
     for argument in arguments:
+        if re.search(r"[\ud800-\udfff]", argument):
+            raise UserError(f"{argument!a} is not UTF-8 in this locale. Set PYTHONUTF8=1 or give another name.")
         _check_flag(argument)
     given = tyro.cli(_flags_type(default), args=arguments, prog="python train.py", description=DESCRIPTION)
     flags: Tree = {}

@@ -143,6 +143,11 @@ def test_a_flag_that_its_section_lacks_gets_the_nearest_or_its_own_section(flag,
         parse_command(["a.toml", flag], Path("none"))
 
 
+def test_an_argument_that_no_file_could_hold_is_refused():
+    with pytest.raises(UserError, match=r"'--out=st\\udcfcdy' is not UTF-8.* PYTHONUTF8=1"):
+        parse_command(["a.toml", "--out=st\udcfcdy"], Path("none"))
+
+
 def test_a_number_given_for_a_name_stays_text():
     command = parse_command(["a.toml", "--wandb.project=2024"], Path("none"))
     assert command.flags == {"wandb": {"project": "2024"}}

@@ -56,6 +56,24 @@ def test_any_prompt_can_be_continued(run, prompt):
     assert done.stdout.count(prompt) >= 2
 
 
+def test_what_stdout_cannot_encode_is_replaced(run):
+    done = door("eval.py", run.parent, PYTHONIOENCODING="ascii")  # the folder of the run, as a study of one
+    assert done.returncode == 0, done.stderr
+    assert " ? bytes" in done.stdout  # a dot in the table's first line
+    assert (run.parent / "report.html").exists()
+    assert door("sample.py", run, "--prompt=日本", "--tokens=3", PYTHONIOENCODING="ascii").stdout.startswith("??")
+
+
+def test_nor_do_the_processes_of_a_study_end_by_it(flags, tmp_path):
+    (tmp_path / "acts.py").write_text(
+        "from torch import nn\nfrom model.activations import Activation\nACTIVATIONS = {'ü': Activation(nn.ReLU)}\n"
+    )
+    arguments = ["configs/single.toml", *flags, f"--plugin={tmp_path / 'acts.py'}", '--model.activation=["ü"]']
+    done = door("train.py", *arguments, f"--out={tmp_path / 'study'}", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "study" / "ü" / "summary.json").exists()
+
+
 def test_a_study_ends_with_its_table_and_report(flags, tmp_path, corpus):
     done = door("train.py", *flags, f"--out={tmp_path / 'quick'}")
     assert done.returncode == 0, done.stdout + done.stderr
