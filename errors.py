@@ -46,6 +46,17 @@ def explained(what: str, way_out: str, where: Path | None = None) -> Iterator[No
         raise UserError(f"{what} ({fault}{free}): {way_out}.") from fault
 
 
+def _mistake(fault: Exception) -> str:
+    """Return what to say of a fault that lies in the user's call; nothing of one of ours."""
+    if isinstance(fault, UserError):
+        return str(fault)
+    if isinstance(fault, OSError) and fault.errno == errno.ENAMETOOLONG:
+        return f"{fault.filename}: a name that is longer than the file system allows. Choose a shorter one."
+    if isinstance(fault, UnicodeEncodeError):
+        return f"{fault.object[fault.start : fault.end]!a} in a name is not {fault.encoding.upper()}. Set PYTHONUTF8=1."
+    return ""
+
+
 def door(main: Callable[[], int | None]) -> int:
     """Call the main function of a door and return its exit code: 2 for the user's mistake, 130 or 143 for a signal.
 
@@ -60,9 +71,6 @@ def door(main: Callable[[], int | None]) -> int:
         tyro._experimental_options["ansi_codes"] = False
     try:
         return main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -74,3 +82,8 @@ def door(main: Callable[[], int | None]) -> int:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return stopped.code
+    except Exception as fault:
+        if not (message := _mistake(fault)):
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 2

@@ -1,5 +1,6 @@
 """The grids of a study: from a tree of sections, in which a list is an axis, to the runs that it stands for."""
 
+import hashlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from training.config import SECTIONS, RunConfig, TrainConfig, build, build_secti
 
 Key = tuple[str, str]  # of a field: section, name
 Point = dict[Key, Any]  # what sets a run apart
+LONGEST = 200  # bytes of a run's name; a file system takes 255, and a tuning run's rate and seed follow
 NOT_TRAINED = ("study", "claim")
 
 
@@ -121,7 +123,13 @@ def planned(tree: Tree, source: str) -> dict[str, tuple[RunConfig, StudyConfig]]
 
 
 def run_name(point: Point) -> str:
-    """Return the folder name of a run from the values that set it apart: `relu`, `relu-seed2`, `gelu-lr0.003-seed1`."""
+    """Return the folder name of a run from the values that set it apart: `relu`, `relu-seed2`, `gelu-lr0.003-seed1`.
+
+    Of one that is too long, its beginning and a hash.
+    """
     parts = [str(v) for (_, key), v in point.items() if key == "activation"]
     parts += [f"{key}{value}" for (_, key), value in point.items() if key != "activation"]
-    return re.sub(r"[^\w.+-]", "_", "-".join(parts))
+    name = re.sub(r"[^\w.+-]", "_", "-".join(parts))
+    if len(whole := name.encode()) <= LONGEST:
+        return name
+    return f"{whole[: LONGEST - 9].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:8]}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import errors
 import eval as eval_door  # the builtin keeps its name
 import train
 
@@ -161,6 +162,26 @@ MISTAKES = {
     f"sample.py nowhere --seed={2**64}": f"--seed {2**64}",
     "sample.py nowhere --plugin=nowhere.py": "no such file",
 }
+
+
+LIMITS = {
+    "train.py configs/single.toml --out=" + "x" * 300: "longer than the file system allows",
+    "train.py configs/quick.toml --out=" + "x" * 300: "longer than the file system allows",
+    "eval.py " + "x" * 300: "longer than the file system allows",
+}
+
+
+@pytest.mark.parametrize("command", LIMITS, ids=lambda command: command[:40])
+def test_what_the_machine_refuses_is_said_without_a_traceback(command, flags):
+    done = door(*command.split(), *(flags if command.startswith("train.py") else []))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert LIMITS[command] in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_cannot_be_written_is_said_without_a_traceback(capsys):
+    assert errors.door(lambda: len("st\udcfcdy".encode())) == 2
+    assert capsys.readouterr().err == "error: '\\udcfc' in a name is not UTF-8. Set PYTHONUTF8=1.\n"
 
 
 @pytest.mark.parametrize("command", MISTAKES)
