@@ -3,12 +3,19 @@
 import difflib
 import errno
 import os
+import re
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# what torch and NumPy say of a tensor that no memory holds: torch has no error of its own for it on a CPU
+TOO_LARGE = re.compile(
+    "allocate memory|not enough memory|out of memory|size calculation overflowed|Overflow when unpacking|"
+    "array is too big|Maximum allowed dimension"
+)
 
 
 class UserError(ValueError):
@@ -54,6 +61,9 @@ def _mistake(fault: Exception) -> str:
         return f"{fault.filename}: a name that is longer than the file system allows. Choose a shorter one."
     if isinstance(fault, UnicodeEncodeError):
         return f"{fault.object[fault.start : fault.end]!a} in a name is not {fault.encoding.upper()}. Set PYTHONUTF8=1."
+    if isinstance(fault, MemoryError) or TOO_LARGE.search(str(fault)):
+        reason = str(fault).partition("\n")[0]
+        return f"not enough memory ({reason}). Take a smaller model, a smaller batch or fewer tokens."
     return ""
 
 

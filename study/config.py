@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import tomllib
 from collections.abc import Container
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -13,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from errors import UserError, unknown
-from training.config import SECTIONS, STRICT, read_toml
+from training.config import SECTIONS, STRICT, parse_toml, read_toml
 
 Tree = dict[str, Any]  # sections, as in TOML
 TABLES = ("grid", "prediction")  # lists of tables
@@ -181,8 +180,8 @@ def _value(text: str, is_string: bool) -> Any:
     if is_string and not text.startswith("["):
         return text
     try:
-        return tomllib.loads(f"value = {BOOLEANS.get(text, text)}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {BOOLEANS.get(text, text)}")["value"]
+    except (ValueError, RecursionError):
         return text  # a bare word; the types of the config judge it
 
 

@@ -51,6 +51,7 @@ MISTAKES = {
     "train.tokens=1.5": ["train.tokens = 1.5"],
     "train.lr=fast": ["train.lr = 'fast'"],
     "train.seed=-1": ["train.seed = -1"],
+    "train.threads=3000000000": ["train.threads = 3000000000", "less than or equal to 1024"],
     "model.n_head=5": ["d_model 128", "5 heads", "4"],
     "train.accumulate=3": ["batch_size = 16", "accumulate = 3"],
     "train.warmup=1.5": ["train.warmup = 1.5"],
@@ -146,6 +147,19 @@ def test_a_flag_that_its_section_lacks_gets_the_nearest_or_its_own_section(flag,
 def test_an_argument_that_no_file_could_hold_is_refused():
     with pytest.raises(UserError, match=r"'--out=st\\udcfcdy' is not UTF-8.* PYTHONUTF8=1"):
         parse_command(["a.toml", "--out=st\udcfcdy"], Path("none"))
+
+
+NEVER_READ = ["9" * 5000, f"0x{'f' * 5000}", f"[{'9' * 5000}]", "[" * 3000, "[" * 3000 + "]" * 3000]
+
+
+@pytest.mark.parametrize("text", NEVER_READ, ids=lambda text: text[:3])
+def test_a_value_that_python_cannot_read_is_named(tmp_path, text):
+    command = parse_command(["a.toml", f"--train.tokens={text}"], Path("none"))
+    with pytest.raises(UserError, match=r"train\.tokens = .*should be a valid integer"):
+        build(command.flags, "it")
+    (tmp_path / "a.toml").write_text(f"[train]\ntokens = {text}")
+    with pytest.raises(UserError, match=r"a\.toml cannot be read as TOML"):
+        read_toml(tmp_path / "a.toml")
 
 
 def test_a_number_given_for_a_name_stays_text():

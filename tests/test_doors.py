@@ -57,6 +57,13 @@ def test_any_prompt_can_be_continued(run, prompt):
     assert done.stdout.count(prompt) >= 2
 
 
+def test_more_text_than_memory_is_refused(run):
+    for tokens in (10**14, 10**18, 10**23):
+        done = door("sample.py", run, "--device=cpu", f"--tokens={tokens}")
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error: not enough memory (")
+
+
 def test_what_stdout_cannot_encode_is_replaced(run):
     done = door("eval.py", run.parent, PYTHONIOENCODING="ascii")  # the folder of the run, as a study of one
     assert done.returncode == 0, done.stderr
@@ -168,12 +175,16 @@ LIMITS = {
     "train.py configs/single.toml --out=" + "x" * 300: "longer than the file system allows",
     "train.py configs/quick.toml --out=" + "x" * 300: "longer than the file system allows",
     "eval.py " + "x" * 300: "longer than the file system allows",
+    f"train.py configs/single.toml --train.device=cpu --train.batch_size={10**15}": "not enough memory",
+    f"train.py configs/single.toml --train.device=cpu --model.d_model={2 * 10**12}": "not enough memory",
+    f"train.py configs/single.toml --train.device=cpu --model.d_model={2 * 10**18}": "not enough memory",
 }
 
 
 @pytest.mark.parametrize("command", LIMITS, ids=lambda command: command[:40])
-def test_what_the_machine_refuses_is_said_without_a_traceback(command, flags):
-    done = door(*command.split(), *(flags if command.startswith("train.py") else []))
+def test_what_the_machine_refuses_is_said_without_a_traceback(command, flags, tmp_path):
+    name, *given = command.split()
+    done = door(name, *(["--out", tmp_path / "out", *flags] if name == "train.py" else []), *given)
     assert done.returncode == 2, done.stdout + done.stderr
     assert LIMITS[command] in done.stderr
     assert "Traceback" not in done.stderr

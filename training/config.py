@@ -55,7 +55,9 @@ class TrainConfig:
     compile: Annotated[
         bool, Field(description="torch.compile the blocks for training steps: on a GPU, over many steps, it pays")
     ] = False
-    threads: Annotated[int, Field(ge=0, description="CPU threads of a run; 0: all, or one per run of a study")] = 0
+    threads: Annotated[
+        int, Field(ge=0, le=1024, description="CPU threads of a run; 0: all, or one per run of a study")
+    ] = 0
     log_every: Annotated[int, Field(gt=0, description="steps between two records")] = 10
     eval_every: Annotated[
         int, Field(ge=0, description="steps between two scores of the validation set; 0: at the last step alone")
@@ -185,14 +187,26 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
-        if len(content) > LARGEST:
-            raise UserError(f"{path} is no config: it has more than {LARGEST:,} bytes.")
-        return tomllib.loads(content.decode())
+        if len(content) <= LARGEST:
+            return parse_toml(content.decode())
     except FileNotFoundError:
         others = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         raise UserError(unknown("config file", str(path), others) if others else f"no such file: {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}") from None
+    raise UserError(f"{path} is no config: it has more than {LARGEST:,} bytes.")
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what a TOML text holds.
+
+    Raises:
+        ValueError: it is not TOML, or holds a number of more digits than Python reads or writes.
+        RecursionError: it is nested too deeply.
+    """
+    tree = tomllib.loads(text)
+    repr(tree)  # a hexadecimal number may be read and yet have too many digits to be written
+    return tree
 
 
 def tree(config: RunConfig) -> dict[str, Any]:
