@@ -6,6 +6,7 @@ compute act(x W_gate) * (x W_up) instead of act(x W_up) (Dauphin et al., 2016; S
 
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def pointwise(formula: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
     return partial(Pointwise, formula)
 
 
+NAME = re.compile(r"\w[\w.+-]{,49}")  # of a plugin's activation
 GELU_MEAN = 1 / (2 * math.sqrt(math.pi))  # E GELU(u) for u ~ N(0, 1)
 
 
@@ -144,7 +146,8 @@ def load_plugin(path: Path) -> None:
     """Run the Python file at `path` and add the dict `ACTIVATIONS` that it defines to the registry.
 
     Raises:
-        UserError: the file is missing, fails, defines no such dict, redefines a name, or a factory makes no module.
+        UserError: the file is missing, fails, defines no such dict, redefines a name or has one that no folder of a
+            run could have, or a factory makes no module, or the same one twice.
     """
     if not path.is_file():
         raise UserError(f"--plugin {path}: there is no such file.")
@@ -155,7 +158,7 @@ def load_plugin(path: Path) -> None:
     sys.modules[spec.name] = module  # a dataclass in the file looks itself up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--plugin {path}: {type(error).__name__}: {error}") from error
     added = getattr(module, "ACTIVATIONS", None)
     if not isinstance(added, dict) or added is ACTIVATIONS or not _holds_activations(added):
@@ -165,14 +168,23 @@ def load_plugin(path: Path) -> None:
     if taken := [name for name in added if name in ACTIVATIONS]:
         raise UserError(f"--plugin {path}: the registry already has {', '.join(taken)}; choose another name.")
     for name, activation in added.items():
+        if not NAME.fullmatch(name) or name == "tune":  # where a study tunes
+            raise UserError(
+                f"--plugin {path}: {name!r}: a name is letters, digits, _ . + or -, at most 50, the first of them a "
+                "letter, a digit or _, since it names the folders of runs; and not tune."
+            )
         try:
-            made = activation.factory()
-        except Exception as error:
-            made = f"{type(error).__name__}: {error}"
+            made, another = activation.factory(), activation.factory()
+        except (Exception, SystemExit) as error:
+            made = another = f"{type(error).__name__}: {error}"
         if not isinstance(made, nn.Module):
             raise UserError(
                 f"--plugin {path}: {name}: factory() must make an nn.Module, such as Activation(nn.ReLU) or "
                 f"Activation(pointwise(torch.relu)), but gave {made}."
+            )
+        if made is another:
+            raise UserError(
+                f"--plugin {path}: {name}: factory() gave the same object twice: each layer gets a module of its own."
             )
     ACTIVATIONS.update(added)
 

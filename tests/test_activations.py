@@ -253,6 +253,9 @@ def test_plugin_adds_names_that_train(registry, tmp_path):
         assert all(p.grad is not None for p in model.parameters())
 
 
+NO_NAMES = ["", ".", "..", ".hid", "-x", "a/b", "a b", "a\n", "tune", "x" * 300]  # none could be a run's folder
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -267,6 +270,10 @@ def test_plugin_adds_names_that_train(registry, tmp_path):
         ("ACTIVATIONS = {'new': Activation(nn.ReLU())}", r"new: factory\(\) must make an nn\.Module"),
         ("ACTIVATIONS = {'new': Activation(nn.functional.relu)}", r"new: factory\(\) must make an nn\.Module"),
         ("ACTIVATIONS = {'new': Activation(lambda: 3)}", r"must make an nn\.Module.* but gave 3\."),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("import sys; ACTIVATIONS = {'new': Activation(sys.exit)}", r"must make an nn\.Module.* but gave SystemExit"),
+        ("one = nn.ReLU(); ACTIVATIONS = {'new': Activation(lambda: one)}", "new: .*a module of its own"),
+        *((f"ACTIVATIONS = {{{name!r}: Activation(nn.ReLU)}}", "a name is") for name in NO_NAMES),
     ],
 )
 def test_bad_plugin_is_refused_and_adds_nothing(registry, tmp_path, text, message):
@@ -274,6 +281,11 @@ def test_bad_plugin_is_refused_and_adds_nothing(registry, tmp_path, text, messag
     with pytest.raises(UserError, match=rf"(?s)--plugin .*my_acts\.py: .*{message}"):
         load_plugin(plugin(tmp_path, text))
     assert list(registry) == names
+
+
+def test_plugin_may_name_in_any_language(registry, tmp_path):
+    load_plugin(plugin(tmp_path, "ACTIVATIONS = {'λ-relu_0.5+': Activation(nn.ReLU)}"))
+    assert "λ-relu_0.5+" in registry
 
 
 def test_plugin_may_be_any_python(registry, tmp_path):
