@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Container
+from collections.abc import Collection, Container
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -198,6 +198,7 @@ def configs_of(path: Path) -> list[Path]:
 def merge(path: Path, flags: Tree) -> Tree:
     """Read a TOML file and lay the flags over it, over every [[grid]] of it too."""
     tree = read_toml(path)
+    _check_sections(tree, [*ALL_SECTIONS, "claim", *TABLES], path)
     tables = {name: values for name, values in tree.items() if name not in TABLES}
     lists = {name: values for name, values in tree.items() if name in TABLES}
     if wrong := [name for name, values in tables.items() if not isinstance(values, dict)]:
@@ -205,9 +206,17 @@ def merge(path: Path, flags: Tree) -> Tree:
     if wrong := [name for name, values in lists.items() if not _is_tables(values)]:
         raise UserError(f"{path}: {', '.join(wrong)}: written as [[{wrong[0]}]], once for each.")
     if "grid" in lists:
+        for grid in lists["grid"]:
+            _check_sections(grid, ALL_SECTIONS, path)
         above = {(section, key) for section, part in flags.items() for key in part}
         lists["grid"] = [_without(grid, above) for grid in lists["grid"]]
     return lists | {name: tables.get(name, {}) | flags.get(name, {}) for name in [*tables, *flags]}
+
+
+def _check_sections(tree: Tree, allowed: Collection[str], path: Path) -> None:
+    for name, values in tree.items():
+        if name not in allowed and (isinstance(values, dict) or _is_tables(values)):
+            raise UserError(f"{path}: " + unknown("section", name, allowed))
 
 
 def _is_tables(values: Any) -> bool:
