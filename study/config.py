@@ -220,7 +220,7 @@ def _check_sections(tree: Tree, allowed: Collection[str], path: Path) -> None:
 
 
 def _is_tables(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(v, dict) for v in values)
+    return isinstance(values, list) and values != [] and all(isinstance(v, dict) for v in values)
 
 
 def _without(tree: Tree, keys: Container[tuple[str, str]]) -> Tree:

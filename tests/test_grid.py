@@ -83,6 +83,7 @@ def test_a_flag_stands_above_every_grid(tmp_path):
     [
         ("grid = 1", "written as [[grid]]"),
         ("[grid]\nmodel.n_layer = 1", "written as [[grid]]"),
+        ("grid = []", "written as [[grid]]"),
         ("[stduy]\nlr = [1, 2, 4]", "unknown section 'stduy'. Did you mean 'study'? Allowed: data,"),
         ("[[grids]]\nmodel.n_layer = 1", "Did you mean 'grid'?"),
         ("[[predictions]]\nx = 1", "Did you mean 'prediction'?"),
