@@ -54,10 +54,14 @@ class StudyConfig:
     ] = "auto"
 
     def __post_init__(self):
-        if self.lr and len(set(self.lr)) < 3:
+        written = {f"{lr:g}" for lr in self.lr}  # as the tuning runs are named
+        if self.lr and len(written) < max(3, len(self.lr)):
             raise UserError(
-                f"lr = {list(self.lr)}: a grid has 3 different values or more, else its best lies at an edge."
+                f"lr = {list(self.lr)}: a grid has 3 different values or more, else its best lies at an edge; they "
+                "differ in their first six digits."
             )
+        if len(set(self.tune_seeds)) < len(self.tune_seeds):
+            raise UserError(f"tune_seeds = {list(self.tune_seeds)}: each seed once.")
 
 
 ALL_SECTIONS: dict[str, type] = SECTIONS | {"study": StudyConfig}

@@ -70,6 +70,9 @@ def test_a_grid_grows_beyond_the_edge_by_its_own_ratio(grid, best, more):
     ("change", "message"),
     [
         ({"study": {"lr": [0.1, 0.2]}}, "3 different values"),
+        ({"study": {"lr": [1e-3, 1.0000001e-3, 2e-3]}}, "3 different values"),
+        ({"study": {"lr": [1e-3, 2e-3, 4e-3, 4.0000001e-3]}}, "different values"),
+        ({"study": {"lr": [0.1, 0.2, 0.4], "tune_seeds": [7, 7]}}, "tune_seeds = [7, 7]: each seed once."),
         ({"study": {"lr": [0.1, 0.2, -1]}}, "study.lr.2 = -1: input should be greater than 0"),
         ({"study": {"lr": [0.1, 0.2, 0.4], "tune_seeds": [0]}}, "fresh seeds"),
         ({"study": {"lr": [0.1, 0.2, 0.4], "tune_seeds": [2**63]}}, f"tune_seeds.0 = {2**63}: input"),
