@@ -70,8 +70,8 @@ def _mistake(fault: Exception) -> str:
 def door(main: Callable[[], int | None]) -> int:
     """Call the main function of a door and return its exit code: 2 for the user's mistake, 130 or 143 for a signal.
 
-    A fault keeps its traceback and exits with 1, as do numbers that are not finite, without one. NO_COLOR is honoured
-    (https://no-color.org). What stdout cannot encode is printed as a question mark.
+    A fault keeps its traceback and exits with 1, as do numbers that are not finite and output that nobody reads,
+    without one. NO_COLOR is honoured (https://no-color.org). What stdout cannot encode is printed as a question mark.
     """
     sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]  (stderr never fails)
     os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:replace"  # in the processes of a study too
@@ -80,12 +80,18 @@ def door(main: Callable[[], int | None]) -> int:
 
         tyro._experimental_options["ansi_codes"] = False
     try:
-        return main() or 0
+        code = main() or 0
+        sys.stdout.flush()  # here, where a reader that has gone is said
+        return code
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader has had enough, as in `| head`
+    except (BrokenPipeError, SystemExit) as end:
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):  # as rich ends
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        gone = "the reader of the output has gone, as after | head; a run or study goes on with the same command"
+        print(f"stopped: {gone}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

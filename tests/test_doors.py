@@ -82,6 +82,28 @@ def test_nor_do_the_processes_of_a_study_end_by_it(flags, tmp_path):
     assert (tmp_path / "study" / "ü" / "summary.json").exists()
 
 
+def unread(*arguments):
+    """Return the exit code and the errors of a door whose output nobody reads, as after `| head`."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, *map(str, arguments)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    return process.returncode, said
+
+
+def test_that_nobody_reads_the_output_is_said_and_the_run_goes_on_with_the_same_command(flags, tmp_path):
+    command = ["train.py", "configs/single.toml", *flags, f"--out={tmp_path / 'run'}"]
+    gone = "stopped: the reader of the output has gone, as after | head; a run or study goes on with the same command\n"
+    assert unread(*command) == (1, gone)
+    assert door(*command).returncode == 0
+    assert unread("sample.py", tmp_path / "run", "--tokens=3") == (1, gone)  # what is written last
+
+
 def test_a_study_ends_with_its_table_and_report(flags, tmp_path, corpus):
     done = door("train.py", *flags, f"--out={tmp_path / 'quick'}")
     assert done.returncode == 0, done.stdout + done.stderr
