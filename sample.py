@@ -16,7 +16,9 @@ class Command:
     """Continue a prompt with the newest checkpoint of a run."""
 
     run: Annotated[Positional[Path], arg(help="run folder")]
-    prompt: Annotated[str, arg(help="text to continue; empty: begin a document")] = ""
+    prompt: Annotated[
+        str, arg(help='text to continue; empty: begin a document; one that begins with a dash: --prompt="-x y"')
+    ] = ""
     tokens: Annotated[int, arg(help="tokens to write, each")] = 200
     temperature: Annotated[float, arg(help="0 takes the likeliest token; 1 samples as the model believes")] = 0.8
     top_k: Annotated[int, arg(help="keep the k likeliest tokens; 0 keeps all")] = 50

@@ -82,6 +82,12 @@ def test_nor_do_the_processes_of_a_study_end_by_it(flags, tmp_path):
     assert (tmp_path / "study" / "ü" / "summary.json").exists()
 
 
+def test_a_prompt_that_begins_with_a_dash_is_given_with_an_equals_sign(run):
+    done = door("sample.py", run, "--prompt=-x y", "--tokens=3")
+    assert done.stdout.startswith("-x y"), done.stderr
+    assert '--prompt="-x y"' in " ".join(door("sample.py", "--help", COLUMNS="200").stdout.split())
+
+
 def unread(*arguments):
     """Return the exit code and the errors of a door whose output nobody reads, as after `| head`."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
