@@ -26,6 +26,7 @@ def test_every_name_is_valid(name):
         ({"d_model": 129, "n_head": 1}, r"d_model must be even"),
         ({"d_model": 1_000_000_001}, r"d_model must be even"),
         ({"d_model": 1_000_000_002, "n_head": 7}, r"Nearest n_head that fits: 3\."),
+        ({"d_model": 2**62 + 2, "n_head": 3}, r"less than 2147483648"),
         ({"d_model": 4, "n_head": 10**9}, r"Nearest n_head that fits: 2\."),
         ({"norm": "batch"}, "norm\n.*'rms', 'layer' or 'none'"),
         ({"init": "xavier"}, "init\n.*'gpt2', 'second_moment' or 'slope'"),
