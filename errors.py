@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import io
 import os
 import re
 import shutil
@@ -73,15 +74,17 @@ def door(main: Callable[[], int | None]) -> int:
     A fault keeps its traceback and exits with 1, as do numbers that are not finite and output that nobody reads,
     without one. NO_COLOR is honoured (https://no-color.org). What stdout cannot encode is printed as a question mark.
     """
-    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]  (stderr never fails)
-    os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:replace"  # in the processes of a study too
+    if isinstance(sys.stdout, io.TextIOWrapper):  # neither closed nor a notebook's; stderr never fails
+        sys.stdout.reconfigure(errors="replace")
+        os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:replace"  # in the processes of a study too
     if os.environ.get("NO_COLOR"):  # rich reads it, tyro has to be told
         import tyro
 
         tyro._experimental_options["ansi_codes"] = False
     try:
         code = main() or 0
-        sys.stdout.flush()  # here, where a reader that has gone is said
+        if sys.stdout:
+            sys.stdout.flush()  # here, where a reader that has gone is said
         return code
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)

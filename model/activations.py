@@ -61,7 +61,7 @@ def pointwise(formula: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
     return partial(Pointwise, formula)
 
 
-NAME = re.compile(r"\w[\w.+-]{,49}")  # of a plugin's activation
+NAME = re.compile(r"[^.+-].{,199}")  # of a plugin's activation
 GELU_MEAN = 1 / (2 * math.sqrt(math.pi))  # E GELU(u) for u ~ N(0, 1)
 
 
@@ -170,8 +170,8 @@ def load_plugin(path: Path) -> None:
     for name, activation in added.items():
         if not NAME.fullmatch(name) or name == "tune":  # where a study tunes
             raise UserError(
-                f"--plugin {path}: {name!r}: a name is letters, digits, _ . + or -, at most 50, the first of them a "
-                "letter, a digit or _, since it names the folders of runs; and not tune."
+                f"--plugin {path}: {name!r}: a name has 1 to 200 characters on one line and begins with none of . + -, "
+                "since it names the folders of runs; and it is not tune."
             )
         try:
             made, another = activation.factory(), activation.factory()

@@ -121,14 +121,14 @@ def make_arms(study: Study) -> list[Arm]:
     arms = []
     for key, group in sorted(groups.items(), key=lambda item: rank[item[0][0]]):
         parts = {field: part for field, part in zip(keys, key, strict=True) if part}
-        absent = [
+        absent = {
             point[SEED]
             for folder, point in missing
             if folder in {run.folder.parent for run in group}
             and all(group[0].settings.get(field) == value for field, value in point.items() if field != SEED)
-        ]
+        } - {run.seed for run in group}
         runs = sorted(group, key=lambda run: run.seed)
-        arms.append(Arm(parts, tuple(runs), _tuning(runs[0], study.tuning), tuple(absent)))
+        arms.append(Arm(parts, tuple(runs), _tuning(runs[0], study.tuning), tuple(sorted(absent))))
     return arms
 
 

@@ -13,7 +13,7 @@ from training.config import SECTIONS, RunConfig, TrainConfig, build, build_secti
 
 Key = tuple[str, str]  # of a field: section, name
 Point = dict[Key, Any]  # what sets a run apart
-LONGEST = 200  # bytes of a run's name; a file system takes 255, and a tuning run's rate and seed follow
+LONGEST = 255  # bytes of a run's name, as file systems have it
 NOT_TRAINED = ("study", "claim")
 
 
@@ -123,13 +123,14 @@ def planned(tree: Tree, source: str) -> dict[str, tuple[RunConfig, StudyConfig]]
 
 
 def run_name(point: Point) -> str:
-    """Return the folder name of a run from the values that set it apart: `relu`, `relu-seed2`, `gelu-lr0.003-seed1`.
-
-    Of one that is too long, its beginning and a hash.
-    """
+    """Return the folder name of a run from the values that set it apart: `relu`, `relu-seed2`, `gelu-lr0.003-seed1`."""
     parts = [str(v) for (_, key), v in point.items() if key == "activation"]
     parts += [f"{key}{value}" for (_, key), value in point.items() if key != "activation"]
-    name = re.sub(r"[^\w.+-]", "_", "-".join(parts))
+    return shortened(re.sub(r"[^\w.+-]", "_", "-".join(parts)))
+
+
+def shortened(name: str) -> str:
+    """Return a name, or of one that no folder can have its beginning and a hash."""
     if len(whole := name.encode()) <= LONGEST:
         return name
     return f"{whole[: LONGEST - 9].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:8]}"

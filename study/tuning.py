@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from study.config import StudyConfig, Tree
-from study.grid import planned
+from study.grid import planned, shortened
 from training.config import RunConfig, TrainConfig
 
 EXTENSIONS = 2  # at most so many times
@@ -36,7 +36,7 @@ def tuning_runs(
     tokens = math.ceil(study.tune_share * config.train.tokens)
     bare = dataclasses.replace(config.train, tokens=tokens, **BARE)
     return {
-        f"{arm}-lr{lr:g}-seed{seed}": (
+        shortened(f"{arm}-lr{lr:g}-seed{seed}"): (
             lr,
             dataclasses.replace(config, train=dataclasses.replace(bare, lr=lr, seed=seed)),
         )

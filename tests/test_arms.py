@@ -326,6 +326,14 @@ def test_a_seed_that_either_of_two_studies_lacks_is_missing(tmp_path):
     assert [row.arm.trouble for row in rows] == ["seed 5 not begun"] * 2
 
 
+def test_a_seed_that_one_study_has_is_missing_in_no_other_and_one_that_neither_has_is_so_once(tmp_path):
+    plan = {"model": {"activation": ["gelu"]}, "train": {"seed": [0, 1, 2]}}
+    for seed, study in enumerate(("a", "b")):
+        write_run(write_plan(tmp_path / study, **plan) / f"gelu-seed{seed}", "gelu", seed=seed)
+    (row,) = rows_of(tmp_path / "a", tmp_path / "b")
+    assert (row.arm.missing, row.arm.seeds, row.arm.trouble) == ((2,), 3, "seed 2 not begun")
+
+
 def test_a_study_that_is_called_as_the_reference_is_not_the_reference(tmp_path):
     for study, loss in (("gelu", 4.0), ("other", 3.0)):
         write_run(tmp_path / study / "gelu", "gelu", loss)

@@ -49,6 +49,14 @@ def test_a_uniform_model_scores_the_logarithm_of_the_vocabulary(model):
     assert score.bits_per_byte == pytest.approx(math.log2(7))
 
 
+def test_every_part_of_a_model_is_left_in_the_mode_that_it_was_in(model):
+    model.blocks[0].ffn.act.eval()  # by its maker, on purpose
+    before = [module.training for module in model.modules()]
+    evaluate(model, Split(np.arange(7, dtype=np.uint16), n_bytes=9, n_documents=1), 2)
+    assert [module.training for module in model.modules()] == before
+    assert {*before} == {True, False}
+
+
 class Doubles(TorchDispatchMode):
     """Keeps the names of the operations whose result is in float64."""
 

@@ -141,7 +141,9 @@ def test_a_missing_wandb_does_not_end_a_run(tiny, tmp_path, monkeypatch, wandb_h
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-@pytest.mark.parametrize(("given", "taken"), [("exp.1", True), ("sweep-7", True), ("a b", False), ("../up", False)])
+@pytest.mark.parametrize(
+    ("given", "taken"), [("exp.1", True), ("-abc", True), ("sweep-7", True), ("a b", False), ("../up", False)]
+)
 def test_a_run_whose_id_is_given_can_be_read_again(tiny, tmp_path, monkeypatch, wandb_home, capsys, given, taken):
     monkeypatch.setenv("WANDB_RUN_ID", given)
     monkeypatch.setenv("WANDB_MODE", "offline")

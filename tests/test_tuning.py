@@ -45,6 +45,9 @@ def test_tuning_runs_take_a_share_of_the_budget_on_seeds_of_their_own():
     assert {run.train.seed for _, run in trials.values()} == {7, 8}
     assert {run.train.tokens for _, run in trials.values()} == {251}
     assert all(run.train.eval_every == run.train.probes == 0 for _, run in trials.values())
+    long = tuning_runs("x" * 255, *arms(TREE, "it")["relu-n_layer1"], study.lr)
+    assert len(long) == len(trials)
+    assert {len(name) for name in long} == {255}
 
 
 def test_the_best_rate_is_that_of_the_lowest_mean_and_finished_everywhere():

@@ -37,12 +37,13 @@ class Score:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode inside, in which an activation of a plugin, as torch's RReLU, draws no numbers."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def score(model: GPT, split: Split, config: RunConfig, precision: str, ranks: Alone = ALONE) -> Score:

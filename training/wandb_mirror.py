@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from training.config import RunConfig, WandbConfig, tree
 
-ID = re.compile(r"\w[\w.-]{0,63}")  # of a run: it becomes part of a path
+ID = re.compile(r"[\w-][\w.-]{0,63}")  # of a run: it becomes part of a path
 
 
 class WandbMirror:
