@@ -91,7 +91,9 @@ def main() -> None:
         else:
             score_run(only, command.device or "auto")
         return
-    own = (only / "study.toml").exists() or any(only.glob("[!.]*/config.toml"))
+    from study.results import run_folders
+
+    own = (only / "study.toml").exists() or run_folders(only)
     if len(command.paths) == 1 and not own and any(only.glob("*/study.toml")):
         from study.claims_report import report_claims
 

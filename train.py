@@ -56,13 +56,14 @@ def main() -> int:
     from study.compare import compare
     from study.mirror import mirror_study
     from study.protocol import run_study
+    from study.results import run_folders
 
     failed, done = [], []
     for path, tree in trees.items():
         folder = command.out if path == command.config else command.out / path.stem
         unfinished = run_study(tree, folder, command.plugin, f"{path} and the flags", done)
         done.append(folder)
-        if any(folder.glob("[!.]*/metrics.jsonl")):  # else no arm could be tuned
+        if run_folders(folder):  # else no arm could be tuned
             rows = compare([folder], plugin=command.plugin)
             mirror_study(rows, folder, next(iter(runs[path].values())).wandb, failed=bool(unfinished))
         failed += unfinished

@@ -23,7 +23,7 @@ from study.config import Tree, merge
 from study.controls import CONTROLS, Control
 from study.effects import Row, compare_arms
 from study.grid import expand, is_study
-from study.results import Run, Study, load_study
+from study.results import Run, Study, load_study, run_folders
 from study.statistics import SMALLEST, Effect, holm, paired, verdict
 from training.config import SECTIONS, tree
 
@@ -231,7 +231,7 @@ def judge_claims(claims: Mapping[Path, Claim]) -> list[Judged]:
     rows: dict[Path, list[Row]] = {}
     effects: list[tuple[Path, Prediction, Effect | None, str]] = []
     for path, claim in claims.items():
-        begun = any(path.glob("[!.]*/config.toml"))
+        begun = bool(run_folders(path))
         study = load_study([path]) if begun else Study([], [], {})
         rows[path] = compare_arms(study, study.reference) if begun else []
         for prediction in claim.prediction:

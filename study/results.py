@@ -166,7 +166,7 @@ def load_study(paths: Iterable[str | Path]) -> Study:
         if not path.exists():
             raise UserError(f"{path} does not exist: {RUN_FOLDER}.")
         single = (path / "config.toml").is_file()
-        found, tried = [path.resolve()] if single else _run_folders(path), _run_folders(path / "tune")
+        found, tried = [path.resolve()] if single else run_folders(path), run_folders(path / "tune")
         if not found:
             raise UserError(f"{path} holds no run{' beside its tuning runs' if tried else ''}: {RUN_FOLDER}.")
         folders |= dict.fromkeys(found)
@@ -218,7 +218,8 @@ def varying(runs: Sequence[Run]) -> list[str]:
     return [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
 
 
-def _run_folders(path: Path) -> list[Path]:
+def run_folders(path: Path) -> list[Path]:
+    """Return the run folders in a folder, resolved, seed-2 before seed-10; a copy that was left over is none."""
     return sorted((config.parent.resolve() for config in path.glob("[!.]*/config.toml")), key=_natural)
 
 

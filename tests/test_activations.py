@@ -284,8 +284,8 @@ def test_bad_plugin_is_refused_and_adds_nothing(registry, tmp_path, text, messag
 
 
 def test_plugin_may_name_in_any_language(registry, tmp_path):
-    load_plugin(plugin(tmp_path, "ACTIVATIONS = {'λ-relu_0.5+': Activation(nn.ReLU)}"))
-    assert "λ-relu_0.5+" in registry
+    load_plugin(plugin(tmp_path, "ACTIVATIONS = {'λ-relu_0.5+': Activation(nn.ReLU), 'a/b (c)': Activation(nn.ReLU)}"))
+    assert {"λ-relu_0.5+", "a/b (c)"} <= set(registry)
 
 
 def test_plugin_may_be_any_python(registry, tmp_path):
