@@ -70,9 +70,9 @@ def heads(qkv_BT3HK: Tensor, rotary_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor
     """Return queries, keys (both rotated) and values of every head, BHTK."""
     if formulated(qkv_BT3HK):
         return _Heads.apply(qkv_BT3HK, rotary_2TK)  # pyright: ignore[reportReturnType]
-    qkv_3BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
-    q_BHTK, k_BHTK = rotate(qkv_3BHTK[:2], *rotary_2TK.to(qkv_BT3HK.dtype)).unbind()
-    return q_BHTK, k_BHTK, qkv_3BHTK[2]
+    q_BHTK, k_BHTK, v_BHTK = (z_BTHK.transpose(1, 2) for z_BTHK in qkv_BT3HK.unbind(2))
+    cos_TK, sin_TK = rotary_2TK.to(qkv_BT3HK.dtype)
+    return rotate(q_BHTK, cos_TK, sin_TK), rotate(k_BHTK, cos_TK, sin_TK), v_BHTK
 
 
 class _Causal(torch.autograd.Function):

@@ -5,11 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from model import loss
 from model.head import HEADS
-from model.loss import head_loss, token_losses
+from model.loss import head_loss, padded, token_losses
+from training.device import autocast
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture
@@ -38,6 +42,37 @@ def test_rows_at_a_time_change_neither_loss_nor_gradients(name, few_rows):
     gradients = torch.autograd.grad(3 * found, inputs), torch.autograd.grad(3 * expected, inputs)
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_padded_vocabulary_changes_neither_loss_nor_gradients(name):
+    head, x_ND, weight_VD, targets_N = problem(name)
+    wide_WD, bias_W = padded(weight_VD)
+    z_NW = F.linear(x_ND, wide_WD, bias_W)
+    assert z_NW.shape == (10, 64)
+    inputs = (x_ND, weight_VD, *head.parameters())
+    losses = head.loss(x_ND @ weight_VD.T, targets_N), head.loss(z_NW, targets_N)
+    torch.testing.assert_close(losses[1], losses[0])
+    gradients = (torch.autograd.grad(loss, inputs) for loss in losses)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, one)
+    torch.testing.assert_close(head(z_NW).softmax(-1)[:, :7], head(x_ND @ weight_VD.T).softmax(-1))
+
+
+@GPU
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", HEADS)
+def test_on_a_gpu_the_loss_of_an_odd_vocabulary_is_that_on_a_cpu(name, precision):
+    head, x_ND, weight_VD, targets_N = problem(name)
+    expected = head_loss(head, x_ND, weight_VD, targets_N)
+    gradients = torch.autograd.grad(expected, (x_ND, weight_VD))
+    x_ND, weight_VD = (z.detach().float().cuda().requires_grad_() for z in (x_ND, weight_VD))
+    with autocast(precision, x_ND.device):
+        found = head_loss(head.float().cuda(), x_ND, weight_VD, targets_N.cuda())
+    tolerance = {"fp32": 1e-5, "bf16": 3e-2}[precision]
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=tolerance, atol=tolerance)
+    for one, other in zip(torch.autograd.grad(found, (x_ND, weight_VD)), gradients, strict=True):
+        torch.testing.assert_close(one.cpu().double(), other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -28,18 +28,18 @@ def small(model=None, **train) -> list[RunConfig]:
     return [build({"model": model, "train": {"batch_size": 4, "seed": seed} | train}, "test") for seed in (0, 1)]
 
 
-def models_of(configs):
-    models = [GPT(config.model, 23, config.train.seed) for config in configs]
+def models_of(configs, device="cpu"):
+    models = [GPT(config.model, 23, config.train.seed).to(device) for config in configs]
     return models, [build_optimizers(model, config.train) for model, config in zip(models, configs, strict=True)]
 
 
-def steps(configs, precision="fp32", count=1, spoil=lambda models: None):
+def steps(configs, precision="fp32", count=1, spoil=lambda models: None, device="cpu"):
     """Return what `count` steps give, and the weights after them: alone, and stacked."""
-    models, optimizers = models_of(configs)
+    models, optimizers = models_of(configs, device)
     spoil(models)
     pairs = [*zip(configs, models, optimizers, LRS, strict=True)]
     alone = [[train_step(m, o, TOKENS_N, c, n, lr, precision) for c, m, o, lr in pairs] for n in range(count)]
-    others, optimizers = models_of(configs)
+    others, optimizers = models_of(configs, device)
     spoil(others)
     stack = Stack(others, configs[0])
     together: list[Any] = [stack.step(optimizers, [TOKENS_N] * 2, configs, n, LRS, precision) for n in range(count)]
@@ -60,6 +60,14 @@ def test_every_activation_stacks_in_both_precisions(activation):
     close(models, others, rtol=1e-6, atol=1e-7)
     alone, together, _, _ = steps(small({"activation": activation}), "bf16")
     assert torch.tensor(together) == pytest.approx(torch.tensor(alone), rel=2e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_runs_stack_on_a_gpu(activation, precision):
+    alone, together, _, _ = steps(small({"activation": activation}, optimizer="sgd"), precision, 3, device="cuda")
+    assert torch.tensor(together) == pytest.approx(torch.tensor(alone), rel={"fp32": 1e-4, "bf16": 2e-2}[precision])
 
 
 @pytest.mark.parametrize(

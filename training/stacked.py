@@ -5,7 +5,6 @@ R runs, N weights of a run; further legend in model/gpt.py.
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -152,7 +151,7 @@ class Stack:
             return functional_call(self.objective, own, (x_BT, y_BT, scored))
 
         side = None if scored else 0
-        with autocast(precision, self.device), _attention(self.device):
+        with autocast(precision, self.device), sdpa_kernel(SDPBackend.MATH):  # the fused ones cannot be batched
             return vmap(loss, (0, side, side), randomness="different")(self.tensors, x, y)
 
     def _began(self, r: int, grads_RN: Tensor, batches: list[tuple[Tensor, Tensor]], precision: str) -> str:
@@ -174,11 +173,6 @@ class _Objective(nn.Module):
     def forward(self, x_BT: Tensor, y_BT: Tensor, scored: bool) -> Tensor:
         """Return the training loss, or the cross-entropy of each token."""
         return self.model.token_losses(x_BT, y_BT) if scored else self.model.train_loss(x_BT, y_BT)
-
-
-def _attention(device: torch.device) -> AbstractContextManager[Any]:
-    """Torch's fused attention for CPUs cannot be batched: there, the formula written out."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def room(config: RunConfig, n_vocab: int, device: torch.device) -> int:

@@ -59,10 +59,11 @@ def train_step(
     return loss, norm
 
 
-def compile_blocks(model: GPT) -> None:
-    """Let training steps run the blocks compiled. They are alike, so that one graph serves them all."""
+def compile_parts(model: GPT) -> None:
+    """Let training steps run the blocks and the loss compiled. Blocks are alike, so that one graph serves them all."""
     for block in model.blocks:
         block.compile()
+    model.head_loss = torch.compile(model.head_loss)
 
 
 def micro_batches(
