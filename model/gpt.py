@@ -30,7 +30,6 @@ class GPT(nn.Module):
         self.head = HEADS[config.head](n_vocab)
         rotary_2TK = rotary_table(config.context, config.d_model // config.n_head)
         self.register_buffer("rotary_2TK", rotary_2TK, persistent=False)
-        self.head_loss = head_loss
         init_weights(self, config, seed)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -66,4 +65,4 @@ class GPT(nn.Module):
     def train_loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return what the head is trained on, nats per token: `loss`, but for the sigmoid head's own."""
         x_ND = self.states(tokens_BT).flatten(0, 1)
-        return self.head_loss(self.head, x_ND, self.embedding.weight, targets_BT.flatten())
+        return head_loss(self.head, x_ND, self.embedding.weight, targets_BT.flatten())

@@ -19,7 +19,7 @@ from training.device import keep_memory, pick_device, pick_precision, uncompiled
 from training.evaluate import score
 from training.loop import check_available
 from training.optim import build_optimizers
-from training.step import compile_parts, train_step
+from training.step import compile_loss, train_step
 
 STEPS = 8  # timed steps of each arm, after two that are not
 START_SECONDS = 1.5  # of a run: its process, checkpoint and sample; measured on 2 cores
@@ -70,7 +70,7 @@ def _measure(config: RunConfig, data: Dataset) -> tuple[float, float, float]:
     model = GPT(config.model, data.tokenizer.n_vocab).to(device)
     optimizers = build_optimizers(model, config.train)
     if config.train.compile:
-        compile_parts(model)
+        compile_loss(model)
     times = []
     with uncompiled(config.train.compile):  # but in training steps
         for step in range(STEPS + 2):

@@ -61,7 +61,7 @@ def test_muon_takes_the_matrices_of_the_blocks_alone():
 def test_muon_moves_matrices_as_torch_s(bf16, share, monkeypatch):
     if bf16 == "none":  # torch's and ours alike
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
-    monkeypatch.setattr(muon, "bf16_is_native", lambda _: bf16 == "products")
+    monkeypatch.setattr(muon, "bf16_is_fast", lambda _: bf16 == "products")
     generator = torch.Generator().manual_seed(0)
     shapes, lr, decay, momentum = [(16, 16), (24, 8), (16, 16), (8, 24)], 0.1, 0.5, 0.9
     ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]

@@ -43,7 +43,7 @@ class TrainConfig:
     decay: Annotated[float, Field(ge=0, le=1, description="share of the steps, the last, in which lr falls")] = 1.0
     final_lr: Annotated[float, Field(ge=0, le=1, description="lr at the end, as a share of the peak")] = 0.1
     precision: Annotated[
-        Literal["auto", "bf16", "fp32"], Field(description="auto: bf16 autocast where it is native, else fp32")
+        Literal["auto", "bf16", "fp32"], Field(description="auto: bf16 autocast where it is faster, else fp32")
     ] = "auto"
     device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Field(description="auto: the first that there is")] = (
         "auto"
@@ -53,7 +53,7 @@ class TrainConfig:
         Field(description="over the processes of torchrun; auto: ddp where there are several"),
     ] = "auto"
     compile: Annotated[
-        bool, Field(description="torch.compile the blocks for training steps: on a GPU, over many steps, it pays")
+        bool, Field(description="torch.compile the loss for training steps: on a GPU, over many steps, it pays")
     ] = False
     threads: Annotated[
         int, Field(ge=0, le=1024, description="CPU threads of a run; 0: all, or one per run of a study")

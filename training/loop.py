@@ -30,7 +30,7 @@ from training.probes import Probes
 from training.progress import Display
 from training.ranks import joined
 from training.sample import load_run
-from training.step import compile_parts, train_step
+from training.step import compile_loss, train_step
 from training.summary import sample_of, summary_of
 from training.wandb_mirror import WandbMirror
 
@@ -142,7 +142,7 @@ def _run(
     torch.manual_seed(c.seed)
     model = GPT(config.model, data.tokenizer.n_vocab, c.seed)
     if c.compile:
-        compile_parts(model)
+        compile_loss(model)
     ranks.place(model, device)
     optimizers = build_optimizers(model, c)
     probes = Probes(model, optimizers, data.val, steps, c.probes)

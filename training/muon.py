@@ -10,11 +10,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from training.device import bf16_is_native
+from training.device import bf16_is_fast
 
 
 class Muon(torch.optim.Muon):
-    """torch's, its updates scaled to AdamW's RMS (Liu et al., 2025); as fast on processors that have no bf16.
+    """torch's, its updates scaled to AdamW's RMS (Liu et al., 2025); as fast on processors whose bf16 is slow or none.
 
     torch multiplies in bf16 there too, which on a CPU takes up to a hundred times as long as in float32.
     """
@@ -48,12 +48,12 @@ def adamw_rms(shape: torch.Size) -> float:
 def orthogonal(x_LMN: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
     """Return nearly the closest orthogonal matrix of each of L, by Newton-Schulz in bf16 (Jordan et al., 2024).
 
-    Where the hardware has no bf16, products are taken in float32 and rounded: equal but for the order of their sums.
+    Where bf16 is not the faster one, products are taken in float32 and rounded: equal but for the order of their sums.
     """
     if x_LMN.shape[1] > x_LMN.shape[2]:
         return orthogonal(x_LMN.mT, coefficients, steps).mT
     a, b, c = coefficients
-    native = bf16_is_native(x_LMN.device.type)
+    native = bf16_is_fast(x_LMN.device.type)
 
     def rounded(y: Tensor) -> Tensor:
         return y if native else y.bfloat16().float()

@@ -59,11 +59,9 @@ def train_step(
     return loss, norm
 
 
-def compile_parts(model: GPT) -> None:
-    """Let training steps run the blocks and the loss compiled. Blocks are alike, so that one graph serves them all."""
-    for block in model.blocks:
-        block.compile()
-    model.head_loss = torch.compile(model.head_loss)
+def compile_loss(model: GPT) -> None:
+    """Let training steps run the training loss compiled, as one graph."""
+    model.train_loss = torch.compile(model.train_loss)
 
 
 def micro_batches(
