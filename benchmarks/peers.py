@@ -19,7 +19,7 @@ from model.gpt import GPT
 from training.config import RunConfig
 from training.device import autocast, pick_device, pick_precision
 from training.optim import build_optimizers
-from training.step import compile_loss, micro_batches, train_step
+from training.step import micro_batches, train_step
 
 Step = Callable[[], object]
 
@@ -111,6 +111,8 @@ def our_step(tokens_N: np.ndarray, run: RunConfig, n_vocab: int) -> Step:
     device = pick_device(run.train.device)
     model = GPT(run.model, n_vocab).to(device)
     if run.train.compile:
+        from training.step import compile_loss  # which earlier commits lack, whose steps trial.py takes too
+
         compile_loss(model)
     optimizers, precision = build_optimizers(model, run.train), pick_precision(run.train.precision, device)
     return lambda: train_step(model, optimizers, tokens_N, run, 0, 1e-3, precision)
