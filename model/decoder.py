@@ -94,16 +94,17 @@ def decoding(model: GPT, batch: int) -> Iterator[Decoder]:
     """Yield the model as a decoder of so many rows; its weights must not change meanwhile.
 
     Under bf16 autocast on a CPU every product would cast its weight anew, which for a few rows takes longer than the
-    product. Where oneDNN has bf16, they hold theirs in it, and what lies between is in the weights' own dtype.
+    product. Where oneDNN has bf16, they hold theirs in it, and all else is in the weights' own dtype, keys and values
+    too: their products of one position take longer in bf16 than in fp32. One row is read in fp32 altogether.
     """
     weight, kind = model.embedding.weight, model.embedding.weight.device.type
     to = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     single = kind == "cpu" and all(p.dtype == torch.float32 for p in model.parameters())
-    half = single and BF16 and PACK is not None and to == torch.bfloat16
+    half = single and to == torch.bfloat16 and (batch == 1 or (BF16 and PACK is not None))
     packed = half or (single and to is None)
     product = partial(_packed, rows=batch, dtype=to or torch.float32) if packed else _plain
     with torch.autocast(kind, enabled=False) if half else nullcontext():
-        yield Decoder(model, batch, to or weight.dtype, product)
+        yield Decoder(model, batch, weight.dtype if packed else to or weight.dtype, product)
 
 
 def _plain(weight_OI: Tensor) -> Function:
@@ -112,8 +113,8 @@ def _plain(weight_OI: Tensor) -> Function:
 
 
 def _packed(weight_OI: Tensor, rows: int, dtype: torch.dtype) -> Function:
-    """Return the product with W in oneDNN's own layout for so many rows, and for one row in fp32 by blocks."""
-    if rows == 1 and dtype == torch.float32:
+    """Return the product with W in oneDNN's own layout for so many rows, and for one row in W's dtype by blocks."""
+    if rows == 1:
         return _by_blocks(weight_OI)
     if PACK is None:
         return _plain(weight_OI)
