@@ -2,9 +2,9 @@
 
 What is kept for the backward pass are the gradients by the rows and by the weights, not the scores: at a vocabulary of
 50,257 these would be most of a step's memory (as Liger Kernel, Hsu et al., 2024, does for softmax; here for any head).
+A compiled step holds those of a micro-batch, as one graph.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from model.layers import linear, transformed
 SCORES = 1 << 22  # computed at a time, rows x vocabulary: 16 MiB in fp32, which stays near a processor
 GPU_SCORES = 1 << 27  # 512 MiB in fp32: few, large products
 LEAST_ROWS = 512  # fewer would add to the gradient by the weights too often
-ALIGNED = 64  # a GPU's fast products take no odd vocabulary
+ALIGNED = 64  # a GPU's fast products want a vocabulary that is a multiple
+NONE = -1e30  # a score without probability, and finite, since whoever looks for what is not would find it
 
 
 def _rows(weight_VD: Tensor) -> int:
@@ -26,16 +27,16 @@ def _rows(weight_VD: Tensor) -> int:
 
 
 def padded(weight_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return W with rows of 0 up to a multiple of `ALIGNED`, and a bias that makes −∞ of their scores.
+    """Return W with rows of 0 up to a multiple of `ALIGNED`, and a bias that makes `NONE` of their scores.
 
-    No head gives probability, loss or gradient to a score of −∞.
+    No head gives probability, loss or gradient to such a score.
     """
     rows = -len(weight_VD) % ALIGNED
-    return F.pad(weight_VD, (0, 0, 0, rows)), F.pad(weight_VD.new_zeros(len(weight_VD)), (0, rows), value=-math.inf)
+    return F.pad(weight_VD, (0, 0, 0, rows)), F.pad(weight_VD.new_zeros(len(weight_VD)), (0, rows), value=NONE)
 
 
 def _scores(x_ND: Tensor, weight_VD: Tensor) -> Tensor:
-    """Return x Wᵀ, NV; on a GPU with further columns of −∞ where the vocabulary is odd."""
+    """Return x Wᵀ, NV; on a GPU with further columns of `NONE` up to a multiple."""
     if x_ND.is_cuda and len(weight_VD) % ALIGNED:
         return F.linear(x_ND, *padded(weight_VD))
     return linear(x_ND, weight_VD)

@@ -15,7 +15,7 @@ from study.grid import expand, study_config
 from study.protocol import pick_engine
 from study.tuning import arm_of, arms, tuning_runs
 from training.config import RunConfig
-from training.device import keep_memory, pick_device, pick_precision, uncompiled
+from training.device import keep_memory, pick_device, pick_precision
 from training.evaluate import score
 from training.loop import check_available
 from training.optim import build_optimizers
@@ -70,15 +70,15 @@ def _measure(config: RunConfig, data: Dataset) -> tuple[float, float, float]:
     model = GPT(config.model, data.tokenizer.n_vocab).to(device)
     optimizers = build_optimizers(model, config.train)
     if config.train.compile:
+        torch.compiler.reset()  # else it counts the arms before, and from the ninth on compiles no more
         compile_loss(model)
     times = []
-    with uncompiled(config.train.compile):  # but in training steps
-        for step in range(STEPS + 2):
-            began = time.perf_counter()
-            train_step(model, optimizers, data.train.tokens_N, config, step, 0.0, precision)
-            times.append(time.perf_counter() - began)
+    for step in range(STEPS + 2):
         began = time.perf_counter()
-        score(model, data.val, config, precision)
-        scoring = time.perf_counter() - began
+        train_step(model, optimizers, data.train.tokens_N, config, step, 0.0, precision)
+        times.append(time.perf_counter() - began)
+    began = time.perf_counter()
+    score(model, data.val, config, precision)
+    scoring = time.perf_counter() - began
     step = statistics.median(times[2:])
     return START_SECONDS + sum(times[:2]) - 2 * step, step, scoring

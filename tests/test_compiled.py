@@ -1,24 +1,20 @@
 """A run whose training steps are compiled, against the same run as written."""
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
-from torch import nn
 from torch._dynamo.utils import counters
 
 from errors import Interrupted, UserError
+from model import gpt
 from study.protocol import pick_engine
-from training.device import compiled, uncompiled
+from training import loop
 from training.loop import train
 
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-
-
-class Double(nn.Module):
-    def forward(self, x):
-        return 2 * x
 
 
 def records(folder):
@@ -29,9 +25,17 @@ def records(folder):
 @COMPILER
 @pytest.mark.filterwarnings("ignore")  # torch's compiler trips over its own where they are errors
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_a_compiled_run_is_the_run_as_written(tiny, tmp_path, stop_at, activation, capsys):
+def test_a_compiled_run_is_the_run_as_written(tiny, tmp_path, stop_at, activation, capsys, monkeypatch):
     torch._dynamo.reset()
     counters.clear()
+    head_loss, as_written = gpt.head_loss, []
+
+    def of_head(*arguments):
+        if not torch.compiler.is_compiling():
+            as_written.append(arguments)
+        return head_loss(*arguments)
+
+    monkeypatch.setattr(gpt, "head_loss", of_head)
     changes = {"model": {"activation": activation}, "train": {"compile": True}}
     stop_at(9)
     with pytest.raises(Interrupted):
@@ -40,6 +44,7 @@ def test_a_compiled_run_is_the_run_as_written(tiny, tmp_path, stop_at, activatio
     assert "warning" not in capsys.readouterr().out
     assert counters["stats"]["unique_graphs"] == 1  # before the stop and after it
     assert not counters["graph_break"]
+    assert not as_written
     plain = train(tiny(model={"activation": activation}), tmp_path / "plain")
     ours, theirs = records(tmp_path / "compiled"), records(tmp_path / "plain")
     assert ours.keys() == theirs.keys()
@@ -51,21 +56,22 @@ def test_a_compiled_run_is_the_run_as_written(tiny, tmp_path, stop_at, activatio
     assert summary["environment"] == plain["environment"] | {"compiled": True}
 
 
-def test_modules_are_compiled_only_where_it_is_said():
-    seen = []
+@COMPILER
+@pytest.mark.filterwarnings("ignore")
+def test_where_a_compiled_step_ceased_to_be_finite_is_named(tiny, tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    counters.clear()
+    take = loop.train_step
 
-    def backend(graph, _inputs):
-        seen.append(graph)
-        return graph.forward
+    def step(model, optimizers, tokens_N, config, number, *others):
+        if number == 2:
+            model.get_parameter("blocks.1.ffn.up.weight").data[0, 0] = math.inf
+        return take(model, optimizers, tokens_N, config, number, *others)
 
-    layer, x = Double(), torch.ones(1, 3)
-    layer.compile(backend=backend)
-    with uncompiled(True):
-        layer(x)
-        assert not seen
-        with compiled(True):
-            layer(x)
-        assert len(seen) == 1
+    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.raises(FloatingPointError, match=r"at step 3; .* is the output of blocks\.1\.ffn\.up\."):
+        train(tiny(train={"compile": True}), tmp_path / "run")
+    assert counters["stats"]["unique_graphs"] == 1  # nothing was compiled for the search
 
 
 def test_without_a_compiler_a_compiled_run_is_refused(tiny, tmp_path, monkeypatch):

@@ -147,6 +147,15 @@ def test_ddp_goes_on_from_a_checkpoint_of_one_process_with_its_numbers(folder, s
     assert "ranks was 1, is 2: not bitwise the same from here on" in failed.stdout
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_compiled_ranks_give_the_numbers_of_one_process_as_written(folder, config, solo, parallel):
+    flags = f"--train.parallel={parallel}", "--train.compile=true"
+    done = torchrun(folder, config, f"compiled-{parallel}", *flags, fault=(-1, "pass"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert figures(folder / f"compiled-{parallel}") == pytest.approx(figures(solo), rel=1e-4)
+
+
 def test_a_rank_that_fails_says_why_and_ends_all(failed):
     assert failed.returncode == 1
     assert failed.stderr.count("OSError: the disk is gone\n") == 1

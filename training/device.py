@@ -38,9 +38,10 @@ def pick_device(name: str) -> torch.device:
 
 @cache
 def bf16_is_fast(kind: str) -> bool:
-    """Whether the hardware of that kind (cuda, cpu, mps) computes matrix products in bf16, and faster than in fp32.
+    """Whether the hardware of that kind (cuda, cpu, mps) is one that multiplies matrices in bf16, and faster so.
 
-    Intel's processors do so with AMX, which a virtual machine may hide; without, bf16 reaches 0.6 of the speed of fp32.
+    Seen on AMD's processors with AVX512-BF16. Intel's need AMX, which a virtual machine may hide: without it, bf16 is
+    slower there than fp32. (docs/performance.md)
     """
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -68,16 +69,6 @@ def check_compiler() -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
         raise UserError(f"train.compile = true needs a C++ compiler, and there is no {compiler} (CXX names another).")
-
-
-def compiled(on: bool) -> AbstractContextManager[Any]:
-    """Return the context in which modules that were compiled run so; without it, `uncompiled` holds."""
-    return torch.compiler.set_stance("default") if on else nullcontext()
-
-
-def uncompiled(on: bool) -> AbstractContextManager[Any]:
-    """Return the context in which modules that were compiled run as written, where hooks do their work."""
-    return torch.compiler.set_stance("force_eager") if on else nullcontext()
 
 
 def moved(batch: Tensor, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from model.gpt import GPT
 from training import checkpoint
 from training.clock import Clock
 from training.config import RunConfig, build, differences, tree
-from training.device import check_compiler, environment, keep_memory, pick_device, pick_precision, uncompiled
+from training.device import check_compiler, environment, keep_memory, pick_device, pick_precision
 from training.evaluate import score
 from training.folder import open_run, read_summary, write_whole
 from training.interrupt import Interrupt
@@ -89,7 +89,6 @@ def begin(
         data = prepare(config.data)
         check_context(config, data)
         check_alike(config, data, ranks)
-        held.enter_context(uncompiled(config.train.compile))  # but in training steps
         with nullcontext(interrupt) if interrupt else Interrupt(insist=ranks is ALONE) as seen:
             device = pick_device(config.train.device)
             return (yield from _run(config, folder, data, device, seen, ranks, stacked))

@@ -29,7 +29,8 @@ def began(model: GPT, batches: Iterable[tuple[Tensor, Tensor]], precision: str) 
     handles = [module.register_forward_hook(partial(hook, name)) for name, module in model.named_modules()]
     try:
         for x_BT, y_BT in batches:
-            with autocast(precision, x_BT.device):
+            # a compiled loss would be compiled once more, with the hooks
+            with autocast(precision, x_BT.device), torch.compiler.set_stance("force_eager"):
                 look("the loss", model.train_loss(x_BT, y_BT))
     finally:
         for handle in handles:

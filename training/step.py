@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from data.batches import train_batch
 from model.gpt import GPT
 from training.config import RunConfig
-from training.device import autocast, compiled, moved
+from training.device import autocast, moved
 from training.nonfinite import began
 from training.parallel import ALONE, Alone
 
@@ -40,7 +40,7 @@ def train_step(
     batches = micro_batches(tokens_N, config, step, device)
     total = torch.zeros((), device=device)
     for micro_x_BT, micro_y_BT in ranks.rows(batches):
-        with autocast(precision, device), compiled(c.compile):
+        with autocast(precision, device):
             micro = ranks.train_loss(model, micro_x_BT, micro_y_BT) / c.accumulate
         micro.backward()
         total += micro.detach()
