@@ -24,6 +24,11 @@ from training.step import micro_batches, train_step
 Step = Callable[[], object]
 
 
+def peers(checkout: Path | None) -> list[str]:
+    """Return the peers that are at hand: nanoGPT where its checkout is given, transformers where it is installed."""
+    return ["nanoGPT"] * bool(checkout) + ["transformers"] * bool(importlib.util.find_spec("transformers"))
+
+
 def nanogpt_module(checkout: Path) -> ModuleType:
     """Import nanoGPT's model.py under a name of its own."""
     spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")

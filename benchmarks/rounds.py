@@ -1,10 +1,14 @@
 """What benchmarks share: works timed in turn, figures with their spread and as JSON, the machine's limits."""
 
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from model.layers import linear
 from training.device import pick_precision
 
 ROUNDS = 5
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,36 @@ def in_turn(
         for name, work in works.items():
             times[name].append(seconds(work, clock))
     return times
+
+
+@contextmanager
+def process(module: str, *arguments: str, tree: Path = ROOT) -> Iterator[Callable[[], str]]:
+    """Yield what has a process of its own take one turn of the work that `work` of a benchmark returns.
+
+    Each side has its process, as it would have one where it is used: in one for all, the heap of each would be what the
+    others have made of it. The code is that of a tree, the benchmarks are those of this one.
+    """
+    # -P: else what lies in the current folder would come before either
+    code = f"import rounds, {module}; rounds.serve({module}.work(*{arguments!r}))"
+    command = [sys.executable, "-P", "-c", code]
+    environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{ROOT / 'benchmarks'}"}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        asked, told = server.stdin, server.stdout
+        assert asked is not None
+        assert told is not None
+
+        def turn() -> str:
+            print(file=asked, flush=True)
+            return told.readline() or sys.exit(f"the process of {module}.work{arguments} has ended")
+
+        yield turn
+
+
+def serve(turn: Callable[[], object]) -> None:
+    """Take one turn for each line that comes in, and answer with a line."""
+    for _ in sys.stdin:
+        turn()
+        print(flush=True)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

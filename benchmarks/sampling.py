@@ -5,17 +5,17 @@
 python benchmarks/sampling.py --nanogpt PATH [--json figures.json]
 """
 
-import importlib.util
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from peers import gpt2, nanogpt, prompt
-from rounds import Output, in_turn, machine, ratio, save, say
+from peers import gpt2, nanogpt, peers, prompt
+from rounds import Output, in_turn, machine, process, ratio, save, say
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -48,18 +48,27 @@ def sampler(start_B1: Tensor) -> Callable[[], object]:
     return draw
 
 
+def work(label: str, batch: str, checkout: str = "") -> Callable[[], object]:
+    """Return what draws a text for each row of a batch, by ours or a peer; ours keeps its memory, as sample.py does."""
+    start_B1 = prompt(VOCABULARY, int(batch))
+    if label == "ours":
+        keep_memory()
+        return sampler(start_B1)
+    if label == "nanoGPT":
+        peer = nanogpt(Path(checkout), NETWORK, VOCABULARY).eval()
+        return lambda: peer.generate(start_B1, NEW)
+    other = gpt2(NETWORK, VOCABULARY).eval()
+    options = {"max_new_tokens": NEW, "do_sample": True, "top_k": 0, "pad_token_id": 0}
+    return lambda: other.generate(start_B1, **options)
+
+
 def compare(batch: int, checkout: Path | None) -> dict[str, Any]:
     """Print and return the tokens/s of each at one batch size, and the ratios."""
-    start_B1 = prompt(VOCABULARY, batch)
-    works = {"ours": sampler(start_B1)}
-    if checkout:
-        peer = nanogpt(checkout, NETWORK, VOCABULARY).eval()
-        works["nanoGPT"] = lambda: peer.generate(start_B1, NEW)
-    if importlib.util.find_spec("transformers"):
-        other = gpt2(NETWORK, VOCABULARY).eval()
-        options = {"max_new_tokens": NEW, "do_sample": True, "top_k": 0, "pad_token_id": 0}
-        works["transformers"] = lambda: other.generate(start_B1, **options)
-    times = in_turn(works)
+    works = {}
+    with ExitStack() as held:
+        for label in ("ours", *peers(checkout)):
+            works[label] = held.enter_context(process("sampling", label, str(batch), str(checkout or "")))
+        times = in_turn(works)
     figures: dict[str, Any] = {}
     for label, each in times.items():
         figures[label] = {"tokens_per_s": batch * NEW / statistics.median(each)}
@@ -73,7 +82,6 @@ def compare(batch: int, checkout: Path | None) -> dict[str, Any]:
 def main() -> None:
     """Compare at every batch size."""
     command = tyro.cli(Command, prog="python benchmarks/sampling.py")
-    keep_memory()
     peak = machine()
     save(command.json, {"machine": peak} | {str(batch): compare(batch, command.nanogpt) for batch in BATCHES})
 

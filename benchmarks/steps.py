@@ -7,16 +7,17 @@ python benchmarks/steps.py --nanogpt PATH [--only 6x256] [--json figures.json] [
 """
 
 import dataclasses
-import importlib.util
 import statistics
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from peers import gpt2, gpt2_step, nanogpt, nanogpt_step, our_step, random_tokens
-from rounds import Output, auto_dtype, gemm_flops, in_turn, machine, ratio, save, say
+from peers import gpt2, gpt2_step, nanogpt, nanogpt_step, our_step, peers, random_tokens
+from rounds import Output, auto_dtype, gemm_flops, in_turn, machine, process, ratio, save, say
 
 from model.config import ModelConfig
 from model.size import size
@@ -54,23 +55,37 @@ def repeats(run: RunConfig) -> int:
     return 1 if run.tokens_per_step > 1000 else 20
 
 
-def compare(name: str, checkout: Path | None) -> dict[str, Any]:
-    """Print and return tokens/s of each at one size, and the ratios."""
+def work(label: str, name: str, checkout: str = "", keeps: str = "yes") -> Callable[[], object]:
+    """Return a turn of training steps at one size, by ours or a peer; ours keeps its memory, as a run does."""
     run, n_vocab = run_of(name), SIZES[name][4]
-    network, tokens_N = run.model, random_tokens(n_vocab)
-    single = dataclasses.replace(run, train=dataclasses.replace(run.train, precision="fp32"))
-    works = {"ours": our_step(tokens_N, run, n_vocab), "ours fp32": our_step(tokens_N, single, n_vocab)}
-    if checkout:
-        works["nanoGPT"] = nanogpt_step(nanogpt(checkout, network, n_vocab), tokens_N, run)
-    if importlib.util.find_spec("transformers"):
-        works["transformers"] = gpt2_step(gpt2(network, n_vocab), tokens_N, run)
+    tokens_N = random_tokens(n_vocab)
+    if label == "nanoGPT":
+        step = nanogpt_step(nanogpt(Path(checkout), run.model, n_vocab), tokens_N, run)
+    elif label == "transformers":
+        step = gpt2_step(gpt2(run.model, n_vocab), tokens_N, run)
+    else:
+        if keeps:
+            keep_memory()
+        precision = "fp32" if label == "ours fp32" else "auto"
+        step = our_step(
+            tokens_N, dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision)), n_vocab
+        )
+    return lambda: [step() for _ in range(repeats(run))]
+
+
+def compare(name: str, checkout: Path | None, keeps: bool) -> dict[str, Any]:
+    """Print and return tokens/s of each at one size, and the ratios."""
+    run, n_vocab, works = run_of(name), SIZES[name][4], {}
     peaks: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
     limits = {str(dtype): lambda dtype=dtype: peaks[dtype].append(gemm_flops(dtype)) for dtype in peaks}
-    steps = {label: lambda work=work: [work() for _ in range(repeats(run))] for label, work in works.items()}
-    times = in_turn(limits | steps)
+    with ExitStack() as held:
+        for label in ("ours", "ours fp32", *peers(checkout)):
+            arguments = label, name, str(checkout or ""), "yes" if keeps else ""
+            works[label] = held.enter_context(process("steps", *arguments))
+        times = in_turn(limits | works)
     figures: dict[str, Any] = {"sizes": SIZES[name]}
     tokens = repeats(run) * run.tokens_per_step
-    flops = tokens * size(network, n_vocab).flops_per_token
+    flops = tokens * size(run.model, n_vocab).flops_per_token
     for label in works:
         speed = tokens / statistics.median(times[label])
         limit = peaks[auto_dtype() if label == "ours" else torch.float32][1:]  # the first is the warm-up's
@@ -88,11 +103,12 @@ def compare(name: str, checkout: Path | None) -> dict[str, Any]:
 def main() -> None:
     """Compare at every size."""
     command = tyro.cli(Command, prog="python benchmarks/steps.py")
-    if command.keep_memory:
-        keep_memory()
     limits = machine()
     names = [command.only] if command.only else list(SIZES)
-    save(command.json, {"machine": limits} | {name: compare(name, command.nanogpt) for name in names})
+    save(
+        command.json,
+        {"machine": limits} | {name: compare(name, command.nanogpt, command.keep_memory) for name in names},
+    )
 
 
 if __name__ == "__main__":

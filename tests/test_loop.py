@@ -232,15 +232,15 @@ def test_a_folder_that_is_renamed_ends_its_run_with_its_name(tiny, tmp_path, mon
 
 
 class Second(Alone):
-    """A rank that hears of a first one with another config or other data."""
+    """A rank that hears of a first one with another config, other data or another precision."""
 
     def __init__(self, **heard):
         self.heard = heard
 
     def first(self, call):
-        config, fingerprint = json.loads(json.dumps(call()))  # as it travels
-        config["train"] |= {key: value for key, value in self.heard.items() if key != "fingerprint"}
-        return [config, self.heard.get("fingerprint", fingerprint)]
+        config, fingerprint, precision = json.loads(json.dumps(call()))  # as it travels
+        config["train"] |= {key: value for key, value in self.heard.items() if key in config["train"]}
+        return [config, self.heard.get("fingerprint", fingerprint), self.heard.get("picked", precision)]
 
 
 def test_ranks_that_would_train_something_else_are_refused(tiny):
@@ -252,6 +252,8 @@ def test_ranks_that_would_train_something_else_are_refused(tiny):
         check_alike(config, data, Second(lr=0.5))
     with pytest.raises(UserError, match=r"other tokens than the first: is .* equal on all hosts"):
         check_alike(config, data, Second(fingerprint="f"))
+    with pytest.raises(UserError, match=r"would train in fp32, the first in bf16: give all of them --train\.precision"):
+        check_alike(config, data, Second(picked="bf16"))
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tiny, tmp_path):

@@ -53,7 +53,7 @@ def bf16_is_fast(kind: str) -> bool:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Return bf16 or fp32; `auto` takes bf16 where it is the faster one."""
+    """Return bf16 or fp32; `auto` takes bf16 where it is known to be the faster one."""
     if name != "auto":
         return name
     return "bf16" if bf16_is_fast(device.type) else "fp32"

@@ -115,12 +115,15 @@ def check_context(config: RunConfig, data: Dataset) -> None:
 
 
 def check_alike(config: RunConfig, data: Dataset, ranks: Alone) -> None:
-    """Raise `UserError` on a rank whose config or tokens are not those of the first: each host reads its own."""
-    theirs, fingerprint = ranks.first(lambda: [tree(config), data.fingerprint])
+    """Raise `UserError` on a rank whose config, tokens or precision are not the first's: each host has its own."""
+    mine = pick_precision(config.train.precision, pick_device(config.train.device))
+    theirs, fingerprint, precision = ranks.first(lambda: [tree(config), data.fingerprint, mine])
     if lines := differences(build(theirs, "the first rank's config"), config):
         raise UserError("\n  ".join(["a rank has another config than the first:", *lines]))
     if fingerprint != data.fingerprint:
         raise UserError(f"a rank has other tokens than the first: is {config.data.corpus} equal on all hosts?")
+    if mine != precision:
+        raise UserError(f"a rank would train in {mine}, the first in {precision}: give all of them --train.precision.")
 
 
 def _run(
