@@ -5,12 +5,10 @@ python benchmarks/startup.py [--json figures.json]
 
 import subprocess
 import sys
-from pathlib import Path
 
 import tyro
-from rounds import Output, in_turn, save, say, spread
+from rounds import ROOT, Output, in_turn, save, say, spread
 
-ROOT = Path(__file__).parent.parent
 COMMANDS = (["sample.py", "--help"], ["train.py", "--help"], ["-c", "import torch"])
 
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rounds import Output, in_turn, ratio, save, say
+from rounds import ROOT, Output, in_turn, ratio, save, say
 
 from study.config import merge
 from study.grid import expand
 from training.loop import train
 
-ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "configs" / "quick.toml"
 
 

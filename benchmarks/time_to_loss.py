@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rounds import Output, ratio, save, say
+from rounds import ROOT, Output, ratio, save, say
 
-ROOT = Path(__file__).parent.parent
 RECIPE = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
     "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"

@@ -89,9 +89,9 @@ def cores() -> int:
 def keep_memory() -> None:
     """Let this process keep the memory that it frees, for the rest of its life; glibc only, else nothing happens.
 
-    Without it every large tensor of a step is a mapping of its own, whose pages the kernel clears anew: a fifth of a
-    bf16 step (benchmarks/steps.py --no-keep-memory). Small blocks that are freed join their neighbours at once, instead
-    of all of them within some later call.
+    Without it every large tensor of a step is a mapping of its own, whose pages the kernel clears anew: up to a fifth
+    of a bf16 step (benchmarks/steps.py --no-keep-memory). Small blocks that are freed join their neighbours at once,
+    instead of all of them within some later call.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
