@@ -57,8 +57,8 @@ def in_turn(
 def process(module: str, *arguments: str, tree: Path = ROOT) -> Iterator[Callable[[], str]]:
     """Yield what has a process of its own take one turn of the work that `work` of a benchmark returns.
 
-    Each side has its process, as it would have one where it is used: in one for all, the heap of each would be what the
-    others have made of it. The code is that of a tree, the benchmarks are those of this one.
+    Each side has its process, as it would have one where it is used: in one for all they change each other's speed. The
+    code is that of a tree, the benchmarks are those of this one.
     """
     # -P: else what lies in the current folder would come before either
     code = f"import rounds, {module}; rounds.serve({module}.work(*{arguments!r}))"

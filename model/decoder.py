@@ -100,10 +100,10 @@ def decoding(model: GPT, batch: int) -> Iterator[Decoder]:
     weight, kind = model.embedding.weight, model.embedding.weight.device.type
     to = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     single = kind == "cpu" and all(p.dtype == torch.float32 for p in model.parameters())
-    half = single and to == torch.bfloat16 and (batch == 1 or (BF16 and PACK is not None))
-    packed = half or (single and to is None)
+    half = to == torch.bfloat16 and (batch == 1 or (BF16 and PACK is not None))
+    packed = single and (half or to is None)
     product = partial(_packed, rows=batch, dtype=to or torch.float32) if packed else _plain
-    with torch.autocast(kind, enabled=False) if half else nullcontext():
+    with torch.autocast(kind, enabled=False) if packed else nullcontext():
         yield Decoder(model, batch, weight.dtype if packed else to or weight.dtype, product)
 
 
