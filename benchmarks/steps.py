@@ -3,10 +3,9 @@
 Tokens/s are also given as a share of the matrix-product peak (model FLOPs utilisation), which is measured in every
 round too: a processor that others share is not equally fast from one minute to the next.
 
-python benchmarks/steps.py --nanogpt PATH [--only 6x256] [--json figures.json] [--no-keep-memory]
+python benchmarks/steps.py --nanogpt PATH [--only 6x256] [--compile] [--json figures.json] [--no-keep-memory]
 """
 
-import dataclasses
 import statistics
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -39,15 +38,17 @@ class Command(Output):
     """checkout of nanoGPT; without it, it is left out"""
     only: str = ""
     """one of the sizes"""
+    compile: bool = False
+    """ours and nanoGPT compiled too (torch.compile), beside those that run as written"""
     keep_memory: bool = True
     """as a run does; False shows what that saves"""
 
 
-def run_of(name: str) -> RunConfig:
-    """Return our run at one size."""
+def run_of(name: str, **options: Any) -> RunConfig:
+    """Return our run at one size; `options` are of its training."""
     n_layer, n_head, d_model, context, _, batch = SIZES[name]
     network = ModelConfig(activation="gelu", n_layer=n_layer, n_head=n_head, d_model=d_model, context=context)
-    return RunConfig(model=network, train=TrainConfig(batch_size=batch, device="cpu"))
+    return RunConfig(model=network, train=TrainConfig(batch_size=batch, device="cpu", **options))
 
 
 def repeats(run: RunConfig) -> int:
@@ -57,29 +58,37 @@ def repeats(run: RunConfig) -> int:
 
 def work(label: str, name: str, checkout: str = "", keeps: str = "yes") -> Callable[[], object]:
     """Return a turn of training steps at one size, by ours or a peer; ours keeps its memory, as a run does."""
-    run, n_vocab = run_of(name), SIZES[name][4]
+    precision = "fp32" if label.startswith("ours fp32") else "auto"
+    run, n_vocab = run_of(name, precision=precision, compile=label.endswith("compiled")), SIZES[name][4]
     tokens_N = random_tokens(n_vocab)
-    if label == "nanoGPT":
+    if label.startswith("nanoGPT"):
         step = nanogpt_step(nanogpt(Path(checkout), run.model, n_vocab), tokens_N, run)
     elif label == "transformers":
         step = gpt2_step(gpt2(run.model, n_vocab), tokens_N, run)
     else:
         if keeps:
             keep_memory()
-        precision = "fp32" if label == "ours fp32" else "auto"
-        step = our_step(
-            tokens_N, dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision)), n_vocab
-        )
+        step = our_step(tokens_N, run, n_vocab)
     return lambda: [step() for _ in range(repeats(run))]
 
 
-def compare(name: str, checkout: Path | None, keeps: bool) -> dict[str, Any]:
+def sides(checkout: Path | None, compiled: bool) -> tuple[list[str], list[str]]:
+    """Return the labels of ours and those of the peers."""
+    ours, others = ["ours", "ours fp32"], peers(checkout)
+    if compiled:
+        ours += [f"{label} compiled" for label in ours]
+        others += [f"{label} compiled" for label in others if label == "nanoGPT"]
+    return ours, others
+
+
+def compare(name: str, checkout: Path | None, compiled: bool, keeps: bool) -> dict[str, Any]:
     """Print and return tokens/s of each at one size, and the ratios."""
     run, n_vocab, works = run_of(name), SIZES[name][4], {}
+    ours, others = sides(checkout, compiled)
     peaks: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
     limits = {str(dtype): lambda dtype=dtype: peaks[dtype].append(gemm_flops(dtype)) for dtype in peaks}
     with ExitStack() as held:
-        for label in ("ours", "ours fp32", *peers(checkout)):
+        for label in ours + others:
             arguments = label, name, str(checkout or ""), "yes" if keeps else ""
             works[label] = held.enter_context(process("steps", *arguments))
         times = in_turn(limits | works)
@@ -88,13 +97,15 @@ def compare(name: str, checkout: Path | None, keeps: bool) -> dict[str, Any]:
     flops = tokens * size(run.model, n_vocab).flops_per_token
     for label in works:
         speed = tokens / statistics.median(times[label])
-        limit = peaks[auto_dtype() if label == "ours" else torch.float32][1:]  # the first is the warm-up's
+        limit = peaks[auto_dtype() if label in ("ours", "ours compiled") else torch.float32][
+            1:
+        ]  # the first is the warm-up's
         share = ratio([flops / peak for peak in limit], times[label])
         figures[label] = {"tokens_per_s": speed, "utilisation": share}
-        print(f"{name}  {label:13s} {speed:9,.0f} tokens/s")
+        print(f"{name}  {label:18s} {speed:9,.0f} tokens/s")
         say(f"{name}  {label}, share of the peak in its precision", share)
-    for label in list(works)[2:]:
-        for mine in ("ours", "ours fp32"):
+    for label in others:
+        for mine in ours:
             figures[f"{mine} / {label}"] = ratio(times[label], times[mine])
             say(f"{name}  {mine} against {label}", figures[f"{mine} / {label}"])
     return figures
@@ -107,7 +118,8 @@ def main() -> None:
     names = [command.only] if command.only else list(SIZES)
     save(
         command.json,
-        {"machine": limits} | {name: compare(name, command.nanogpt, command.keep_memory) for name in names},
+        {"machine": limits}
+        | {name: compare(name, command.nanogpt, command.compile, command.keep_memory) for name in names},
     )
 
 

@@ -46,11 +46,22 @@ class GPT(nn.Module):
         Raises:
             ValueError: more positions than `config.context`.
         """
+        return self.run_blocks(self.embed(tokens_BT))
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        """Return what the first block reads, x_BTD.
+
+        Raises:
+            ValueError: more positions than `config.context`.
+        """
         if (T := tokens_BT.shape[1]) > self.config.context:
             raise ValueError(f"{T} tokens exceed the context of {self.config.context}")
-        x_BTD = self.embedding(tokens_BT)
+        return self.embedding(tokens_BT)
+
+    def run_blocks(self, x_BTD: Tensor) -> Tensor:
+        """Return the last states of embedded tokens, normed, BTD."""
         for block in self.blocks:
-            x_BTD = block(x_BTD, self.rotary_2TK[:, :T])
+            x_BTD = block(x_BTD, self.rotary_2TK[:, : x_BTD.shape[1]])
         return self.norm(x_BTD)
 
     def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -64,5 +75,9 @@ class GPT(nn.Module):
 
     def train_loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return what the head is trained on, nats per token: `loss`, but for the sigmoid head's own."""
-        x_ND = self.states(tokens_BT).flatten(0, 1)
+        return self.embedded_loss(self.embed(tokens_BT), targets_BT)
+
+    def embedded_loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Return `train_loss` of embedded tokens."""
+        x_ND = self.run_blocks(x_BTD).flatten(0, 1)
         return head_loss(self.head, x_ND, self.embedding.weight, targets_BT.flatten())

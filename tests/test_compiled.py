@@ -58,6 +58,15 @@ def test_a_compiled_run_is_the_run_as_written(tiny, tmp_path, stop_at, activatio
 
 @COMPILER
 @pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_repeats_bit_for_bit(tiny, tmp_path):
+    changes = {"model": {"d_model": 64}, "train": {"compile": True, "threads": 2}}  # in an order of chance
+    for name in ("once", "again"):
+        train(tiny(**changes), tmp_path / name)
+    assert records(tmp_path / "once") == records(tmp_path / "again")
+
+
+@COMPILER
+@pytest.mark.filterwarnings("ignore")
 def test_where_a_compiled_step_ceased_to_be_finite_is_named(tiny, tmp_path, monkeypatch):
     torch._dynamo.reset()
     counters.clear()
