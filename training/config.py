@@ -54,7 +54,7 @@ class TrainConfig:
         Field(description="over the processes of torchrun; auto: ddp where there are several"),
     ] = "auto"
     compile: Annotated[
-        bool, Field(description="torch.compile the loss for training steps: on a GPU, over many steps, it pays")
+        bool, Field(description="torch.compile the loss for training steps: over thousands of them, it pays")
     ] = False
     threads: Annotated[
         int, Field(ge=0, le=1024, description="CPU threads of a run; 0: all, or one per run of a study")
