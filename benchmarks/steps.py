@@ -97,9 +97,8 @@ def compare(name: str, checkout: Path | None, compiled: bool, keeps: bool) -> di
     flops = tokens * size(run.model, n_vocab).flops_per_token
     for label in works:
         speed = tokens / statistics.median(times[label])
-        limit = peaks[auto_dtype() if label in ("ours", "ours compiled") else torch.float32][
-            1:
-        ]  # the first is the warm-up's
+        dtype = auto_dtype() if label in ("ours", "ours compiled") else torch.float32
+        limit = peaks[dtype][1:]  # the first is the warm-up's
         share = ratio([flops / peak for peak in limit], times[label])
         figures[label] = {"tokens_per_s": speed, "utilisation": share}
         print(f"{name}  {label:18s} {speed:9,.0f} tokens/s")
