@@ -78,6 +78,6 @@ class GPT(nn.Module):
         return self.embedded_loss(self.embed(tokens_BT), targets_BT)
 
     def embedded_loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return `train_loss` of embedded tokens."""
+        """Return `train_loss` of embedded tokens: all of it that is compiled, where a run asks for that."""
         x_ND = self.run_blocks(x_BTD).flatten(0, 1)
         return head_loss(self.head, x_ND, self.embedding.weight, targets_BT.flatten())

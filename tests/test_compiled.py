@@ -58,7 +58,8 @@ def test_a_compiled_run_is_the_run_as_written(tiny, tmp_path, stop_at, activatio
 
 @COMPILER
 @pytest.mark.filterwarnings("ignore")
-def test_a_compiled_run_repeats_bit_for_bit(tiny, tmp_path):
+def test_a_compiled_run_repeats_bit_for_bit(tiny, tmp_path, request):
+    request.addfinalizer(lambda: torch.set_num_threads(1))  # as conftest.py sets it
     changes = {"model": {"d_model": 64}, "train": {"compile": True, "threads": 2}}  # whose order is chance
     for name in ("once", "again"):
         train(tiny(**changes), tmp_path / name)
