@@ -9,11 +9,12 @@ from typing import Any
 from errors import UserError
 from study import published, table
 from study.arms import joined
-from study.claims import Finding, Judged, claims_in, judge_claims
+from study.claims import claims_in
 from study.claims_figures import centring_figure, gate_figure, vocabulary_figures
 from study.drawing import Figure
 from study.effects import Row
 from study.figures import depth_figure, final_figure, heat_maps
+from study.judging import Finding, Judged, judge_claims
 from study.report import PROBES_TEXT, Section, write_page
 from study.statistics import MINIMUM_SEEDS
 

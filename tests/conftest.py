@@ -5,6 +5,18 @@ import signal
 import pytest
 import torch
 from hypothesis import settings
+from studies import (
+    GELU,
+    HOSTILE,
+    SIGMOID_GAPS,
+    add_probes,
+    plan,
+    shifted,
+    write_arm,
+    write_plan,
+    write_run,
+    write_study,
+)
 
 from data.batches import train_batch
 from training import step as one_step
@@ -97,3 +109,39 @@ def wandb_home(monkeypatch, tmp_path):
     for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
+
+
+@pytest.fixture
+def seeded(tmp_path):
+    """Two arms of five seeds, each at its own learning rate."""
+    study = tmp_path / "study"
+    write_arm(study, "gelu", GELU, lr=0.004)
+    write_arm(study, "sigmoid", [loss + gap for loss, gap in zip(GELU, SIGMOID_GAPS, strict=True)], lr=0.008)
+    return study
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A study of three arms with five seeds each, tuned at three learning rates, one of them with a hostile name."""
+    study = tmp_path_factory.mktemp("tuned")
+    gaps = {"gelu": 0, "sigmoid": 0.25, HOSTILE: -0.125}
+    for i, (activation, gap) in enumerate(gaps.items()):
+        for seed, noise in enumerate((0, 0.01, -0.01, 0.02, -0.02)):
+            loss = 4 + gap + noise + 0.003 * ((seed * i) % 3)
+            write_run(study / f"{i}-{seed}", activation, loss, seed=seed, lr=0.01)
+        for lr, worse in ((0.005, 0.2), (0.01, 0), (0.02, 0.3)):
+            write_run(study / "tune" / f"{i}-{lr}", activation, 4.5 + gap + worse, tokens=500, seed=1000, lr=lr)
+    write_run(study / "tune" / "too-high", loss=None, tokens=500, seed=1000, lr=0.04)
+    write_plan(
+        study, model={"activation": list(gaps)}, train={"seed": [0, 1, 2, 3, 4]}, study={"lr": [0.005, 0.01, 0.02]}
+    )
+    return study
+
+
+@pytest.fixture
+def probed(tmp_path):
+    """A study of a claim whose runs hold measurements of three blocks at two steps."""
+    tree = plan({"predicts": "above"}, figure="depth")
+    study = write_study(tmp_path / "c0", tree, {"gelu": GELU, "sigmoid": shifted(0.1)})
+    add_probes(study, lambda seed, step, block: (1 + seed) * step * 2.0**block)
+    return study

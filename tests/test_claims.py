@@ -3,63 +3,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tomli_w
-from test_results import write_run
+from studies import CLAIM, GELU, plan, shifted, write_run, write_study
 
 from errors import UserError
-from study.claims import (
-    Finding,
-    Prediction,
-    claims_in,
-    conclude,
-    judge_claims,
-    judge_prediction,
-    read_claim,
-    value,
-)
+from study.claims import Prediction, claims_in, read_claim
 from study.claims_report import report_claims
 from study.config import merge
 from study.controls import CONTROLS, Control
+from study.judging import Finding, conclude, judge_claims, judge_prediction, value
 from study.published import TABLES, agreement
 from study.results import load_run
 from study.statistics import paired
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "claims"
-CLAIM = {
-    "name": "C0",
-    "title": "Worse",
-    "told": "sigmoid is <b>worse</b>",
-    "figure": "gaps",
-    "expected": "so",
-    "change": "nothing",
-}
-GELU = [4.0, 4.0625, 3.9375, 4.03125, 3.96875, 4.015625]
-NOISE = [0.004, -0.003, 0.002, -0.004, 0.001, 0.0]
-
-
-def plan(*predictions, activations=("sigmoid", "gelu"), seeds=5, **claim):
-    return {
-        "model": {"activation": list(activations)},
-        "train": {"seed": list(range(seeds)), "tokens": 1000},
-        "claim": CLAIM | claim,
-        "prediction": [
-            {"text": "it", "plus": [{"activation": "sigmoid"}], "minus": [{"activation": "gelu"}]} | p
-            for p in predictions
-        ],
-    }
-
-
-def write_study(folder, tree, losses):
-    """Write a study of a claim and the runs of each activation, one for each seed."""
-    for activation, finals in losses.items():
-        for seed, loss in enumerate(finals):
-            write_run(folder / f"{activation}-seed{seed}", activation, loss, seed=seed)
-    folder.joinpath("study.toml").write_text(tomli_w.dumps(tree), encoding="utf-8")
-    return folder
-
-
-def shifted(gap):
-    return [loss + gap + noise for loss, noise in zip(GELU, NOISE, strict=True)]
 
 
 def judged(folder):
@@ -85,7 +41,7 @@ def judged(folder):
 )
 def test_each_outcome_is_reached_when_the_rule_says_so(tmp_path, predicts, gap, expected):
     tree = plan({"predicts": predicts})
-    write_study(tmp_path / "c0", tree, {"gelu": GELU[:5], "sigmoid": shifted(gap)[:5]})
+    write_study(tmp_path / "c0", tree, {"gelu": GELU, "sigmoid": shifted(gap)})
     one = judged(tmp_path)
     assert one.verdict == expected
     effect = one.findings[0].effect
@@ -100,7 +56,7 @@ def test_of_one_seed_there_is_no_test_to_adjust(tmp_path):
 
 def test_with_a_seed_less_than_five_nothing_is_shown(tmp_path):
     tree = plan({"predicts": "above"})
-    folder = write_study(tmp_path / "c0", tree, {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]})
+    folder = write_study(tmp_path / "c0", tree, {"gelu": GELU, "sigmoid": shifted(0.1)})
     assert judged(tmp_path).verdict == "supported"
     for file in (folder / "sigmoid-seed3").iterdir():
         file.unlink()
@@ -150,13 +106,13 @@ def test_a_share_of_the_budget_is_of_what_the_run_was_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("losses", "options", "reason"),
     [
-        (GELU[:5], {}, "equal to the last bit"),
-        (shifted(0.1)[:5], {"fingerprint": "other"}, "other data or budgets"),
-        (shifted(0.1)[:5], {"tokens": 900}, "other data or budgets"),
+        (GELU, {}, "equal to the last bit"),
+        (shifted(0.1), {"fingerprint": "other"}, "other data or budgets"),
+        (shifted(0.1), {"tokens": 900}, "other data or budgets"),
     ],
 )
 def test_what_does_not_compare_gets_no_verdict(tmp_path, losses, options, reason):
-    write_study(tmp_path / "c0", plan({"predicts": "above"}), {"gelu": GELU[:5]})
+    write_study(tmp_path / "c0", plan({"predicts": "above"}), {"gelu": GELU})
     for seed, loss in enumerate(losses):
         write_run(tmp_path / "c0" / f"sigmoid-seed{seed}", "sigmoid", loss, seed=seed, **options)
     one = judged(tmp_path)
@@ -170,7 +126,7 @@ def test_a_study_that_still_tunes_is_not_shown_and_leaves_the_others(tmp_path, c
     write_run(tmp_path / "c1" / "tune" / "gelu")
     (tmp_path / "c1" / ".copying").mkdir()  # left by a process that died
     (tmp_path / "c1" / ".copying" / "config.toml").touch()
-    write_study(tmp_path / "c2", plan({"predicts": "above"}), {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]})
+    write_study(tmp_path / "c2", plan({"predicts": "above"}), {"gelu": GELU, "sigmoid": shifted(0.1)})
     page = report_claims(tmp_path).read_text(encoding="utf-8")
     assert "Holm over all 1 predictions" in page
     first, second, _ = capsys.readouterr().out.splitlines()
@@ -205,7 +161,7 @@ def test_holm_is_over_all_predictions_of_all_claims(tmp_path):
         write_study(
             tmp_path / name,
             plan({"predicts": "above"}, {"predicts": "not below"}),
-            {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]},
+            {"gelu": GELU, "sigmoid": shifted(0.1)},
         )
     with pytest.raises(UserError, match="two claims have the name C0"):
         claims_in(tmp_path)
@@ -277,7 +233,7 @@ def test_the_report_prints_a_line_for_each_claim_and_escapes_its_words(tmp_path,
     write_study(
         tmp_path / "c0",
         plan({"predicts": "above", "text": "<i>up</i>"}),
-        {"gelu": GELU[:5], "sigmoid": shifted(0.1)[:5]},
+        {"gelu": GELU, "sigmoid": shifted(0.1)},
     )
     path = report_claims(tmp_path)
     line, end = capsys.readouterr().out.splitlines()

@@ -3,9 +3,8 @@ import shutil
 import sys
 
 import pytest
-from test_arms import GELU, rows_of, write_arm
+from studies import GELU, rows_of, write_arm, write_plan, write_run
 from test_metrics import inspect
-from test_results import write_plan, write_run
 
 from study.mirror import arms_table, mirror_study
 from training.config import WandbConfig

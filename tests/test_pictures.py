@@ -3,8 +3,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from test_arms import GELU, write_arm
-from test_results import write_run
+from studies import GELU, write_arm, write_run
 
 from study import pictures
 from study.compare import compare

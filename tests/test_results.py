@@ -1,51 +1,11 @@
 import csv
-import json
 import math
 
 import pytest
-import tomli_w
+from studies import write_plan, write_run
 
 from errors import UserError
 from study.results import load_run, load_study, varying, write_csv
-
-
-def write_run(folder, activation="gelu", loss: float | None = 4.0, tokens=1000, fingerprint="f", summary=None, **train):
-    """Write the folder of a run that ends at `loss`; with `loss=None` it was stopped half-way."""
-    folder.mkdir(parents=True)
-    config = {
-        "data": {"corpus": "shakespeare", "tokenizer": "bytes"},
-        "model": {"activation": activation, "n_layer": 2, "context": 128},
-        "train": {"seed": 0, "tokens": tokens, "lr": 0.001, "threads": 1} | train,
-        "wandb": {"mode": "disabled", "group": folder.name},
-    }
-    folder.joinpath("config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
-    end, records = loss or 4.5, []
-    for step in range(1, 11 if loss else 6):
-        value = end + (10 - step) / 10
-        records.append({"step": step, "tokens": step * tokens // 10, "time": step, "train/loss": value + 0.1})
-        if step % 2 == 0:
-            records[-1] |= {"val/loss": value, "val/perplexity": math.exp(value), "val/bits_per_byte": value / 2}
-    folder.joinpath("metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    if loss:
-        final = {
-            "status": "finished",
-            "val/loss": loss,
-            "val/perplexity": math.exp(loss),
-            "val/bits_per_byte": loss / 2,
-        }
-        final |= {"params/total": 54_321, "flops/token": 2.5e6, "perf/tokens_per_s": 1234.5}
-        final |= {"data/fingerprint": fingerprint}
-        final |= {"sample/prompt": "O Romeo", "sample/text": f"O Romeo, thou {activation}."}
-        final |= {"environment": {"torch": "2.13.0", "device": "cpu", "threads": 1}}
-        folder.joinpath("summary.json").write_text(json.dumps(final | (summary or {})), encoding="utf-8")
-    return folder
-
-
-def write_plan(folder, **sections):
-    """Write the study.toml of a study folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.joinpath("study.toml").write_text(tomli_w.dumps(sections), encoding="utf-8")
-    return folder
 
 
 def test_a_run_folder_is_read_whole(tmp_path):
