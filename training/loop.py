@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.optim import Optimizer
 
 from data.corpus import check_corpus
 from data.dataset import Dataset, prepare
@@ -135,7 +136,7 @@ def _run(
     ranks: Alone,
     stacked: bool,
 ) -> Run:
-    c, steps, checkpoints = config.train, config.steps, folder / "checkpoints"
+    c, steps = config.train, config.steps
     keep_memory()
     if c.threads:
         torch.set_num_threads(c.threads)
@@ -149,19 +150,12 @@ def _run(
     optimizers = build_optimizers(model, c)
     probes = Probes(model, optimizers, data.val, steps, c.probes)
 
-    # what a resumed run needs beside its tensors
-    state: dict[str, Any] = {"step": 0, "offset": 0, "time": 0.0, "train_seconds": 0.0, "skipped": 0}
-    state |= {"val": {}, "wandb_id": None, "wandb_best": None}
-    if resumed := ranks.first(lambda: checkpoint.newest(checkpoints)):
-        state |= checkpoint.read_state(Path(resumed))
-        _check_same(state, data, env)
-        checkpoint.load_weights(Path(resumed), model, ranks)
-        probes.load(checkpoint.load_optimizers(Path(resumed), model, optimizers, ranks))
+    resumed, state = _resume(folder, model, optimizers, probes, data, env, ranks)
     start, val, skipped = state["step"], state["val"], state["skipped"]
     clock = Clock(state["time"], state["train_seconds"])
 
     with (
-        Display(folder.name, start, steps, resumed=bool(resumed)) as display,
+        Display(folder.name, start, steps, resumed=resumed) as display,
         _metrics(config, folder, state, display, ranks) as metrics,
     ):
         record: dict[str, Any] = {}
@@ -188,7 +182,7 @@ def _run(
                     state |= {"wandb_best": metrics.mirror.best}
                     state |= {"config": tree(config), "environment": env, "fingerprint": data.fingerprint}
                     kept = state, data.tokenizer, c.keep, probes.tensors
-                    saved = checkpoint.save(checkpoints, step, model, optimizers, *kept, ranks)
+                    saved = checkpoint.save(folder / "checkpoints", step, model, optimizers, *kept, ranks)
                     if best:
                         metrics.mirror.upload(saved)
             if last:
@@ -217,6 +211,28 @@ def _run(
             write_whole(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
         metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
     return summary
+
+
+def _resume(
+    folder: Path,
+    model: GPT,
+    optimizers: list[Optimizer],
+    probes: Probes,
+    data: Dataset,
+    env: dict[str, Any],
+    ranks: Alone,
+) -> tuple[bool, dict[str, Any]]:
+    """Load the newest checkpoint; return whether there is one, and what a run goes on from beside its tensors."""
+    state: dict[str, Any] = {"step": 0, "offset": 0, "time": 0.0, "train_seconds": 0.0, "skipped": 0}
+    state |= {"val": {}, "wandb_id": None, "wandb_best": None}
+    newest = ranks.first(lambda: checkpoint.newest(folder / "checkpoints"))
+    if newest is None:
+        return False, state
+    state |= checkpoint.read_state(Path(newest))
+    _check_same(state, data, env)
+    checkpoint.load_weights(Path(newest), model, ranks)
+    probes.load(checkpoint.load_optimizers(Path(newest), model, optimizers, ranks))
+    return True, state
 
 
 def _npy(array: np.ndarray) -> bytes:
