@@ -6,7 +6,7 @@ import torch
 
 from data.dataset import prepare
 from model.gpt import GPT
-from study.config import merge
+from study.config import Tree, merge
 from study.grid import expand
 from training.config import RunConfig
 from training.device import pick_precision
@@ -16,9 +16,14 @@ from training.step import train_step
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
+def runs_of(study: str, changes: Tree | None = None) -> dict[str, RunConfig]:
+    """Return the runs of a study in configs/, by name, with other settings where `changes` has some."""
+    return expand(merge(CONFIGS / f"{study}.toml", changes or {}), study)
+
+
 def run_named(study: str, run: str = "") -> RunConfig:
     """Return one run of a study in configs/."""
-    return expand(merge(CONFIGS / f"{study}.toml", {}), study)[run]
+    return runs_of(study)[run]
 
 
 class Training:

@@ -2,23 +2,22 @@
 
 With --engines, whole runs instead: ten of that size by the stacked engine, against the same one after another.
 
-python benchmarks/stacked.py [--runs 32] [--steps 20] [--device cuda] [--engines] [--json FILE] [--model.d_model=...]
+python benchmarks/stacked.py [--runs 32] [--steps 20] [--device cuda] [--engines] [--tokens 600000] [--json FILE]
 """
 
-import argparse
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rounds import in_turn, ratio, save, say
+import tyro
+from ours import runs_of
+from rounds import Output, in_turn, ratio, save, say
 
 from data.dataset import prepare
 from model.gpt import GPT
-from study.config import Tree, merge
-from study.grid import expand
 from training.config import RunConfig
 from training.device import cores, environment, pick_device, pick_precision
 from training.loop import train
@@ -26,6 +25,22 @@ from training.optim import build_optimizers
 from training.stacked import Stack
 from training.step import train_step
 from training.together import train_together
+
+
+@dataclass(frozen=True)
+class Command(Output):
+    """Time runs that are stacked."""
+
+    runs: int | None = None
+    """how many; else 32, or 10 with --engines"""
+    steps: int = 20
+    """of each in a round, without --engines"""
+    device: str = "auto"
+    """as --train.device"""
+    engines: bool = False
+    """whole runs instead of steps"""
+    tokens: int = 600_000
+    """of each whole run"""
 
 
 def seeds(config: RunConfig, count: int) -> list[RunConfig]:
@@ -77,41 +92,23 @@ def engines(config: RunConfig, count: int) -> dict[str, Callable[[], None]]:
     return {"stacked": stacked, "alone": alone}
 
 
-def flags(texts: list[str]) -> Tree:
-    """Read settings such as --model.d_model=64 and --train.tokens=1000; numbers are written as in TOML."""
-    tree: Tree = {}
-    for text in texts:
-        path, _, value = text.removeprefix("--").partition("=")
-        section, _, key = path.partition(".")
-        tree.setdefault(section, {})[key] = json.loads(value) if value[:1].isdigit() else value
-    return tree
-
-
 def main() -> None:
     """Print the ratio of the two times and its spread."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--engines", action="store_true")
-    parser.add_argument("--json", type=Path)
-    given, rest = parser.parse_known_args()
-    count = given.runs or (10 if given.engines else 32)
+    command = tyro.cli(Command, prog="python benchmarks/stacked.py", description=__doc__)
+    count = command.runs or (10 if command.engines else 32)
     torch.set_num_threads(cores())
-    changes = {"train": {"device": given.device, "threads": cores()}, "wandb": {"mode": "disabled"}}
-    for section, part in flags(rest).items():
-        changes[section] = changes.get(section, {}) | part
-    quick = Path(__file__).parent.parent / "configs" / "quick.toml"
-    config = next(iter(expand(merge(quick, {"model": {"activation": "gelu"}} | changes), "quick").values()))
-    device = pick_device(config.train.device)
-    work = engines(config, count) if given.engines else steps(config, count, given.steps)
+    train = {"device": command.device, "threads": cores(), "tokens": command.tokens}
+    changes = {"model": {"activation": "gelu"}, "train": train, "wandb": {"mode": "disabled"}}
+    config = runs_of("quick", changes)[""]
+    device = pick_device(command.device)
+    work = engines(config, count) if command.engines else steps(config, count, command.steps)
 
     times = in_turn(work)
-    what = f"{count} runs stacked against one after another" if given.engines else f"{count} stacked runs against one"
+    what = f"{count} runs stacked against one after another" if command.engines else f"{count} stacked runs against one"
     figures = ratio(times["stacked"], times["alone"])
     say(f"{what}, {device.type}", figures)
     env = environment(device, pick_precision(config.train.precision, device))
-    save(given.json, {"runs": count, "engines": given.engines, "seconds": times, "environment": env} | figures)
+    save(command.json, {"runs": count, "engines": command.engines, "seconds": times, "environment": env} | figures)
 
 
 if __name__ == "__main__":

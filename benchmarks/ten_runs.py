@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from ours import CONFIGS, runs_of
 from rounds import ROOT, Output, in_turn, ratio, save, say
 
-from study.config import merge
-from study.grid import expand
 from training.loop import train
-
-QUICK = ROOT / "configs" / "quick.toml"
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,11 @@ def main() -> None:
     command = tyro.cli(Command, prog="python benchmarks/ten_runs.py")
     changes = {"train": {"seed": [0, 1], "tokens": command.tokens}, "wandb": {"mode": "disabled"}}
     flags = ["--train.seed=[0, 1]", f"--train.tokens={command.tokens}", "--wandb.mode=disabled"]
-    runs = expand(merge(QUICK, changes), "quick")
+    runs = runs_of("quick", changes)
 
     def study() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            door = [sys.executable, "train.py", str(QUICK), *flags, f"--out={folder}/study"]
+            door = [sys.executable, "train.py", str(CONFIGS / "quick.toml"), *flags, f"--out={folder}/study"]
             subprocess.run(door, cwd=ROOT, capture_output=True, check=True)
 
     def one_after_another() -> None:
