@@ -61,7 +61,8 @@ def pointwise(formula: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
     return partial(Pointwise, formula)
 
 
-NAME = re.compile(r"[^.+-].{,199}")  # of a plugin's activation
+# of a plugin's activation, which names folders of runs: beside them a study has its files, tune/ and wandb/
+NAME = re.compile(r"(?!(tune|wandb|.*\.(toml|html|csv|png))$)[^.+-].{,199}", re.IGNORECASE)
 GELU_MEAN = 1 / (2 * math.sqrt(math.pi))  # E GELU(u) for u ~ N(0, 1)
 
 
@@ -168,10 +169,10 @@ def load_plugin(path: Path) -> None:
     if taken := [name for name in added if name in ACTIVATIONS]:
         raise UserError(f"--plugin {path}: the registry already has {', '.join(taken)}; choose another name.")
     for name, activation in added.items():
-        if not NAME.fullmatch(name) or name == "tune":  # where a study tunes
+        if not NAME.fullmatch(name):
             raise UserError(
                 f"--plugin {path}: {name!r}: a name has 1 to 200 characters on one line and begins with none of . + -, "
-                "since it names the folders of runs; and it is not tune."
+                "since it names the folders of runs; and it is not tune or wandb and no file's (.toml .html .csv .png)."
             )
         try:
             made, another = activation.factory(), activation.factory()

@@ -253,7 +253,8 @@ def test_plugin_adds_names_that_train(registry, tmp_path):
         assert all(p.grad is not None for p in model.parameters())
 
 
-NO_NAMES = ["", ".", "..", ".hid", "-x", "a\n", "tune", "x" * 300]  # none could be a run's folder
+# none could be a run's folder, or what else lies beside those of a study
+NO_NAMES = ["", ".", "..", ".hid", "-x", "a\n", "tune", "Wandb", "report.html", "a/b.CSV", "x" * 300]
 
 
 @pytest.mark.parametrize(
@@ -284,8 +285,9 @@ def test_bad_plugin_is_refused_and_adds_nothing(registry, tmp_path, text, messag
 
 
 def test_plugin_may_name_in_any_language(registry, tmp_path):
-    load_plugin(plugin(tmp_path, "ACTIVATIONS = {'λ-relu_0.5+': Activation(nn.ReLU), 'a/b (c)': Activation(nn.ReLU)}"))
-    assert {"λ-relu_0.5+", "a/b (c)"} <= set(registry)
+    text = "ACTIVATIONS = {name: Activation(nn.ReLU) for name in ('λ-relu_0.5+', 'a/b (c)', 'tuned')}"
+    load_plugin(plugin(tmp_path, text))
+    assert {"λ-relu_0.5+", "a/b (c)", "tuned"} <= set(registry)
 
 
 def test_plugin_may_be_any_python(registry, tmp_path):
