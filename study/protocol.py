@@ -20,7 +20,17 @@ from study.ray_engine import execute_ray, package
 from study.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
 from training.config import WHERE, RunConfig, differences, read_toml
 from training.device import pick_device
-from training.folder import CHOOSE, OWN_FILES, has_begun, hold, read_run_config, read_summary, write_whole, writing
+from training.folder import (
+    CHOOSE,
+    OWN_FILES,
+    as_written,
+    has_begun,
+    hold,
+    read_run_config,
+    read_summary,
+    write_whole,
+    writing,
+)
 from training.interrupt import Interrupt
 from training.loop import check_available, check_context
 from training.parallel import world_size
@@ -102,11 +112,15 @@ def _stages(
     compared = arms(tree, source)
     rates = {arm: study.lr for arm, (_, study) in compared.items() if study.lr}
     best: dict[str, float | None] = {}
+    tuned: set[str] = set()
     for extended in range(EXTENSIONS + 1):
         trials = {arm: tuning_runs(arm, *compared[arm], tried) for arm, tried in rates.items()}
         if not trials:
             break
-        train_all({name: run for trial in trials.values() for name, (_, run) in trial.items()}, folder / "tune")
+        fresh = {name: run for trial in trials.values() for name, (_, run) in trial.items() if name not in tuned}
+        if fresh:
+            train_all(fresh, folder / "tune")
+        tuned |= fresh.keys()  # one that diverged would diverge again
         best = {arm: best_lr(_losses(trial, folder / "tune")) for arm, trial in trials.items()}
         more = {arm: extension(rates[arm], lr) for arm, lr in best.items() if lr is not None}
         if extended == EXTENSIONS or not any(more.values()):
@@ -129,7 +143,7 @@ def _take_over(runs: dict[str, RunConfig], folder: Path, other: Path) -> None:
         found = other / name
         if (folder / name).exists() or not read_summary(found) or differences(read_run_config(found), config):
             continue
-        with writing(folder, sum(path.stat().st_size for path in found.rglob("*"))):
+        with writing(folder, sum(path.lstat().st_size for path in found.rglob("*"))):
             shutil.copytree(found, copy, ignore=shutil.ignore_patterns("wandb", ".lock"))
             copy.rename(folder / name)
         taken += 1
@@ -153,6 +167,8 @@ def _open_study(folder: Path, tree: Tree) -> Iterator[bool]:
         raise UserError(f"{folder} exists and is not a study (it has no study.toml). {CHOOSE}")
     with hold(folder):
         begun = path.exists() and any(has_begun(config.parent) for config in folder.rglob("config.toml"))
+        if not begun and path.exists() and as_written(path) is None:
+            raise UserError(f"{path} is not of a study, and the plan of this one would take its place. {CHOOSE}")
         old = read_toml(path) if begun else tree
         flat = [{f"{s}.{key}": value for s, part in t.items() for key, value in _entries(part)} for t in (old, tree)]
         pairs = [(key, flat[0].get(key), flat[1].get(key)) for key in sorted(flat[0].keys() | flat[1].keys())]

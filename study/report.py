@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 
+from errors import UserError
 from study.drawing import FEW, PALETTE, Style, styles
 from study.effects import Row
 from study.figures import depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
@@ -65,6 +66,8 @@ def write_page(
         palette=PALETTE,
         plotly=Markup(get_plotlyjs()),
     )
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file, such as {path / 'report.html'}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(page, "utf-8")

@@ -1,5 +1,6 @@
 import shlex
 from html import unescape
+from pathlib import Path
 
 import pytest
 from studies import GELU, rows_of, write_arm, write_plan, write_run
@@ -31,6 +32,12 @@ def test_a_reference_that_is_none_of_the_arms_is_refused_where_it_was_asked_for(
         compare([seeded], "sigmoi", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
     compare([seeded], "sigmoid", tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("out", [".", "/"])
+def test_a_folder_is_no_place_for_a_report(seeded, out):
+    with pytest.raises(UserError, match=r"is a folder\. Name a file, such as"):
+        compare([seeded], out=Path(out))
 
 
 def test_comparing_writes_the_report_and_the_csv_beside_each_other(seeded, capsys):

@@ -86,13 +86,17 @@ def test_what_a_study_beside_has_finished_is_copied_and_nothing_else(study, tmp_
         ours, theirs = ((tmp_path / f / name).parent for f in ("second", "alone"))
         assert losses(ours) == losses(theirs)
     assert "runs are copied from" in capfd.readouterr().out
+    (tmp_path / "first" / "relu" / "wandb").mkdir()
+    (tmp_path / "first" / "relu" / "wandb" / "latest-run").symlink_to("cleaned")  # as `wandb clean` leaves it
+    assert run_study(study(["relu"]) | tuned, tmp_path / "last", beside=[tmp_path / "first"]) == []
+    assert losses(tmp_path / "last" / "relu") == losses(tmp_path / "first" / "relu")
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(study, tmp_path, capfd):
     plugin = tmp_path / "acts.py"
     plugin.write_text(
         "import torch\nfrom model.activations import Activation, pointwise\n"
-        "ACTIVATIONS = {'broken': Activation(pointwise(lambda u: torch.cat([u, u])))}\n"
+        "ACTIVATIONS = {'broken': Activation(pointwise(lambda u: u @ u))}\n"
     )
     code = (
         "import sys; from pathlib import Path; from model.activations import load_plugin\n"
@@ -140,6 +144,15 @@ def test_the_engine_is_chosen_by_the_device_unless_by_hand(tiny, monkeypatch):
     monkeypatch.setattr("study.protocol.pick_device", lambda _: torch.device("cuda"))
     assert pick_engine("auto", runs) == "stacked"
     assert pick_engine("processes", runs) == "processes"
+
+
+def test_a_plan_that_somebody_wrote_is_left_alone(study, tmp_path):
+    path = tmp_path / "study" / "study.toml"
+    path.parent.mkdir()
+    path.write_text("# my plan\n[train]\nlr = 0.01\n")
+    with pytest.raises(UserError, match=r"study\.toml is not of a study"):
+        run_study(study(), path.parent)
+    assert path.read_text().startswith("# my plan")
 
 
 def test_another_study_in_the_folder_is_refused(study, tmp_path):

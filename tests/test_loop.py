@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from training import checkpoint
 from training import step as one_step
 from training.clock import Clock
 from training.config import tree as plain
-from training.folder import read_run_config
+from training.folder import hold, read_run_config
 from training.loop import check_alike, train
 from training.parallel import ALONE, Alone
 from training.sample import load_run
@@ -262,6 +263,31 @@ def test_a_folder_that_is_no_run_is_left_alone(tiny, tmp_path):
     with pytest.raises(UserError, match="is not a run"):
         train(tiny(), tmp_path / "thesis")
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+
+
+@pytest.mark.parametrize("text", ["baseURL = 'https://mine.org'\n", "# by hand\n[train]\nlr = 0.01\n", "\xff[[["])
+def test_a_config_that_no_run_wrote_is_left_alone(tiny, tmp_path, text):
+    mine = tmp_path / "mine" / "config.toml"
+    mine.parent.mkdir()
+    mine.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"config\.toml is not of a run"):
+        train(tiny(), mine.parent)
+    assert mine.read_text(encoding="latin-1") == text
+
+
+def test_a_disk_that_becomes_read_only_does_not_hide_what_failed(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def write():
+        with monkeypatch.context() as patch, hold(tmp_path / "run"):
+            patch.setattr(Path, "unlink", fail)
+            raise UserError("its own reason")
+
+    with pytest.raises(UserError, match="its own reason"):
+        write()
+    with hold(tmp_path / "run"):  # free again
+        pass
 
 
 def test_a_context_longer_than_the_corpus_is_refused_with_both_numbers(tiny, tmp_path):

@@ -130,6 +130,13 @@ def test_each_arm_trains_fresh_seeds_at_the_best_rate_of_its_own_tuning(tuned, t
     assert [arm.edge for arm in found] == [True, True]
 
 
+def test_a_rate_that_diverged_is_tried_once(tuned, tmp_path, capfd):
+    tuned["model"]["activation"], tuned["study"]["lr"] = ["relu"], [1e-3, 1e29, 1e30]
+    run_study(tuned, tmp_path / "study")
+    # in the first of two rounds: the best lies at the low edge
+    assert capfd.readouterr().out.count("lr1e+30-seed1000 failed") == 1
+
+
 def test_a_study_of_which_no_arm_can_be_tuned_says_which_failed(tuned, tmp_path):
     tuned["study"]["lr"] = [1e30, 1e31, 1e32]
     assert run_study(tuned, tmp_path / "study") == ["relu-seed0", "relu-seed1", "gelu-seed0", "gelu-seed1"]

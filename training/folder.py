@@ -5,16 +5,18 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from filelock import FileLock, Timeout
 
 from errors import UserError
-from training.config import RunConfig, build, differences, read_toml, to_toml
+from training.config import RunConfig, build, differences, read_toml, to_toml, tree
 
 CHOOSE = "Choose another --out."
 PARTIAL = ".partial"  # what a process that died was writing
@@ -32,8 +34,7 @@ def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator
     Raises:
         UserError: another process holds it, it is something else, or it holds a run with another config.
     """
-    if folder.is_dir() and not (folder / "config.toml").exists() and {p.name for p in folder.iterdir()} - OWN_FILES:
-        raise UserError(f"{folder} exists and is not a run (it has no config.toml). Choose another --out.")
+    _check_free(folder)
     with hold(folder, patience):
         if has_begun(folder):  # one that never did leaves no trace of its config
             if lines := differences(read_run_config(folder), config):
@@ -41,6 +42,28 @@ def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator
         else:
             write_whole(folder / "config.toml", to_toml(config))
         yield read_summary(folder)
+
+
+def _check_free(folder: Path) -> None:
+    """Raise `UserError` if a folder is neither that of a run nor one for a run to be."""
+    config = folder / "config.toml"
+    if not config.exists() and folder.is_dir() and {path.name for path in folder.iterdir()} - OWN_FILES:
+        raise UserError(f"{folder} exists and is not a run (it has no config.toml). {CHOOSE}")
+    if not config.exists() or has_begun(folder):
+        return
+    known, tables = tree(RunConfig()), as_written(config) or {}
+    if tables.keys() != known.keys() or any(tables[name].keys() - part.keys() for name, part in known.items()):
+        raise UserError(f"{config} is not of a run, and the config of this one would take its place. {CHOOSE}")
+
+
+def as_written(path: Path) -> dict[str, Any] | None:
+    """Return the tables of a TOML file whose text is as this project writes it, None of one that somebody wrote."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+        return tables if tomli_w.dumps(tables) == text else None
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def has_begun(folder: Path) -> bool:
@@ -59,29 +82,39 @@ def hold(folder: Path, patience: float = 0.0) -> Iterator[None]:
     lock, holder = FileLock(folder / ".lock", timeout=patience), folder / HOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if links := [path for path in _written(folder) if path.is_symlink()]:
-            raise UserError(f"{links[0]} is a link, and what is written to it would land elsewhere. Remove it.")
+        _refuse_links([folder / ".lock"])
         lock.acquire()
     except Timeout:
         who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
         raise UserError(f"{folder} is being written by {who}; wait for it. {CHOOSE}") from None
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}.") from None
-    now = datetime.now().astimezone().isoformat(" ", "seconds")
-    with contextlib.suppress(OSError):  # a courtesy: a disk that is full says so where it matters
-        holder.write_text(f"process {os.getpid()} on {platform.node()} since {now}", encoding="utf-8")
     try:
+        _refuse_links(_written(folder))
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        with contextlib.suppress(OSError):  # a courtesy: a disk that is full says so where it matters
+            holder.write_text(f"process {os.getpid()} on {platform.node()} since {now}", encoding="utf-8")
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that has become read-only
+            holder.unlink()
         lock.release()
 
 
+def _refuse_links(paths: Iterable[Path]) -> None:
+    if links := [path for path in paths if path.is_symlink()]:
+        raise UserError(f"{links[0]} is a link, and what is written to it would land elsewhere. Remove it.")
+
+
 def _written(folder: Path) -> Iterator[Path]:
-    """All that stands where a run or a study writes; wandb makes links of its own within its folder."""
+    """All that stands where a run or a study writes; wandb makes links of its own within its folder.
+
+    Of the runs of a study, the logs: they are open before a run holds its own folder.
+    """
     yield from folder.iterdir()
-    yield from (folder / "checkpoints").glob("*")
-    yield from (folder / "checkpoints").glob("*/*")
+    for pattern in ("checkpoints/*", "checkpoints/*/*", "tune/*"):
+        yield from folder.glob(pattern)
+    yield from (run / "log.txt" for pattern in ("*", "tune/*") for run in folder.glob(pattern))
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

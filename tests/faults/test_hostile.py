@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import SMALL
+from commands import SMALL, run_flags
 from safetensors.torch import load_file, save_file
 
 from training import checkpoint
@@ -214,6 +214,17 @@ def link(name):
     return poison
 
 
+def dangling(name):
+    """A poison: a link to nothing in the place of a file or folder, and nothing but that beside it."""
+
+    def poison(run, canary):
+        shutil.rmtree((run / name).parent)
+        (run / name).parent.mkdir()
+        (run / name).symlink_to(run.parent.parent / "nowhere")
+
+    return poison
+
+
 def beside(run, canary):
     for name in ("model.pt", "pytorch_model.bin", "optimizer.pkl", "state.pickle", "sitecustomize.py", "conftest.py"):
         text = f"import os\nos.system('touch {canary}')\n".encode()
@@ -244,6 +255,7 @@ OTHERS = {  # the poison, and the codes with which train, sample and eval end
     "manifest with an absolute path": (manifest(**{"/etc/passwd": "0"}), (0, 0, 0)),
     "manifest deeply nested": (lambda run, _: (newest(run) / "manifest.json").write_bytes(DEEP), (0, 0, 0)),
     "pickles and scripts beside": (beside, (0, 0, 0)),
+    "a link to nothing for a checkpoint": (dangling("checkpoints/step-00000016"), (2, 2, 2)),
     "a link for the weights": (link("checkpoints/step-00000016/model.safetensors"), (2, 0, 0)),
     "a link for a checkpoint": (link("checkpoints/step-00000016"), (2, 0, 0)),
     "a link for all checkpoints": (link("checkpoints"), (2, 0, 0)),
@@ -280,6 +292,23 @@ def test_a_file_of_the_study_that_is_a_link_is_replaced_and_its_target_left_alon
     code, said = call("eval", run.parent)
     assert code == 0, said
     assert (tmp_path / "precious").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("name", ["gelu/log.txt", "tune/gelu/log.txt", "tune/gelu"])
+def test_a_study_writes_through_no_link_in_its_runs(call, corpus, tmp_path, name, there):
+    link = tmp_path / "study" / name
+    link.parent.mkdir(parents=True)
+    (tmp_path / "study" / "study.toml").touch()
+    if there:
+        (tmp_path / "precious").write_text("years of work")
+    link.symlink_to(tmp_path / "precious")
+    before = snapshot(tmp_path, tmp_path / "study")
+    axis = '--model.activation=["gelu", "relu"]'
+    code, said = call("train", "configs/single.toml", *run_flags(corpus), axis, f"--out={tmp_path / 'study'}")
+    assert code == 2, said
+    assert f"{name} is a link" in said
+    assert snapshot(tmp_path, tmp_path / "study") == before
 
 
 RECORDS = {
