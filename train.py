@@ -78,9 +78,12 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = door(main)
-    if "RANK" in os.environ:  # a rank: threads of torch that still run can abort Python's own way out
+    try:
+        code = door(main)
+    except SystemExit as end:  # of tyro, or of a rank that ends as another did
+        code = end.code
+    if "RANK" in os.environ:  # threads of torch that still run can abort Python's own way out
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(int(code or 0))
     sys.exit(code)

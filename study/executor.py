@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,9 @@ def placed(config: RunConfig, group: str, parallel: int) -> RunConfig:
 def _run_jobs(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: Interrupt, display: StudyDisplay) -> None:
     context = multiprocessing.get_context("forkserver")  # a process that holds torch already: runs start at once
     context.set_forkserver_preload(["study.executor", *LATE])
+    resource_tracker.ensure_running()  # else the server's start would start it too
+    with _ignoring_ctrl_c():
+        forkserver.ensure_running()
     asked = False
     while any(job.status in ("waiting", "running") for job in jobs):
         running = [job for job in jobs if job.status == "running"]
@@ -150,8 +154,7 @@ def _run_jobs(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: In
         elif waiting and len({job.stack for job in running}) < parallel and not interrupt.signum:
             stack = [job for job in waiting if job.stack == waiting[0].stack]
             process = context.Process(target=_child, args=({job.folder: job.config for job in stack}, plugin))
-            with _ignoring_ctrl_c():
-                process.start()
+            process.start()
             for job in stack:
                 job.process, job.status = process, "running"
             continue
@@ -167,7 +170,7 @@ def _run_jobs(jobs: list[Job], parallel: int, plugin: Path | None, interrupt: In
 
 @contextlib.contextmanager
 def _ignoring_ctrl_c() -> Iterator[None]:
-    """A process started here ignores Ctrl-C while it imports, until its run takes signals itself."""
+    """The server that is started here, and its children, ignore Ctrl-C until a run takes signals itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 
 import numpy as np
@@ -212,6 +213,22 @@ def test_more_runs_than_memory_holds_go_one_stack_after_another(runs, monkeypatc
     made = runs(tokens=8 * 4 * 5, lrs=(1e-3, 2e-3, 3e-3, 4e-3, 5e-3))
     assert all(train_together(made).values())
     assert sizes == [2, 2]  # and one alone
+
+
+def test_a_signal_at_the_end_of_a_stack_stops_before_the_next(runs, monkeypatch):
+    def text(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(loop, "sample_of", lambda *_: "text")
+        return "text"
+
+    monkeypatch.setattr(together, "room", lambda *_: 1)
+    monkeypatch.setattr(loop, "sample_of", text)
+    made = runs(tokens=8 * 4 * 5, lrs=(1e-3, 2e-3))
+    with pytest.raises(Interrupted) as stopped:
+        train_together(made)
+    assert stopped.value.code == 143
+    assert [folder.exists() for folder in made] == [True, False]
+    assert all(train_together(made).values())
 
 
 def test_runs_stack_that_differ_in_seed_and_learning_rate_alone(tiny):

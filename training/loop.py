@@ -244,7 +244,11 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _metrics(config: RunConfig, folder: Path, state: dict[str, Any], display: Display, ranks: Alone) -> Metrics:
     mirror = WandbMirror.of_run(config, folder, state["wandb_id"], state["wandb_best"], display.say)
-    return Metrics(folder / "metrics.jsonl", state["offset"], mirror) if ranks.main else Unwritten(mirror)
+    try:
+        return Metrics(folder / "metrics.jsonl", state["offset"], mirror) if ranks.main else Unwritten(mirror)
+    except UserError:
+        mirror.close(failed=True)
+        raise
 
 
 def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> None:

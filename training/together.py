@@ -22,6 +22,8 @@ from training.probes import Probes
 from training.stacked import Stack, room
 from training.step import train_step
 
+STOPPED = "stopped; the same command resumes it"
+
 
 def train_together(runs: Mapping[Path, RunConfig], patience: float = 0.0) -> dict[Path, dict[str, Any] | None]:
     """Train runs of one `shape` by their folders, each as `training.loop.train` would, as many at once as memory holds.
@@ -35,8 +37,12 @@ def train_together(runs: Mapping[Path, RunConfig], patience: float = 0.0) -> dic
     config, folders = next(iter(runs.values())), list(runs)
     at_once = room(config, prepare(config.data).tokenizer.n_vocab, pick_device(config.train.device))
     summaries: dict[Path, dict[str, Any] | None] = {}
-    for start in range(0, len(folders), at_once):
-        summaries |= _train({folder: runs[folder] for folder in folders[start : start + at_once]}, patience)
+    with Interrupt() as interrupt:
+        for start in range(0, len(folders), at_once):
+            if interrupt.signum:  # it came when the runs before had ended
+                raise Interrupted(interrupt.signum, STOPPED)
+            part = {folder: runs[folder] for folder in folders[start : start + at_once]}
+            summaries |= _train(part, patience, interrupt)
     return summaries
 
 
@@ -78,10 +84,10 @@ class _Member:
         self.random = torch.get_rng_state()
 
 
-def _train(runs: Mapping[Path, RunConfig], patience: float) -> dict[Path, dict[str, Any] | None]:
+def _train(runs: Mapping[Path, RunConfig], patience: float, interrupt: Interrupt) -> dict[Path, dict[str, Any] | None]:
     seen = Interrupt()  # what all runs look at: it changes between two rounds, so that they stop at one step
     stack, stacked = None, []
-    with Interrupt() as interrupt, ExitStack() as logs:
+    with ExitStack() as logs:
         together = sum(not read_summary(folder) for folder in runs) > 1
         begun = {folder: begin(config, folder, patience, seen, together) for folder, config in runs.items()}
         members = {folder: _Member(run, folder) for folder, run in begun.items()}
@@ -102,7 +108,7 @@ def _train(runs: Mapping[Path, RunConfig], patience: float) -> dict[Path, dict[s
                 member.go_on(answer if isinstance(answer, Exception) else (answer, seconds))
             seen.signum = interrupt.signum
     if any(member.stopped for member in members.values()):
-        raise Interrupted(seen.signum, "stopped; the same command resumes it")
+        raise Interrupted(seen.signum, STOPPED)
     return {folder: member.summary for folder, member in members.items()}
 
 

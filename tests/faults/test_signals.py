@@ -4,9 +4,11 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
-from commands import begin, run_flags, trains, until
+from commands import begin, descendants, run_flags, trains, until
 from test_loop import records, same_weights
 
 from training import checkpoint
@@ -47,6 +49,24 @@ def test_a_signal_saves_at_the_next_step_and_nothing_is_lost(whole, call, corpus
         assert records(out) == records(whole)
         assert same_weights(out, whole)
         stopped += 1
+
+
+def test_ctrl_c_while_a_study_starts_its_first_process_is_not_lost(corpus, tmp_path):
+    process = begin(corpus, tmp_path / "study", "--model.activation=['relu', 'gelu']")
+
+    def starts():  # the server that holds torch, and loads it
+        for pid in descendants(process.pid):
+            with suppress(OSError):  # it has ended
+                if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return True
+        return False
+
+    until(process, starts)
+    time.sleep(0.1)  # the command goes on to wait for it, which takes it a second
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130, error
+    assert "the same command resumes it" in error
 
 
 def test_a_second_signal_ends_at_once(corpus, tmp_path):
