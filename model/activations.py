@@ -187,7 +187,28 @@ def load_plugin(path: Path) -> None:
             raise UserError(
                 f"--plugin {path}: {name}: factory() gave the same object twice: each layer gets a module of its own."
             )
+        if wrong := _misbehaves(activation, made):
+            raise UserError(f"--plugin {path}: {name}: {wrong}.")
     ACTIVATIONS.update(added)
+
+
+def _misbehaves(activation: Activation, made: nn.Module) -> str:
+    """Return what is wrong with an activation that would otherwise show in the midst of a run, or at its end."""
+    try:
+        with torch.device("meta"):
+            activation.factory()
+    except (Exception, SystemExit) as error:
+        return f"factory() must not read values of the tensors that it makes ({type(error).__name__}: {error})"
+    u_BTF = torch.linspace(-3, 3, 64).view(2, 4, 8)
+    given_BTF = u_BTF.clone()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            found = [made.eval()(u_BTF), activation.on_up(u_BTF)]
+    except (Exception, SystemExit):  # it may be for one width alone
+        return ""
+    if not all(isinstance(h_BTF, Tensor) and h_BTF.shape == u_BTF.shape for h_BTF in found):
+        return "it must return a tensor of the shape that it is given"
+    return "" if u_BTF.equal(given_BTF) else "it must leave what it is given as it is: inplace=False"
 
 
 def _holds_activations(added: dict) -> bool:

@@ -237,7 +237,8 @@ def registry():
 
 def plugin(folder: Path, text: str) -> Path:
     path = folder / "my_acts.py"
-    path.write_text("from torch import nn\nfrom model.activations import Activation\n" + text)
+    head = "from functools import partial\nimport torch\nfrom torch import nn\n"
+    path.write_text(f"{head}from model.activations import Activation, pointwise\n{text}")
     return path
 
 
@@ -274,6 +275,11 @@ NO_NAMES = ["", ".", "..", ".hid", "-x", "a\n", "tune", "Wandb", "report.html", 
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("import sys; ACTIVATIONS = {'new': Activation(sys.exit)}", r"must make an nn\.Module.* but gave SystemExit"),
         ("one = nn.ReLU(); ACTIVATIONS = {'new': Activation(lambda: one)}", "new: .*a module of its own"),
+        ("ACTIVATIONS = {'new': Activation(nn.GLU)}", "new: .*of the shape that it is given"),
+        ("ACTIVATIONS = {'new': Activation(pointwise(lambda u: 3))}", "new: .*of the shape that it is given"),
+        ("ACTIVATIONS = {'new': Activation(nn.SiLU, True, lambda v: v.clamp_(-1, 1))}", "new: .*inplace=False"),
+        ("ACTIVATIONS = {'new': Activation(partial(nn.ReLU, inplace=True))}", "new: .*inplace=False"),
+        ("ACTIVATIONS = {'new': Activation(lambda: nn.Hardtanh(0, torch.rand(1).item()))}", "new: .*not read values"),
         *((f"ACTIVATIONS = {{{name!r}: Activation(nn.ReLU)}}", "a name has") for name in NO_NAMES),
     ],
 )
