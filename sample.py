@@ -47,13 +47,14 @@ def main() -> None:
     command = tyro.cli(Command, prog="python sample.py")
     command.check()
     from model.activations import load_plugin  # late: torch takes over a second to import, --help must not
-    from training.device import autocast, pick_device, pick_precision
+    from training.device import autocast, keep_memory, pick_device, pick_precision
     from training.folder import read_run_config
     from training.sample import load_run, sample
 
     if command.plugin:
         load_plugin(command.plugin)
     c, device = command, pick_device(command.device)
+    keep_memory()
     model, tokenizer, _ = load_run(c.run, device)
     with autocast(pick_precision(read_run_config(c.run).train.precision, device), device):  # as the run samples itself
         texts = sample(model, tokenizer, c.prompt, c.tokens, c.temperature, c.top_k, c.top_p, c.seed, c.samples)

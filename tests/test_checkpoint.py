@@ -58,6 +58,7 @@ def test_a_checkpoint_is_safetensors_and_json(tmp_path):
 
 def test_only_the_newest_are_kept_and_leftovers_of_dead_saves_go(tmp_path):
     (tmp_path / ".writing-00000001").mkdir()
+    (tmp_path / ".dropped-00000001").mkdir()
     for n in (1, 2, 3):
         save(tmp_path, n, *make())
     assert {p.name for p in tmp_path.iterdir()} == {"step-00000002", "step-00000003"}
@@ -88,6 +89,21 @@ def test_all_damaged_is_an_error_and_none_is_none(tmp_path):
     (path / "state.json").write_text(json.dumps({"step": 0}))
     with pytest.raises(UserError, match=r"step-00000001: state\.json is missing or does not match"):
         checkpoint.newest(tmp_path)
+
+
+def test_a_checkpoint_that_its_run_drops_while_it_is_read_is_not_damaged(tmp_path, monkeypatch, capsys):
+    save(tmp_path, 1, *make())
+    sha256_of = checkpoint.sha256_of
+
+    def meanwhile(path):
+        if path.name == "optimizer.safetensors" and path.parent.name == "step-00000001":
+            monkeypatch.setattr(checkpoint, "sha256_of", sha256_of)
+            save(tmp_path, 2, *make(), keep=1)
+        return sha256_of(path)
+
+    monkeypatch.setattr(checkpoint, "sha256_of", meanwhile)
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000002"
+    assert capsys.readouterr().err == ""
 
 
 def test_what_was_just_saved_is_never_pruned_in_favour_of_a_later_damaged_one(tmp_path):

@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -68,7 +68,7 @@ def save(
         return target
     with writing(target, sum(tensor.nbytes for tensor in [*weights.values(), *others.values()])):
         folder.mkdir(exist_ok=True)  # its run is gone if there is none above
-        for leftover in folder.glob(".writing-*"):  # of a process that died while saving
+        for leftover in [*folder.glob(".writing-*"), *folder.glob(".dropped-*")]:  # of a process that died while saving
             shutil.rmtree(leftover)
         try:
             partial.mkdir()
@@ -95,7 +95,9 @@ def _prune(folder: Path, target: Path, keep: int) -> None:
     before = [path for path in others if path.name < target.name]
     later = [path for path in others if path.name > target.name]  # damaged, or this step would not have been trained
     for old in before[: max(len(before) - keep + 1, 0)] + later:
-        shutil.rmtree(old)
+        dropped = old.with_name(old.name.replace("step", ".dropped"))
+        os.replace(old, dropped)  # whoever reads it finds all of it or nothing
+        shutil.rmtree(dropped)
 
 
 def newest(folder: Path) -> Path | None:
@@ -106,18 +108,20 @@ def newest(folder: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
-    problems = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            verify(path)
-        except Damaged as error:
-            problems.append(str(error))
-            continue
-        for problem in problems:
-            print(f"warning: {problem}; using {path.name}", file=sys.stderr, flush=True)
-        return path
-    if problems:
-        raise UserError(f"no intact checkpoint in {folder}: {'; '.join(problems)}. Delete the folder to start over.")
+    while paths := sorted(folder.glob("step-*"), reverse=True):
+        problems = []
+        for path in paths:
+            try:
+                verify(path)
+            except Damaged as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                print(f"warning: {problem}; using {path.name}", file=sys.stderr, flush=True)
+            return path
+        if all(map(os.path.lexists, paths)):  # else its run goes on and has dropped one meanwhile: look again
+            found = "; ".join(problems)
+            raise UserError(f"no intact checkpoint in {folder}: {found}. Delete the folder to start over.")
     return None
 
 
@@ -132,8 +136,10 @@ def verify(path: Path) -> None:
     for name in FILES:
         if (path / name).is_symlink():
             raise Damaged(f"{path.name}: {name} is a link")
-        if not (path / name).is_file() or sha256_of(path / name) != manifest[name]:
-            raise Damaged(f"{path.name}: {name} is missing or does not match manifest.json")
+        with suppress(OSError):
+            if (path / name).is_file() and sha256_of(path / name) == manifest[name]:
+                continue
+        raise Damaged(f"{path.name}: {name} is missing or does not match manifest.json")
 
 
 def read_state(path: Path) -> dict[str, Any]:

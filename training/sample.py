@@ -23,11 +23,16 @@ def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[s
     path = checkpoint.newest(folder / "checkpoints")
     if path is None:
         raise UserError(f"{folder} has no checkpoint yet; train it first.")
-    tokenizer = Tokenizer.load(path / "tokenizer.json")
-    torch.manual_seed(config.train.seed)  # as in training: what a plugin's activation draws is in no checkpoint
-    model = GPT(config.model, tokenizer.n_vocab, config.train.seed)
-    checkpoint.load_weights(path, model)
-    return model.to(device).eval(), tokenizer, checkpoint.read_state(path)
+    try:
+        tokenizer, state = Tokenizer.load(path / "tokenizer.json"), checkpoint.read_state(path)
+        torch.manual_seed(config.train.seed)  # as in training: what a plugin's activation draws is in no checkpoint
+        model = GPT(config.model, tokenizer.n_vocab, config.train.seed)
+        checkpoint.load_weights(path, model)
+    except UserError:
+        if path.exists():
+            raise
+        return load_run(folder, device)  # its run goes on, and has dropped it meanwhile
+    return model.to(device).eval(), tokenizer, state
 
 
 def sample(
