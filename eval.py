@@ -27,7 +27,10 @@ class Command:
     ] = None
     out: Annotated[
         Path | None,
-        arg(help="the report", help_behavior_hint="(default: report.html in the study, or here for several)"),
+        arg(
+            help="the report; its figures and results.csv stand beside it",
+            help_behavior_hint="(default: report.html in the study, or here for several)",
+        ),
     ] = None
     device: Annotated[
         str | None,

@@ -45,7 +45,7 @@ def measure(point: dict[str, int]) -> None:
     """Print one point's seconds a step, peak memory above the start and share of its precision's peak."""
     keep_memory()
     network = ModelConfig("gelu", point["n_layer"], 4, point["d_model"], point["context"])
-    run = RunConfig(model=network, train=TrainConfig(batch_size=point["batch_size"]))
+    run = RunConfig(model=network, train=TrainConfig(batch_size=point["batch_size"], device="cpu"))
     tokens_N, cpu = random_tokens(point["vocabulary"]), torch.device("cpu")
     before = peak_memory(cpu)
     step = our_step(tokens_N, run, point["vocabulary"])

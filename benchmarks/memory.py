@@ -22,7 +22,7 @@ from training.device import keep_memory, peak_memory
 
 VOCABULARY, STEPS = 50_257, 3
 NETWORK = ModelConfig(activation="gelu", n_layer=6, n_head=4, d_model=256, context=256)
-RUN = RunConfig(model=NETWORK, train=TrainConfig(batch_size=16))
+RUN = RunConfig(model=NETWORK, train=TrainConfig(batch_size=16, device="cpu"))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Two processes of one thread against one process of two threads, at the quick study's size, in turn, medians of five.
 
+One of one thread by itself tells what two could gain at most: twice its work in its time.
+
 python benchmarks/processes.py [--json figures.json]
 """
 
@@ -47,13 +49,16 @@ def seconds(processes: int, threads: int) -> float:
 def main() -> None:
     """Print the ratio of the work done in the same time."""
     command = tyro.cli(Output, prog="python benchmarks/processes.py", description=__doc__)
-    times: dict[str, list[float]] = {"one": [], "two": []}
+    times: dict[str, list[float]] = {"one": [], "two": [], "alone": []}
     for _ in range(ROUNDS):
         times["one"].append(seconds(1, 2))
         times["two"].append(seconds(2, 1))
-    figures = ratio([2 * each for each in times["one"]], times["two"])
+        times["alone"].append(seconds(1, 1))
+    both = [2 * each for each in times["one"]]
+    figures, most = ratio(both, times["two"]), ratio(both, times["alone"])
     say("work of two processes of one thread against one of two", figures)
-    save(command.json, {"seconds": times, "two / one": figures})
+    say("the same if neither slowed the other", most)
+    save(command.json, {"seconds": times, "two / one": figures, "2 alone / one": most})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ours import Training, run_named
 from rounds import Output, in_turn, save, say, spread
 
 from training import checkpoint
+from training.probes import Probes
 
 ROUNDS, STEPS = 9, 5
 
@@ -26,6 +27,7 @@ def main() -> None:
     torch.set_num_threads(1)
     run, saved = Training(run_named("quick", "gelu")), count()
     c = run.config.train
+    probes = Probes(run.model, run.optimizers, run.data.val, run.config.steps, c.probes)
 
     def steps() -> None:
         for number in range(STEPS):
@@ -35,7 +37,7 @@ def main() -> None:
         folder = Path(name)
 
         def keep() -> None:
-            kept = {"offset": 0}, run.data.tokenizer, c.keep
+            kept = {"offset": 0}, run.data.tokenizer, c.keep, probes.tensors
             checkpoint.save(folder, next(saved), run.model, run.optimizers, *kept)
 
         times = in_turn({"steps": steps, "save": keep}, ROUNDS)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -27,6 +27,7 @@ SIZES = {  # name: layers, heads, width, context, vocabulary, batch
     "6x256": (6, 4, 256, 256, 4096, 16),
     "char": (4, 4, 128, 64, 65, 12),
     "6x768": (6, 12, 768, 256, 4096, 8),
+    "6x768x16": (6, 12, 768, 256, 4096, 16),
 }
 
 
@@ -36,7 +37,7 @@ class Command(Output):
 
     nanogpt: Path | None = None
     """checkout of nanoGPT; without it, it is left out"""
-    only: str = ""
+    only: Literal["", "6x256", "char", "6x768", "6x768x16"] = ""
     """one of the sizes"""
     compile: bool = False
     """ours and nanoGPT compiled too (torch.compile), beside those that run as written"""

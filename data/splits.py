@@ -21,7 +21,9 @@ def utf8(text: str) -> bytes:
 
 
 def plan_splits(corpus: Corpus, config: DataConfig) -> tuple[Plan, int]:
-    """Return the plan that splits each document, and the bytes of them all. Holds 16 bytes a document.
+    """Return the plan that splits each document, and the bytes of them all.
+
+    Holds 16 bytes a document, and some 70 while they are sorted.
 
     Documents go by the hash of their content to val, then test, until each has its share of bytes; the rest trains,
     and equal documents stay together. Where that leaves less than half of its share to train on, each document is cut.

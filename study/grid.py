@@ -9,7 +9,7 @@ from typing import Any
 from errors import UserError, unknown
 from model.config import ModelConfig
 from study.config import ALL_SECTIONS, TABLES, StudyConfig, Tree
-from training.config import SECTIONS, RunConfig, TrainConfig, build, build_sections
+from training.config import SECTIONS, WHERE, RunConfig, TrainConfig, build, build_sections
 
 Key = tuple[str, str]  # of a field: section, name
 Point = dict[Key, Any]  # what sets a run apart
@@ -24,6 +24,8 @@ def axes(tree: Tree) -> dict[Key, list[Any]]:
     for (section, key), values in lists.items():
         if not values or len(set(map(repr, values))) < len(values):
             raise UserError(f"{section}.{key} = {values}: a list names one or more values, each once.")
+        if f"{section}.{key}" in WHERE:
+            raise UserError(f"{section}.{key} = {values}: where a run runs tells it from no other; give one value.")
     return lists
 
 
@@ -38,7 +40,10 @@ def grids(tree: Tree) -> list[tuple[Tree, list[Key]]]:
         if wrong := [name for name, part in own.items() if not isinstance(part, dict)]:
             raise UserError(f"[[grid]]: {', '.join(wrong)}: every key stands in a section, such as model.{wrong[0]}.")
         laid = shared | {name: shared.get(name, {}) | part for name, part in own.items()}
-        found.append((laid, [(section, key) for section in own if section != "study" for key in own[section]]))
+        keys = [(section, key) for section in own if section != "study" for key in own[section]]
+        if where := [f"{section}.{key}" for section, key in keys if f"{section}.{key}" in WHERE]:
+            raise UserError(f"[[grid]]: {where[0]}: where runs run is one for all: set it outside of the grids.")
+        found.append((laid, keys))
     return found
 
 

@@ -49,6 +49,12 @@ def test_a_uniform_model_scores_the_logarithm_of_the_vocabulary(model):
     assert score.bits_per_byte == pytest.approx(math.log2(7))
 
 
+def test_a_loss_that_is_no_number_has_no_perplexity_and_one_beyond_numbers_an_infinite_one():
+    split = Split(np.zeros(11, dtype=np.uint16), n_bytes=11, n_documents=1)
+    assert math.isnan(scoring.from_nats(np.full(2, math.nan), split, 5).perplexity)
+    assert scoring.from_nats(np.full(2, 5e4), split, 5).perplexity == math.inf
+
+
 def test_every_part_of_a_model_is_left_in_the_mode_that_it_was_in(model):
     model.blocks[0].ffn.act.eval()  # by its maker, on purpose
     before = [module.training for module in model.modules()]

@@ -21,6 +21,11 @@ def test_a_list_needs_values_and_each_once(values):
         axes({"model": {"activation": values}})
 
 
+def test_where_a_run_runs_is_no_axis():
+    with pytest.raises(UserError, match=r"train\.compile = \[False, True\]: where a run runs tells it from no other"):
+        axes({"train": {"compile": [False, True]}})
+
+
 def test_run_names_are_safe_as_folders():
     name = run_name({("data", "corpus"): "../../etc/passwd", ("model", "activation"): "relu"})
     assert name == "relu-corpus.._.._etc_passwd"
@@ -90,6 +95,7 @@ def test_a_flag_stands_above_every_grid(tmp_path):
         ("[claims]\nx = 1", "Did you mean 'claim'?"),
         ("[[grid]]\nstduy.lr = [1, 2, 4]", "Did you mean 'study'?"),
         ("[[grid]]\nn_layer = 1", "such as model.n_layer"),
+        ("[[grid]]\ntrain.threads = 1", "train.threads: where runs run is one for all"),
         ("[[grid]]\nmodel.n_layers = 1", "Did you mean 'n_layer'"),
         ("[[grid]]\nmodle.n_layer = 1", "Did you mean 'model'"),
     ],

@@ -91,6 +91,6 @@ def from_nats(windows: np.ndarray, split: Split, context: int) -> Score:
     """Return the score of a split from the nats of each of its windows."""
     n_targets = len(split.tokens_N) - 1
     loss = windows.sum() / n_targets
-    perplexity = math.exp(loss) if loss < 700 else math.inf
+    perplexity = math.inf if loss >= 700 else math.exp(loss)
     bits_per_byte = windows.sum() / math.log(2) / split.n_bytes
     return Score(float(loss), perplexity, float(bits_per_byte), windows[: n_targets // context] / context)

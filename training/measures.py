@@ -52,7 +52,7 @@ def spectrum(h_NF: Tensor) -> dict[str, Tensor]:
     gram = h_NF @ h_NF.mT if len(h_NF) < h_NF.shape[1] else h_NF.mT @ h_NF  # the same eigenvalues but for zeros
     if not gram.isfinite().all():  # a run that diverges; LAPACK would raise
         return dict.fromkeys(("lambda_ratio", "effective_rank"), h_NF.new_tensor(math.nan))
-    eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0)
+    eigenvalues = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0).to(gram.device)  # MPS has none
     share = eigenvalues / eigenvalues.sum()
     return {"lambda_ratio": share.max() * h_NF.shape[1], "effective_rank": torch.special.entr(share).sum().exp()}
 

@@ -50,7 +50,7 @@ class Path:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on from a checkpoint whose weights the model holds by now."""
-        self.tensors = {name: tensors[name].to(self.start_MS.device) for name in self.tensors}
+        self.tensors = {name: tensors[name].to(own) for name, own in self.tensors.items()}
         self.last_MS = sample(self.matrices.values())
 
     def update(self) -> None:
