@@ -265,6 +265,24 @@ def test_a_folder_that_is_no_run_is_left_alone(tiny, tmp_path):
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
 
+def test_a_checkpoint_that_its_run_drops_while_it_is_loaded_gives_way_to_the_next(tiny, tmp_path, stop_at, monkeypatch):
+    stop_at(7)
+    with pytest.raises(Interrupted):
+        train(tiny(), tmp_path / "run")
+    read_state = checkpoint.read_state
+
+    def meanwhile(path):
+        monkeypatch.setattr(checkpoint, "read_state", read_state)
+        later = path.rename(path.with_name("step-00000009"))  # in the place of the one that is gone
+        (later / "state.json").write_text(json.dumps(json.loads((later / "state.json").read_text()) | {"step": 9}))
+        hashes = {name: checkpoint.sha256_of(later / name) for name in checkpoint.FILES}
+        (later / "manifest.json").write_text(json.dumps(hashes))
+        return read_state(path)
+
+    monkeypatch.setattr(checkpoint, "read_state", meanwhile)
+    assert load_run(tmp_path / "run", torch.device("cpu"))[2]["step"] == 9
+
+
 @pytest.mark.parametrize("text", ["baseURL = 'https://mine.org'\n", "# by hand\n[train]\nlr = 0.01\n", "\xff[[["])
 def test_a_config_that_no_run_wrote_is_left_alone(tiny, tmp_path, text):
     mine = tmp_path / "mine" / "config.toml"

@@ -177,6 +177,18 @@ def test_a_file_shorter_than_its_checkpoint_is_refused_and_never_padded(tiny, tm
         assert metrics.kept() == 3  # also before the first record
 
 
+def test_a_run_whose_records_are_refused_ends_in_wandb_too(tiny, tmp_path, stop_at, monkeypatch):
+    stop_at(9)
+    with pytest.raises(Interrupted):
+        train(tiny(), tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("")
+    ends = []
+    monkeypatch.setattr(WandbMirror, "close", lambda self, failed: ends.append(failed))
+    with pytest.raises(UserError, match="shorter than at the last checkpoint"):
+        train(tiny(), tmp_path / "run")
+    assert ends == [True]
+
+
 def test_a_key_without_a_network_keeps_the_run_offline(tiny, tmp_path, wandb_home, monkeypatch, capsys):
     import wandb
 
