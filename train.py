@@ -30,6 +30,10 @@ def main() -> int:
             from study.claims import read_claim  # where it is needed: it takes scipy
 
             claims[path] = read_claim(tree, str(path))
+        if not is_study(tree) and (given := command.flags.get("study")):
+            raise UserError(
+                f"--study.{next(iter(given))} goes with a study, and {path} is a single run so."
+            )
         if path != command.config and not is_study(tree):
             raise UserError(f"{path} is a single run: a folder of configs holds studies.")
 

@@ -185,6 +185,7 @@ MISTAKES = {
     "train.py configs/quikc.toml": "Did you mean 'configs/quick.toml'?",
     "train.py --train.device=mps configs/single.toml": "not on this machine",
     "train.py --out=pyproject.toml": "pyproject.toml",
+    "train.py configs/single.toml --study.engine=ray": "--study.engine goes with a study",
     "eval.py": "name a run",
     "eval.py nowhere": "nowhere",
     "eval.py configs": "configs",
