@@ -31,9 +31,7 @@ def main() -> int:
 
             claims[path] = read_claim(tree, str(path))
         if not is_study(tree) and (given := command.flags.get("study")):
-            raise UserError(
-                f"--study.{next(iter(given))} goes with a study, and {path} is a single run so."
-            )
+            raise UserError(f"--study.{next(iter(given))} goes with a study, and {path} is a single run so.")
         if path != command.config and not is_study(tree):
             raise UserError(f"{path} is a single run: a folder of configs holds studies.")
 
