@@ -283,7 +283,10 @@ def test_a_checkpoint_that_its_run_drops_while_it_is_loaded_gives_way_to_the_nex
     assert load_run(tmp_path / "run", torch.device("cpu"))[2]["step"] == 9
 
 
-@pytest.mark.parametrize("text", ["baseURL = 'https://mine.org'\n", "# by hand\n[train]\nlr = 0.01\n", "\xff[[["])
+SCALARS = "".join(f"{name} = 1\n" for name in ("data", "model", "train", "wandb"))
+
+
+@pytest.mark.parametrize("text", ["url = 'https://mine.org'\n", "# mine\n[train]\nlr = 0.01\n", "\xff[[[", SCALARS])
 def test_a_config_that_no_run_wrote_is_left_alone(tiny, tmp_path, text):
     mine = tmp_path / "mine" / "config.toml"
     mine.parent.mkdir()

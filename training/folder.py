@@ -52,7 +52,8 @@ def _check_free(folder: Path) -> None:
     if not config.exists() or has_begun(folder):
         return
     known, tables = tree(RunConfig()), as_written(config) or {}
-    if tables.keys() != known.keys() or any(tables[name].keys() - part.keys() for name, part in known.items()):
+    parts = [(tables.get(name), part) for name, part in known.items()]
+    if not all(isinstance(own, dict) and own.keys() <= part.keys() for own, part in parts):
         raise UserError(f"{config} is not of a run, and the config of this one would take its place. {CHOOSE}")
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.optim import Optimizer
 
 from data.corpus import check_corpus
 from data.dataset import Dataset, prepare
@@ -30,6 +29,7 @@ from training.parallel import ALONE, Alone, pick_parallel
 from training.probes import Probes
 from training.progress import Display
 from training.ranks import joined
+from training.resume import resume
 from training.sample import load_run
 from training.step import compile_loss, train_step
 from training.summary import sample_of, summary_of
@@ -150,7 +150,7 @@ def _run(
     optimizers = build_optimizers(model, c)
     probes = Probes(model, optimizers, data.val, steps, c.probes)
 
-    resumed, state = _resume(folder, model, optimizers, probes, data, env, ranks)
+    resumed, state = resume(folder, model, optimizers, probes, data, env, ranks)
     start, val, skipped = state["step"], state["val"], state["skipped"]
     clock = Clock(state["time"], state["train_seconds"])
 
@@ -213,28 +213,6 @@ def _run(
     return summary
 
 
-def _resume(
-    folder: Path,
-    model: GPT,
-    optimizers: list[Optimizer],
-    probes: Probes,
-    data: Dataset,
-    env: dict[str, Any],
-    ranks: Alone,
-) -> tuple[bool, dict[str, Any]]:
-    """Load the newest checkpoint; return whether there is one, and what a run goes on from beside its tensors."""
-    state: dict[str, Any] = {"step": 0, "offset": 0, "time": 0.0, "train_seconds": 0.0, "skipped": 0}
-    state |= {"val": {}, "wandb_id": None, "wandb_best": None}
-    newest = ranks.first(lambda: checkpoint.newest(folder / "checkpoints"))
-    if newest is None:
-        return False, state
-    state |= checkpoint.read_state(Path(newest))
-    _check_same(state, data, env)
-    checkpoint.load_weights(Path(newest), model, ranks)
-    probes.load(checkpoint.load_optimizers(Path(newest), model, optimizers, ranks))
-    return True, state
-
-
 def _npy(array: np.ndarray) -> bytes:
     """The bytes of a .npy file."""
     file = io.BytesIO()
@@ -249,13 +227,3 @@ def _metrics(config: RunConfig, folder: Path, state: dict[str, Any], display: Di
     except UserError:
         mirror.close(failed=True)
         raise
-
-
-def _check_same(state: dict[str, Any], data: Dataset, env: dict[str, Any]) -> None:
-    """Refuse to go on with other data, and warn where results will no longer be equal bit for bit."""
-    if state.get("fingerprint") != data.fingerprint:
-        raise UserError("the checkpoint was trained on other data: the corpus or its tokens have changed since.")
-    before = {"ranks": 1, "compiled": False, "stacked": False} | state.get("environment", {})
-    for key in ("threads", "ranks", "compiled", "stacked", "device_name", "torch", "precision"):
-        if before.get(key) != env[key]:
-            print(f"warning: {key} was {before.get(key)}, is {env[key]}: not bitwise the same from here on")
