@@ -41,10 +41,11 @@ class _Heads(torch.autograd.Function):
     def forward(ctx: Any, qkv_BT3HK: Tensor, rotary_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B, T, _, H, K = qkv_BT3HK.shape
         ctx.rotary_2TK = rotary_2TK = rotary_2TK.to(qkv_BT3HK.dtype)
-        old_3BHTK, new_3BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4), qkv_BT3HK.new_empty(3, B, H, T, K)
-        _rotate_into(new_3BHTK[:2], old_3BHTK[:2], *rotary_2TK)
-        new_3BHTK[2].copy_(old_3BHTK[2])
-        q_BHTK, k_BHTK, v_BHTK = new_3BHTK
+        qkv_3BHTK = qkv_BT3HK.new_empty(3, B, H, T, K).copy_(qkv_BT3HK.permute(2, 0, 3, 1, 4))
+        (cos_TK, sin_TK), qk_2BHTK = rotary_2TK, qkv_3BHTK[:2]
+        halves_2BHTK = qk_2BHTK.roll(K // 2, -1)
+        qk_2BHTK.mul_(cos_TK).addcmul_(halves_2BHTK, sin_TK)
+        q_BHTK, k_BHTK, v_BHTK = qkv_3BHTK
         return q_BHTK, k_BHTK, v_BHTK
 
     @staticmethod
@@ -55,15 +56,10 @@ class _Heads(torch.autograd.Function):
         q_BHTK, k_BHTK, v_BHTK = grad_BT3HK.permute(2, 0, 3, 1, 4)
         cos_TK, sin_TK = ctx.rotary_2TK
         back_TK = -sin_TK
-        _rotate_into(q_BHTK, grads_BHTK[0], cos_TK, back_TK)
-        _rotate_into(k_BHTK, grads_BHTK[1], cos_TK, back_TK)
+        for of_BHTK, grad_BHTK in zip((q_BHTK, k_BHTK), grads_BHTK[:2], strict=True):
+            of_BHTK.copy_((grad_BHTK * cos_TK).addcmul_(grad_BHTK.roll(K // 2, -1), back_TK))
         v_BHTK.copy_(grads_BHTK[2])
         return grad_BT3HK, None
-
-
-def _rotate_into(out: Tensor, x: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> None:
-    torch.mul(x, cos_TK, out=out)
-    out.addcmul_(x.roll(x.shape[-1] // 2, -1), sin_TK)
 
 
 def heads(qkv_BT3HK: Tensor, rotary_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:

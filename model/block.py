@@ -31,6 +31,7 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotary_2TK: Tensor) -> Tensor:
         """Return the residual stream after this block, BTD."""
-        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotary_2TK)
-        y_BTD = self.ffn(self.ffn_norm(x_BTD))
-        return x_BTD + y_BTD if self.ffn_residual else y_BTD.to(x_BTD.dtype)  # of autocast, the stream is none
+        dtype = x_BTD.dtype  # the stream's own, not autocast's; a sum of two types takes longer than cast and sum
+        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotary_2TK).to(dtype)
+        y_BTD = self.ffn(self.ffn_norm(x_BTD)).to(dtype)
+        return x_BTD + y_BTD if self.ffn_residual else y_BTD
