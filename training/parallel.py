@@ -79,9 +79,9 @@ class Alone:
         """Return the mean training loss of these rows, nats."""
         return model.train_loss(x_BT, y_BT)
 
-    def norm(self, model: GPT) -> Tensor:
+    def norm(self, parameters: list[nn.Parameter]) -> Tensor:
         """Return the norm of the gradient of the whole batch."""
-        return get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean over ranks."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -64,9 +64,9 @@ class ShardedRanks(Ranks):
         """See `Alone`."""
         return model.train_loss(x_BT, y_BT)
 
-    def norm(self, model: GPT) -> Tensor:
+    def norm(self, parameters: list[nn.Parameter]) -> Tensor:
         """See `Alone`."""
-        return _whole(super().norm(model))
+        return _whole(super().norm(parameters))
 
     def gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See `Alone`. Every rank gathers, one tensor after the other; the first alone keeps them, on the CPU."""

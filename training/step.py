@@ -44,18 +44,20 @@ def train_step(
             micro = ranks.train_loss(model, micro_x_BT, micro_y_BT) / c.accumulate
         micro.backward()
         total += micro.detach()
-    total_norm = ranks.norm(model)
+    parameters = list(model.parameters())  # once: modules take long to name theirs
+    total_norm = ranks.norm(parameters)
     loss, norm = ranks.mean(torch.stack([total, total_norm])).tolist()  # the one wait for a GPU
     if math.isfinite(loss + norm):
         if 0 < c.clip < norm:
-            clip_grads_with_norm_(model.parameters(), c.clip, total_norm)
+            clip_grads_with_norm_(parameters, c.clip, total_norm)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
     elif c.nonfinite == "stop":
         raise not_finite(step, loss, norm, began(model, batches, precision))
-    model.zero_grad()
+    for parameter in parameters:
+        parameter.grad = None
     return loss, norm
 
 
