@@ -70,6 +70,7 @@ def work(label: str, name: str, checkout: str = "", keeps: str = "yes") -> Calla
         if keeps:
             keep_memory()
         step = our_step(tokens_N, run, n_vocab)
+    step()  # memory that later steps find there is still asked for in the second: no turn that counts has either
     return lambda: [step() for _ in range(repeats(run))]
 
 
