@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model.config import ModelConfig
-from model.layers import Linear, formulated
+from model.layers import Linear, formulated, transformed
 
 # In bf16 on a CPU, torch's fused kernel takes 3.8 times as long as the formula below at 64 positions, 2.5 times at 512
 # and 2.0 times at 1024 (forward and backward, one core: benchmarks/attention.py), but keeps no scores, whose memory
@@ -64,7 +64,7 @@ class _Heads(torch.autograd.Function):
 
 def heads(qkv_BT3HK: Tensor, rotary_2TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys (both rotated) and values of every head, BHTK."""
-    if formulated(qkv_BT3HK):
+    if qkv_BT3HK.device.type == "cpu" and not transformed():  # where no gradient flows too, as in a score
         return _Heads.apply(qkv_BT3HK, rotary_2TK)  # pyright: ignore[reportReturnType]
     q_BHTK, k_BHTK, v_BHTK = (z_BTHK.transpose(1, 2) for z_BTHK in qkv_BT3HK.unbind(2))
     cos_TK, sin_TK = rotary_2TK.to(qkv_BT3HK.dtype)
