@@ -28,8 +28,9 @@ class Command(Output):
 
     commit: Annotated[str, tyro.conf.Positional]
     """any name that git knows, as HEAD~1"""
-    work: Literal["sampling", "sampling-16", "6x256", "char", "6x768", "quick"] = "6x256"
-    """255 tokens for 1 or 16 rows, as in sampling.py; training steps at a size of steps.py, or of the quick study"""
+    work: Literal["sampling", "sampling-16", "6x256", "char", "6x768", "quick", "score"] = "6x256"
+    """255 tokens for 1 or 16 rows, as in sampling.py; training steps at a size of steps.py, or of the quick study, or
+    a score of its validation split"""
     pairs: int = 6
     """of processes, one with the code of each"""
     rounds: int = 4
@@ -48,13 +49,17 @@ def work(name: str, tree: str) -> Callable[[], object]:
         sys.exit(f"{model.__file__} is not of {tree}")
     if name.startswith("sampling"):
         return sampling.work("ours", "16" if name.endswith("16") else "1")
-    if name != "quick":
+    if name not in ("quick", "score"):
         return steps.work("ours", name)
     from ours import Training, run_named
+
+    from training.evaluate import score
 
     keep_memory()
     torch.set_num_threads(1)  # as a run of a study
     training = Training(run_named("quick", "gelu"))
+    if name == "score":
+        return lambda: score(training.model, training.data.val, training.config, training.precision)
     return lambda: [training.step(number) for number in range(10)]
 
 
