@@ -1,8 +1,8 @@
 """A study of ten runs at the quick study's size against the same runs one after another with all threads, in turn.
 
-The study is the whole command, its start included; the runs one after another share a process that has started.
+Whole commands on both sides, as a user types them: one for the study, report included, and one for each run alone.
 
-python benchmarks/ten_runs.py [--tokens 150000] [--json figures.json]
+python benchmarks/ten_runs.py [--tokens 150000] [--rounds 3] [--json figures.json]
 """
 
 import subprocess
@@ -13,9 +13,7 @@ from pathlib import Path
 
 import tyro
 from ours import CONFIGS, runs_of
-from rounds import ROOT, Output, in_turn, ratio, save, say
-
-from training.loop import train
+from rounds import ROOT, Output, ratio, save, say, seconds
 
 
 @dataclass(frozen=True)
@@ -28,24 +26,34 @@ class Command(Output):
     """how often each is timed"""
 
 
+def train(out: Path, tokens: int, activation: str = "", seed: str = "[0, 1]") -> None:
+    """Run the quick study with two seeds, or the one run of it that an activation and a seed name."""
+    options = {"train.tokens": tokens, "train.seed": seed, "wandb.mode": "disabled", "out": out}
+    if activation:
+        options["model.activation"] = activation
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    door = [sys.executable, "train.py", str(CONFIGS / "quick.toml"), *flags]
+    subprocess.run(door, cwd=ROOT, capture_output=True, check=True)
+
+
 def main() -> None:
-    """Print the ratio of the two times and its spread."""
+    """Print both times, the ratio and its spread."""
     command = tyro.cli(Command, prog="python benchmarks/ten_runs.py")
-    changes = {"train": {"seed": [0, 1], "tokens": command.tokens}, "wandb": {"mode": "disabled"}}
-    flags = ["--train.seed=[0, 1]", f"--train.tokens={command.tokens}", "--wandb.mode=disabled"]
-    runs = runs_of("quick", changes)
+    runs = runs_of("quick", {"train": {"seed": [0, 1]}})
 
-    def study() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            door = [sys.executable, "train.py", str(CONFIGS / "quick.toml"), *flags, f"--out={folder}/study"]
-            subprocess.run(door, cwd=ROOT, capture_output=True, check=True)
+    def one_after_another(folder: Path) -> None:
+        for name, config in runs.items():
+            train(folder / name, command.tokens, config.model.activation, str(config.train.seed))
 
-    def one_after_another() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, config in runs.items():
-                train(config, Path(folder) / name)
-
-    times = in_turn({"study": study, "one after another": one_after_another}, command.rounds)
+    works = {"study": lambda folder: train(folder / "study", command.tokens), "one after another": one_after_another}
+    times: dict[str, list[float]] = {name: [] for name in works}
+    with tempfile.TemporaryDirectory() as warm:  # tokens prepared, files read once
+        train(Path(warm) / "run", 1, "relu", "0")
+    for _ in range(command.rounds):
+        for name, work in works.items():
+            with tempfile.TemporaryDirectory() as folder:
+                times[name].append(seconds(lambda work=work, folder=folder: work(Path(folder))))
+            print(f"{name}: {times[name][-1]:.0f} s", flush=True)
     figures = ratio(times["one after another"], times["study"])
     say(f"a study of {len(runs)} runs against the same one after another", figures)
     save(command.json, {"runs": len(runs), "tokens": command.tokens, "seconds": times} | figures)
