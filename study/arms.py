@@ -80,6 +80,12 @@ class Arm:
         """Return the standard deviation over seeds; None for one seed, or where there is no mean."""
         return stdev(self.finals(metric).values()) if self.seeds > 1 and self.mean(metric) is not None else None
 
+    @property
+    def clipped(self) -> float | None:
+        """How often clipping fired, the mean of its runs' shares; None unless each has one."""
+        shares = [share for run in self.runs if (share := run.clipped) is not None]
+        return fmean(shares) if len(shares) == self.seeds and not self.trouble else None
+
     def tuned(self) -> dict[float, dict[int, float]]:
         """Return the tuning runs' final losses by learning rate and seed, in order of the rates.
 

@@ -90,6 +90,8 @@ def sections(study: Study, rows: Sequence[Row], command: str) -> list[Section]:
     windowed, seeds = bool(loss) and "range" in loss["layout"]["yaxis"], max(row.arm.seeds for row in rows)
     over_seeds = SEEDS_TEXT * (seeds > 1)
     noise = NOISE_TEXT * any(row.noise for row in rows)
+    cost_text = COST_TEXT + SHARED_TEXT.format(reference) * bool(study.tuning)
+    cost_text += CLIPPED_TEXT * any(row.arm.clipped is not None for row in rows)
     every = [
         Section(
             "final",
@@ -113,7 +115,7 @@ def sections(study: Study, rows: Sequence[Row], command: str) -> list[Section]:
         Section("depth", "Gradient against depth", "figure", depth_figure(rows), DEPTH_TEXT),
         Section("probes", "Inside the network", "heat", heat_maps(rows), PROBES_TEXT),
         Section("rates", "Learning rates", "figure", rate_figure(rows), RATE_TEXT + tuning_text(study)),
-        Section("cost", "Cost", "table", table(cost_columns(rows)), COST_TEXT.format(reference) * bool(study.tuning)),
+        Section("cost", "Cost", "table", table(cost_columns(rows)), cost_text),
         Section("samples", "Samples", "samples", samples(rows), SAMPLES_TEXT),
         Section("protocol", "Protocol", "settings", protocol(study, rows), PROTOCOL_TEXT),
         Section("environment", "Environment", "settings", environment([*study.runs, *study.tuning])),
@@ -148,10 +150,12 @@ DEPTH_TEXT = (
 )
 PROBES_TEXT = "Each measurement by block and training step, the mean over seeds. Steps are log-spaced."
 RATE_TEXT = "Final validation loss of the tuning runs; rings mark the rate that each arm trains at."
-COST_TEXT = (
-    "Means over an arm’s runs. “Shared lr” is the difference to {0} of the tuning runs at its best rate there: what a "
-    "comparison without tuning would have shown, at the tuning budget."
+COST_TEXT = "Means over an arm’s runs."
+SHARED_TEXT = (
+    " “Shared lr” is the difference to {0} of the tuning runs at its best rate there: what a comparison without tuning "
+    "would have shown, at the tuning budget."
 )
+CLIPPED_TEXT = " “Clipped”: the share of the recorded steps whose gradient was larger than the limit."
 SAMPLES_TEXT = "What one trained network of each arm writes from the same start: an impression, not evidence."
 PROTOCOL_TEXT = "What the runs share, and where they differ."
 

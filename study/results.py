@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,12 @@ class Run:
         """Return (tokens, value) for every record that holds a finite value of the metric."""
         points = ((record["tokens"], _number(record, metric)) for record in self.records)
         return [(tokens, value) for tokens, value in points if value is not None]
+
+    @property
+    def clipped(self) -> float | None:
+        """Share of the recorded steps whose gradient was larger than `train.clip`; None where nothing is clipped."""
+        limit, norms = _number(self.settings, "train.clip"), [norm for _, norm in self.curve("grad/norm")]
+        return fmean(norm > limit for norm in norms) if limit and norms else None
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def course_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:
-    """Return what an arm costs, and the learning rate that it takes."""
+    """Return what an arm costs, the learning rate that it takes, and how often its gradient was clipped."""
     shared = {row.shared_lr for row in rows if row.shared_lr}
     same = f"shared lr {min(shared):.3g}" if len(shared) == 1 else "shared lr"  # references have one each
     return _filled(
@@ -77,6 +77,7 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
         _mean("in the FFN", "params/ffn", ",.0f"),
         _mean("MFLOP/token", "flops/token", lambda row: f"{(row.arm.mean('flops/token') or 0) / 1e6:,.1f}"),
         _mean("tokens/s", "perf/tokens_per_s", ",.0f"),
+        Column("clipped", lambda row: row.arm.clipped, lambda row: f"{100 * (row.arm.clipped or 0):.0f} %"),
     )
 
 

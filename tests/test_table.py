@@ -1,3 +1,6 @@
+import json
+
+import pytest
 from studies import cells, rows_of, tune, write_run
 
 from study.table import columns, cost_columns, scope
@@ -40,3 +43,23 @@ def test_a_loss_beyond_any_perplexity_is_a_line_of_the_table_as_others(tmp_path)
 
 def test_without_tuning_runs_there_are_no_columns_for_them(seeded):
     assert [c.title for c in cost_columns(rows_of(seeded))] == ["parameters", "MFLOP/token", "tokens/s"]
+
+
+@pytest.mark.parametrize(
+    ("norms", "clip", "told"),
+    [
+        ([[0.5, 1.5, 2.0, None], [0.5, 0.5, 0.5, 2.0]], 1.0, ["46 %"]),  # 2 of 3 (one is no number), 1 of 4
+        ([[1.0, 1.0], [0.5, 0.1]], 1, ["0 %"]),  # at the limit nothing changes
+        ([[5.0, 5.0], [5.0, 5.0]], 0.0, None),  # 0: no clipping
+        ([[5.0, 5.0], [None, None]], 1.0, None),  # one seed has none, and the other does not stand for it
+    ],
+)
+def test_how_often_clipping_fired_is_the_share_of_recorded_steps_beyond_the_limit(tmp_path, norms, clip, told):
+    for seed, of_seed in enumerate(norms):
+        write_run(tmp_path / f"gelu-seed{seed}", "gelu", 4.0, seed=seed, clip=clip)
+        path = tmp_path / f"gelu-seed{seed}" / "metrics.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for record, norm in zip(records, of_seed, strict=False):
+            record["grad/norm"] = norm
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert cells(rows_of(tmp_path), cost_columns).get("clipped") == told
