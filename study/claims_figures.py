@@ -12,6 +12,12 @@ from study.effects import Row
 from study.figures import by_block
 from training.measures import agreement
 
+OF_HEADS = {  # measurement: axis, scale
+    "head/sum_sigma": ("Σσ(z), mean over tokens", "log"),
+    "head/accuracy": ("top-1 accuracy", "linear"),
+    "head/ece": ("expected calibration error", "linear"),
+}
+
 
 def centring_figure(rows: Sequence[Row]) -> Figure:
     """Draw the pairwise sign agreement in W2's gradient against the mean share ρ, and the curve of theory."""
@@ -54,22 +60,21 @@ def centring_figure(rows: Sequence[Row]) -> Figure:
     return drawn
 
 
-def vocabulary_figures(rows: Sequence[Row]) -> tuple[Figure, Figure]:
-    """Draw, for each head, the loss against softmax's and Σσ(z), both against the vocabulary."""
+def vocabulary_figures(rows: Sequence[Row]) -> list[Figure]:
+    """Draw, for each head against the vocabulary, the loss minus softmax's and what `OF_HEADS` names."""
     gaps: dict[str, list[tuple[int, float, float]]] = {}
-    totals: dict[str, list[tuple[int, float, float]]] = {}
+    measured: dict[str, dict[str, list[tuple[int, float, float]]]] = {metric: {} for metric in OF_HEADS}
     for row in rows:
         settings = row.arm.runs[0].settings
         head, n_vocab = settings.get("model.head", "softmax"), parse_tokenizer(settings["data.tokenizer"])[1]
-        total = _last(row.arm, "head/sum_sigma")
         if row.final and not row.is_reference:
             gaps.setdefault(head, []).append((n_vocab, row.final.mean, row.final.high - row.final.mean))
-        if total is not None and total > 0:
-            totals.setdefault(head, []).append((n_vocab, total, math.nan))
-    return (
-        _by_vocabulary(gaps, "difference to softmax, nats per token", "linear"),
-        _by_vocabulary(totals, "Σσ(z), mean over tokens", "log"),
-    )
+        for metric, (_, scale) in OF_HEADS.items():
+            value = _last(row.arm, metric)
+            if value is not None and (value > 0 or scale == "linear"):
+                measured[metric].setdefault(head, []).append((n_vocab, value, math.nan))
+    figures = [_by_vocabulary(measured[metric], *look) for metric, look in OF_HEADS.items()]
+    return [_by_vocabulary(gaps, "difference to softmax, nats per token", "linear"), *figures]
 
 
 def gate_figure(rows: Sequence[Row]) -> Figure:

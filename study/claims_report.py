@@ -135,10 +135,13 @@ def _centring(rows: Sequence[Row]) -> Pictures:
 
 
 def _vocabulary(rows: Sequence[Row]) -> Pictures:
-    gap, total = vocabulary_figures(rows)
+    gap, total, accuracy, ece = vocabulary_figures(rows)
+    few = "after the last step, on the few tokens that the probes read"
     return [
         ("Heads against vocabulary", gap, "Validation loss minus softmax’s, all heads normalised; 95 % intervals."),
         ("Sum of the sigmoids", total, "Mean over tokens of Σσ(z) after the last step; 1 would be a distribution."),
+        ("Accuracy", accuracy, f"How often the likeliest token is the next one, {few}."),
+        ("Calibration", ece, f"Expected calibration error, 15 bins (Guo et al., 2017), {few}, which raise it."),
     ]
 
 

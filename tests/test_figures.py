@@ -1,9 +1,12 @@
 import json
 import re
+import tomllib
 
 import plotly.graph_objects
-from studies import ENDS, write_run
+import tomli_w
+from studies import ENDS, rows_of, write_run
 
+from study.claims_figures import OF_HEADS, vocabulary_figures
 from study.drawing import spread, styles, thin
 from study.effects import compare_arms
 from study.figures import by_block, depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
@@ -102,3 +105,30 @@ def test_the_gradient_against_depth_is_relative_to_the_last_block(probed):
     for path in probed.glob("*/metrics.jsonl"):
         path.write_text("")
     assert depth_figure(compare_arms(load_study([probed]), "gelu")) == {}
+
+
+def test_what_the_heads_measure_is_drawn_against_the_vocabulary_as_the_mean_of_the_seeds_last_values(tmp_path):
+    arms = {("softmax", "bytes"): 0.1, ("sigmoid", "bytes"): 0.2, ("softmax", "bpe:4096"): 0.3}
+    for (head, tokenizer), value in arms.items():
+        for seed in (0, 1):
+            folder = write_run(
+                tmp_path / f"{head}-{value}-seed{seed}", loss=4 + value, fingerprint=tokenizer, seed=seed
+            )
+            config = tomllib.loads((folder / "config.toml").read_text())
+            config["model"]["head"], config["data"]["tokenizer"] = head, tokenizer
+            (folder / "config.toml").write_text(tomli_w.dumps(config))
+            records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            for record, off in ((records[1], 0.5), (records[-1], 0.02 * seed)):
+                record |= dict.fromkeys(OF_HEADS, value + off)
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    gap, *measured = vocabulary_figures(rows_of(tmp_path, reference="head=softmax"))
+    assert [(trace["name"], trace["x"]) for trace in gap["data"]] == [("sigmoid", (257,))]  # no reference itself
+    assert len(measured) == len(OF_HEADS)
+    for drawn in measured:
+        plotly.graph_objects.Figure(drawn["data"], {**drawn["layout"]})
+        points = {trace["name"]: dict(zip(trace["x"], trace["y"], strict=True)) for trace in drawn["data"]}
+        assert points == {"softmax": {257: 0.11, 4096: 0.31}, "sigmoid": {257: 0.21}}
+    for folder in tmp_path.iterdir():
+        lines = (folder / "metrics.jsonl").read_text().replace("head/", "tail/")
+        (folder / "metrics.jsonl").write_text(lines)
+    assert vocabulary_figures(rows_of(tmp_path, reference="head=softmax"))[1:] == [{}, {}, {}]  # without probes, none
