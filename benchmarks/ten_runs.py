@@ -2,7 +2,7 @@
 
 Whole commands on both sides, as a user types them: one for the study, report included, and one for each run alone.
 
-python benchmarks/ten_runs.py [--tokens 150000] [--rounds 3] [--json figures.json]
+python benchmarks/ten_runs.py [--tokens 600000] [--rounds 3] [--json figures.json]
 """
 
 import subprocess
