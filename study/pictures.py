@@ -24,7 +24,7 @@ DASH = dict(zip(DASHES, ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (4, 2, 1, 2)), (0,
 MARKER = dict(zip(SYMBOLS, "osD^vPX*", strict=True)) | {"circle-open": "o"}
 WIDTH, HEIGHT, GAP = 800, 440, 18  # pixels of the page: the picture, and a line of text
 PIXEL = 0.72  # points
-NO_NAME = "_nolegend_"  # matplotlib's own, of an interval's caps
+NO_NAME = "_nolegend_"  # matplotlib's own, as of an interval's caps
 LOOK: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 12 * PIXEL,
@@ -60,6 +60,8 @@ def write_picture(figure: Figure, path: Path, title: str) -> None:
     layout = figure["layout"]
     arms = {trace["meta"]["arm"] for trace in figure["data"] if "meta" in trace}
     traces = [trace for trace in figure["data"] if _kind(trace) != "training" or len(arms) <= FEW]
+    low, high = layout["yaxis"].get("range", (-math.inf, math.inf))
+    traces = [t for t in traces if t.get("cliponaxis", True) or low <= t["y"][0] <= high]  # others end at the axes
     height = 30 + max(figure.get("height", HEIGHT), 90 + GAP * len(arms))
     with matplotlib.rc_context(LOOK), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script that the font lacks
@@ -69,7 +71,7 @@ def write_picture(figure: Figure, path: Path, title: str) -> None:
         axes = canvas.add_subplot()
         for trace in traces:
             DRAW[trace["type"]](axes, trace)
-        named = {line: str(name) for line in axes.lines if (name := line.get_label()) not in ("", NO_NAME)}
+        named = {line: str(name) for line in axes.lines if (name := line.get_label()) != NO_NAME}
         _dress(axes, layout)
         axes.set_title(title)
         if ends := [trace for trace in traces if _kind(trace) in ("validation", "difference")]:
@@ -99,7 +101,7 @@ def _scatter(axes: "Axes", trace: Figure) -> None:
         "linestyle": DASH[line.get("dash", "solid")] if "lines" in mode else "none",
         "linewidth": PIXEL * line.get("width", 2),
         "drawstyle": "steps-mid" if line.get("shape") == "hvh" else "default",
-        "label": "" if empty else html.unescape(trace["name"]),
+        "label": NO_NAME if empty else html.unescape(trace["name"]),  # instead of "" matplotlib takes a name of its own
     }
     if "markers" in mode:
         look |= {"marker": MARKER[marker["symbol"]], "markersize": PIXEL * marker["size"]}

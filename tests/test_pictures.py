@@ -105,12 +105,26 @@ def test_each_curve_in_view_is_named_and_no_two_names_overlap(many):
     assert min(np.diff(at)) >= 29.99  # pixels, two for one of the page
 
 
-def test_a_legend_names_each_arm_once_and_no_interval(tmp_path, monkeypatch):
+def test_a_legend_names_each_arm_once_and_neither_interval_nor_ring(tmp_path, monkeypatch):
     legends = []
     monkeypatch.setattr(Figure, "legend", lambda _, handles, names, **__: legends.append(names))
     trace = curve([2, 5], [5, 5], error_y={"array": [1, 1], "thickness": 1, "width": 4})
-    write_picture(figure([trace | {"meta": {"arm": "a", "kind": "", "color": 0}}]), tmp_path / "it.png", "title")
+    trace |= {"meta": {"arm": "a", "kind": "", "color": 0}}
+    ring = curve([2], [5], marker={"symbol": "circle-open", "size": 15}) | {"name": "", "meta": trace["meta"]}
+    write_picture(figure([trace, ring]), tmp_path / "it.png", "title")
     assert legends == [["a"]]
+
+
+def test_a_ring_out_of_view_is_left_out_and_one_on_the_edge_is_whole(draw):
+    ring = {
+        "mode": "markers",
+        "marker": {"symbol": "circle-open", "size": 40, "line": {"width": 12}},
+        "cliponaxis": False,
+    }
+    line = curve([0, 10], [5, 5], mode="lines", color=1)
+    at = draw(figure([line, curve([5], [10], **ring), curve([5], [1000], **ring)]))
+    assert at(0.5, 0.99) == pytest.approx(WHITE, abs=0.01)  # inside the ring
+    assert at(0.5, 0.5) == pytest.approx(COLORS[1], abs=0.01)  # the axes have their size
 
 
 def test_names_are_pushed_apart_no_further_than_needed():
