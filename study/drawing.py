@@ -163,5 +163,8 @@ def escaped(name: str) -> str:
 
 
 def end_name(name: str, limit: int = 24) -> str:
-    """Cut a name to what fits beside the end of its curve."""
+    """Shorten a name to what fits beside the end of its curve: settings by their values alone, then cut."""
+    if len(name) > limit:
+        first, *settings = name.split(" · ")
+        name = " · ".join([first, *(setting.rpartition("=")[2] for setting in settings)])
     return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -3,11 +3,12 @@ import re
 import tomllib
 
 import plotly.graph_objects
+import pytest
 import tomli_w
 from studies import ENDS, rows_of, write_run
 
 from study.claims_figures import OF_HEADS, vocabulary_figures
-from study.drawing import spread, styles, thin
+from study.drawing import end_name, spread, styles, thin
 from study.effects import compare_arms
 from study.figures import by_block, depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
 from study.results import load_study
@@ -60,6 +61,20 @@ def test_the_five_keep_their_colours_and_no_two_arms_look_alike(tmp_path):
     ]
     look = styles(arms_of(load_study([tmp_path / "two" / "gelu-0.5", tmp_path / "two" / "gelu-0.9"])))
     assert [style.color for style in look.values()] == [0, 1]  # of one activation the rest has the colours
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gelu · n_layer=4", "gelu · n_layer=4"),
+        ("gelu · tokenizer=bytes · head=sigmoid", "gelu · bytes · sigmoid"),  # what tells arms apart stands last
+        ("gelu · tokenizer=bpe:4096 · head=normalized_sigmoid", "gelu · bpe:4096 · norma…"),
+        ("a=very_long_activation_name", "a=very_long_activation_…"),
+        ("gelu · no ffn_residual · ffn_bias", "gelu · no ffn_residual …"),
+    ],
+)
+def test_a_long_name_is_shortened_to_its_values_before_it_is_cut(name, told):
+    assert end_name(name) == told
 
 
 def test_long_curves_are_thinned_from_end_to_end():
