@@ -61,7 +61,7 @@ def write_picture(figure: Figure, path: Path, title: str) -> None:
     arms = {trace["meta"]["arm"] for trace in figure["data"] if "meta" in trace}
     traces = [trace for trace in figure["data"] if _kind(trace) != "training" or len(arms) <= FEW]
     low, high = layout["yaxis"].get("range", (-math.inf, math.inf))
-    traces = [t for t in traces if t.get("cliponaxis", True) or low <= t["y"][0] <= high]  # others end at the axes
+    traces = [t for t in traces if t.get("cliponaxis", True) or low <= t["y"][0] <= high]  # no ring beyond the axes
     height = 30 + max(figure.get("height", HEIGHT), 90 + GAP * len(arms))
     with matplotlib.rc_context(LOOK), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script that the font lacks
