@@ -95,7 +95,7 @@ class Run:
         points = ((record["tokens"], _number(record, metric)) for record in self.records)
         return [(tokens, value) for tokens, value in points if value is not None]
 
-    @property
+    @cached_property
     def clipped(self) -> float | None:
         """Share of the recorded steps whose gradient was larger than `train.clip`; None where nothing is clipped."""
         limit, norms = _number(self.settings, "train.clip"), [norm for _, norm in self.curve("grad/norm")]

@@ -8,6 +8,7 @@ import tomli_w
 from studies import ENDS, rows_of, write_run
 
 from study.claims_figures import OF_HEADS, vocabulary_figures
+from study.claims_report import PICTURES
 from study.drawing import end_name, spread, styles, thin
 from study.effects import compare_arms
 from study.figures import by_block, depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
@@ -136,7 +137,9 @@ def test_what_the_heads_measure_is_drawn_against_the_vocabulary_as_the_mean_of_t
             for record, off in ((records[1], 0.5), (records[-1], 0.02 * seed)):
                 record |= dict.fromkeys(OF_HEADS, value + off)
             (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    gap, *measured = vocabulary_figures(rows_of(tmp_path, reference="head=softmax"))
+    rows = rows_of(tmp_path, reference="head=softmax")
+    gap, *measured = vocabulary_figures(rows)
+    assert [drawn for _, drawn, _ in PICTURES["vocabulary"](rows)] == [gap, *measured]  # the page shows each
     assert [(trace["name"], trace["x"]) for trace in gap["data"]] == [("sigmoid", (257,))]  # no reference itself
     assert len(measured) == len(OF_HEADS)
     for drawn in measured:
