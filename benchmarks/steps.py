@@ -87,7 +87,7 @@ def compare(name: str, checkout: Path | None, compiled: bool, keeps: bool) -> di
     """Print and return tokens/s of each at one size, and the ratios."""
     run, n_vocab, works = run_of(name), SIZES[name][4], {}
     ours, others = sides(checkout, compiled)
-    peaks: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
+    peaks: dict[torch.dtype, list[float]] = {auto_dtype(): [], torch.float32: []}  # what the sides multiply in
     limits = {str(dtype): lambda dtype=dtype: peaks[dtype].append(gemm_flops(dtype)) for dtype in peaks}
     with ExitStack() as held:
         for label in ours + others:
