@@ -104,9 +104,14 @@ def main() -> None:
             raise UserError("--reference goes with a study or several runs; a claim names its arms itself.")
         report_claims(only, command.out)
         return
+    from study.claims import claims_in
     from study.compare import compare
 
     compare(command.paths, command.reference, command.out, command.plugin)
+    if len(command.paths) == 1 and (only / "study.toml").exists() and claims_in(only):
+        from study.claims_report import report_claims
+
+        report_claims(only, command.out and command.out.with_name("verdict.html"))
 
 
 if __name__ == "__main__":

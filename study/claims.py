@@ -107,12 +107,14 @@ def settings_of(term: Term) -> dict[str, Any]:
 
 
 def claims_in(folder: Path) -> dict[Path, Claim]:
-    """Return the claims among the studies in a folder, in order of their names.
+    """Return the claims among the studies in a folder, in order of their names, or that of a study's own folder.
 
     Raises:
         UserError: two of them have one name.
     """
-    plans = {path.parent: merge(path, {}) for path in sorted(folder.glob("*/study.toml"))}
+    own = folder / "study.toml"
+    paths = [own] if own.exists() else sorted(folder.glob("*/study.toml"))
+    plans = {path.parent: merge(path, {}) for path in paths}
     found = {path: claim for path, plan in plans.items() if (claim := read_claim(plan, str(path / "study.toml")))}
     if twice := [name for name, n in Counter(claim.name for claim in found.values()).items() if n > 1]:
         raise UserError(f"{folder}: two claims have the name {twice[0]}.")

@@ -24,6 +24,8 @@ Pictures = list[tuple[str, Figure, str]]  # title, figure, text
 def report_claims(folder: Path, out: Path | None = None) -> Path:
     """Print a line for each claim among the studies in a folder, write their page, and return its path.
 
+    A study's own folder, which has a report, gets `verdict.html` beside it.
+
     Raises:
         UserError: the folder holds no study of a claim, or the page cannot be written.
     """
@@ -33,7 +35,7 @@ def report_claims(folder: Path, out: Path | None = None) -> Path:
     judged = judge_claims(claims)
     for one in judged:
         print(line(one))
-    path = out or folder / "report.html"
+    path = out or folder / ("verdict.html" if folder in claims else "report.html")
     links = [os.path.relpath(one.folder / "report.html", path.parent) for one in judged]
     parts = [part for one, link in zip(judged, links, strict=True) for part in sections(one, link)]
     try:
@@ -72,7 +74,8 @@ def figures_of(found: Finding) -> str:
         return found.reason
     e = found.effect
     unit = f" {found.prediction.unit}" if found.prediction.unit else ""
-    interval = f" {table.interval(e)}, p = {table.p_value(found.p)}" if e.n > 1 else ""
+    p = table.p_value(found.p)
+    interval = f" {table.interval(e)}, p {p if p.startswith('<') else f'= {p}'}" if e.n > 1 else ""
     return f"{e.mean:+.3f}{unit}{interval}, n = {e.n}"
 
 

@@ -70,8 +70,8 @@ FLAG = re.compile(rf"--({'|'.join(ALL_SECTIONS)})\.[^=]*")
 
 DESCRIPTION = (
     "Train one run, or every run of a study. A field that holds a list is an axis of a study: one run for each value. "
-    "Flags stand above the file, the file above the defaults; they are written as in TOML "
-    '(--train.lr=3e-3 --model.activation=\'["relu", "gelu"]\'). The same command again resumes.'
+    "Flags stand above the file, the file above the defaults; they are written as in TOML, a text "
+    'without quotes (--train.lr=3e-3 --model.activation=\'["relu", "gelu"]\'). The same command again resumes.'
 )
 
 

@@ -238,11 +238,23 @@ def test_the_report_prints_a_line_for_each_claim_and_escapes_its_words(tmp_path,
     path = report_claims(tmp_path)
     line, end = capsys.readouterr().out.splitlines()
     assert line.startswith("C0 Worse: SUPPORTED · <i>up</i>: +0.100 nats/token [+0.0")
-    assert all(part in line for part in ("p = ", "n = 5", "54,321 parameters", "1,000 training tokens of shakespeare"))
+    assert all(
+        part in line for part in (", p <.0001, ", "n = 5", "54,321 parameters", "1,000 training tokens of shakespeare")
+    )
     assert end == f"report: {path}"
     page = path.read_text(encoding="utf-8")
     assert "&lt;b&gt;worse&lt;/b&gt;" in page
     assert "<i>up</i>" not in page.split('id="figures"')[0]
+
+
+def test_a_study_by_itself_has_its_verdict_beside_its_report(tmp_path):
+    losses = {"gelu": GELU, "sigmoid": shifted(0.1)}
+    folder = write_study(tmp_path / "c0", plan({"predicts": "above"}), losses)
+    write_study(tmp_path / "c1", plan({"predicts": "below"}, name="C1"), losses)
+    page = report_claims(folder).read_text(encoding="utf-8")
+    assert "Holm over all 1 predictions" in page
+    assert 'href="report.html"' in page
+    assert sorted(path.name for path in folder.glob("*.html")) == ["verdict.html"]
 
 
 def test_a_folder_without_claims_is_refused(tmp_path):

@@ -310,6 +310,13 @@ def test_the_claims_run_from_end_to_end(wheels, tmp_path):
     assert all("NOT SHOWN" in line and "n = 1" in line for line in lines)
     assert (tmp_path / "claims" / "report.html").is_file()
 
+    one = tmp_path / "claims" / "c3-quality"  # by itself it has a verdict too, beside its report
+    again = door("train.py", "configs/claims/c3-quality.toml", *data, *size, *once, f"--out={one}")
+    for done in (again, door("eval.py", one)):
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "C3 Empirically worse: NOT SHOWN" in done.stdout
+        assert done.stdout.splitlines()[-1] == f"report: {one / 'verdict.html'}"
+
 
 @pytest.mark.parametrize("out", [None, io.StringIO()], ids=["closed", "replaced"])
 def test_a_door_needs_no_stdout_of_a_terminal(monkeypatch, out):
