@@ -1,7 +1,7 @@
 """Door: score or export a checkpoint, or compare runs and write the report."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +61,8 @@ class Command:
 def main() -> None:
     """Print a score or a table, the latter with a report beside it, or write an export."""
     command = tyro.cli(Command, prog="python eval.py")
+    out, export = (path and path.expanduser() for path in (command.out, command.export))  # no shell does after a =
+    command = replace(command, out=out, export=export)
     if not command.paths:
         raise UserError("name a run, a study, or several of them, such as: python eval.py runs/quick")
     only = command.paths[0]

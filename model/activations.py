@@ -150,6 +150,7 @@ def load_plugin(path: Path) -> None:
         UserError: the file is missing, fails, defines no such dict, redefines a name or has one that no folder of a
             run could have, or a factory makes no module, or the same one twice.
     """
+    path = path.expanduser()  # no shell does after a =
     if not path.is_file():
         raise UserError(f"--plugin {path}: there is no such file.")
     spec = importlib.util.spec_from_file_location(f"plugin_{path.stem}", path)
@@ -208,7 +209,11 @@ def _misbehaves(activation: Activation, made: nn.Module) -> str:
         return ""
     if not all(isinstance(h_BTF, Tensor) and h_BTF.shape == u_BTF.shape for h_BTF in found):
         return "it must return a tensor of the shape that it is given"
-    return "" if u_BTF.equal(given_BTF) else "it must leave what it is given as it is: inplace=False"
+    if not u_BTF.equal(given_BTF):
+        return "it must leave what it is given as it is: inplace=False"
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        learns = made(given_BTF.requires_grad_()).requires_grad
+    return "" if learns else "what it returns must have a gradient by what it is given"
 
 
 def _holds_activations(added: dict) -> bool:

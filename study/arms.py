@@ -113,7 +113,7 @@ def make_arms(study: Study) -> list[Arm]:
 
     A learning rate is part of the arm: each has its own in a tuned study.
     """
-    fields = _telling(study.runs)
+    fields = _telling(study.runs, study.named or "")
     names = dict(zip(fields, short(fields), strict=True))
     groups: dict[tuple[str, ...], list[Run]] = {}
     places = lambda _: "", lambda run: run.folder.parent.name, lambda run: run.folder.parent, lambda run: run.folder
@@ -190,19 +190,20 @@ def _said(key: str, part: str) -> str:
     return {"True": name, "False": f"no {name}"}.get(value, part)
 
 
-def _telling(runs: Sequence[Run]) -> list[str]:
+def _telling(runs: Sequence[Run], reference: str) -> list[str]:
     """Return the settings, beside activation and seed, that tell one arm from another.
 
     A number with a fraction is none where the others tell it already, as an optimiser tells its momentum. That the
     activation tells it is enough for the learning rate alone, which is each arm's own: of any other number it would
-    hide that not all else is equal.
+    hide that not all else is equal. What names the study's reference, such as `weight_decay=0.1`, always tells.
     """
 
     def kinds(keys: Iterable[str]) -> int:
         return len({repr([run.settings.get(key) for key in keys]) for run in runs})
 
     fields = [key for key in varying(runs) if key not in (SEED, ACTIVATION)]
-    for number in [key for key in fields if any(isinstance(run.settings.get(key), float) for run in runs)]:
+    numbers = [key for key in fields if any(isinstance(run.settings.get(key), float) for run in runs)]
+    for number in [key for key in numbers if key.rsplit(".", 1)[-1] != reference.partition("=")[0]]:
         others = [ACTIVATION] * (number == LR) + [key for key in fields if key != number]
         if kinds(others) == kinds([*others, number]):
             fields.remove(number)

@@ -76,6 +76,8 @@ def read_claim(plan: Tree, source: str) -> Claim | None:
         for run in expand(plan, source).values()
     ]
     for prediction in claim.prediction:
+        if prediction.minus and len(prediction.plus) != len(prediction.minus):
+            raise UserError(f"{source}: {prediction.text}: plus and minus name equally many arms, or minus none.")
         for term in (*prediction.plus, *prediction.minus):
             at = term.get("at", prediction.at)
             if not isinstance(at, int | float) or not 0 <= at <= 1:

@@ -11,6 +11,8 @@ from study.report import sections, write_report
 from study.results import Run, load_study, write_csv
 from study.table import columns, cost_columns, headline, notes, scope
 
+BESIDE = ("results.csv", "verdict.html")  # the report
+
 
 def compare(
     paths: Sequence[Path], reference: str | None = None, out: Path | None = None, plugin: Path | None = None
@@ -24,8 +26,10 @@ def compare(
     Raises:
         UserError: a path holds no run, no arm is the reference given, or the report cannot be written there.
     """
+    if out and (out.suffix == ".png" or out.name in BESIDE):
+        raise UserError(f"--out={out}: a file of that name stands beside the report. Name it report.html, for one.")
     study = load_study(paths)
-    rows = compare_arms(study, reference or study.reference)
+    rows = compare_arms(study, reference)
     if reference not in (None, rows[0].reference):  # another took its place
         raise UserError(unknown("reference", reference, dict.fromkeys(name for row in rows for name in row.arm.names)))
     print_table(rows, notes(rows, study))
@@ -61,7 +65,7 @@ def print_table(rows: Sequence[Row], remarks: Sequence[str] = (), width: int | N
             shown.add(title)
     titles = [c.title for c in every if c.title in shown]
     for title in titles:
-        grid.add_column(title, justify="right", no_wrap=True)
+        grid.add_column(Text(title), justify="right", no_wrap=True)
     for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
         grid.add_row(Text(label, style="yellow" if row.arm.status else ""), *(texts[title][i] for title in titles))
     console.print(grid)

@@ -29,7 +29,7 @@ class StudyConfig:
         str,
         Field(
             description="what the others are compared with: an activation, or such as optimizer=sgd where that varies; "
-            "not given and not among them: the first"
+            "not given: gelu, or the first in the table where none or all are gelu"
         ),
     ] = "gelu"
     # not strict: TOML has lists, not tuples
@@ -106,7 +106,8 @@ def parse_command(arguments: list[str], default: Path) -> Command:
     name = given.config.stem
     if "WANDB_SWEEP_ID" in os.environ:  # an agent gives every run of a sweep the same config and out
         name += f"-{os.environ.get('WANDB_RUN_ID', '')}"
-    return Command(given.config, given.out or Path("runs") / name, given.plugin, given.dry_run, flags)
+    out = (given.out or Path("runs") / name).expanduser()  # no shell does after a =
+    return Command(given.config, out, given.plugin, given.dry_run, flags)
 
 
 def _check_flag(argument: str) -> None:

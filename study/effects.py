@@ -66,14 +66,19 @@ class Row:
     shared: Effect | None = None
 
 
-def compare_arms(study: Study, reference: str) -> list[Row]:
+def compare_arms(study: Study, reference: str | None = None) -> list[Row]:
     """Compare every arm with its reference arm; Holm's adjustment is over all comparisons with an interval.
 
-    Where no arm is the reference, the first one's activation takes its place.
+    The reference is the study's own unless it is given. Where no arm is the reference, the first one's activation takes
+    its place, and where nobody named one and all arms are, what tells the first from others.
     """
-    arms = make_arms(study)
+    arms, nobody = make_arms(study), reference is None and study.named is None
+    reference = reference or study.reference
     if not any(reference in arm.names for arm in arms):
         reference = arms[0].activation
+    if nobody and all(reference in arm.names for arm in arms):
+        own = (name for name in arms[0].names if not all(name in arm.names for arm in arms))
+        reference = next(own, reference)
     rows = [_row(arm, arms, reference) for arm in arms]
     adjusted = holm([math.nan if row.final is None or row.is_reference else row.final.p for row in rows])
     return [_judged(row, p) for row, p in zip(rows, adjusted, strict=True)]

@@ -15,6 +15,8 @@ Key = tuple[str, str]  # of a field: section, name
 Point = dict[Key, Any]  # what sets a run apart
 LONGEST = 255  # bytes of a run's name, as file systems have it
 NOT_TRAINED = ("study", "claim")
+ACTIVATION = ("model", "activation")
+ONE_FOR_ALL = {*WHERE, "study.reference", "study.engine"}  # the grids of a study
 
 
 def axes(tree: Tree) -> dict[Key, list[Any]]:
@@ -40,10 +42,10 @@ def grids(tree: Tree) -> list[tuple[Tree, list[Key]]]:
         if wrong := [name for name, part in own.items() if not isinstance(part, dict)]:
             raise UserError(f"[[grid]]: {', '.join(wrong)}: every key stands in a section, such as model.{wrong[0]}.")
         laid = shared | {name: shared.get(name, {}) | part for name, part in own.items()}
-        keys = [(section, key) for section in own if section != "study" for key in own[section]]
-        if where := [f"{section}.{key}" for section, key in keys if f"{section}.{key}" in WHERE]:
-            raise UserError(f"[[grid]]: {where[0]}: where runs run is one for all: set it outside of the grids.")
-        found.append((laid, keys))
+        keys = [(section, key) for section in own for key in own[section]]
+        if wrong := [f"{section}.{key}" for section, key in keys if f"{section}.{key}" in ONE_FOR_ALL]:
+            raise UserError(f"[[grid]]: {wrong[0]} is one for all runs: set it outside of the grids.")
+        found.append((laid, [key for key in keys if key[0] != "study"]))
     return found
 
 
@@ -117,7 +119,7 @@ def planned(tree: Tree, source: str) -> dict[str, tuple[RunConfig, StudyConfig]]
     for point, sections in points(tree):
         name = run_name(point)
         if not name and is_study(tree):  # a tuned study of one arm has no list
-            name = str(sections.get("model", {}).get("activation", ModelConfig.activation))
+            name = run_name({ACTIVATION: sections.get("model", {}).get("activation", ModelConfig.activation)})
         run = build({name: part for name, part in sections.items() if name not in NOT_TRAINED}, source)
         if any(run == other for other, _ in runs.values()):
             continue

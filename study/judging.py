@@ -138,7 +138,7 @@ def judge_claims(claims: Mapping[Path, Claim]) -> list[Judged]:
     for path, claim in claims.items():
         begun = bool(run_folders(path))
         study = load_study([path]) if begun else Study([], [], {})
-        rows[path] = compare_arms(study, study.reference) if begun else []
+        rows[path] = compare_arms(study) if begun else []
         for prediction in claim.prediction:
             try:
                 effects.append((path, prediction, contrast(prediction, [row.arm for row in rows[path]]), ""))

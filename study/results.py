@@ -259,4 +259,4 @@ def _number(record: dict[str, Any], metric: str) -> float | None:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sort key under which seed-2 comes before seed-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -110,7 +110,7 @@ def add_probes(study, at):
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def rows_of(*paths, reference="gelu"):
+def rows_of(*paths, reference: str | None = "gelu"):
     return compare_arms(load_study(paths), reference)
 
 

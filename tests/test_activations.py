@@ -280,6 +280,7 @@ NO_NAMES = ["", ".", "..", ".hid", "-x", "a\n", "tune", "Wandb", "report.html", 
         ("ACTIVATIONS = {'new': Activation(nn.SiLU, True, lambda v: v.clamp_(-1, 1))}", "new: .*inplace=False"),
         ("ACTIVATIONS = {'new': Activation(partial(nn.ReLU, inplace=True))}", "new: .*inplace=False"),
         ("ACTIVATIONS = {'new': Activation(lambda: nn.Hardtanh(0, torch.rand(1).item()))}", "new: .*not read values"),
+        ("ACTIVATIONS = {'new': Activation(pointwise(lambda u: (u > 0) * 1.0))}", "new: .*must have a gradient"),
         *((f"ACTIVATIONS = {{{name!r}: Activation(nn.ReLU)}}", "a name has") for name in NO_NAMES),
     ],
 )

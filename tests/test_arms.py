@@ -91,6 +91,15 @@ def test_a_number_that_another_setting_tells_is_not(tmp_path):
     assert labels == ["relu", "relu · optimizer=sgd", "gelu", "gelu · optimizer=sgd"]
 
 
+def test_the_number_that_names_the_reference_tells(tmp_path):
+    for decay, clip, loss in ((0.1, 1.0, 4.0), (0.0, 0.5, 4.5)):
+        write_run(tmp_path / str(clip), "gelu", loss, weight_decay=decay, clip=clip)
+    write_plan(tmp_path, study={"reference": "weight_decay=0.1"})
+    rows = rows_of(tmp_path, reference=None)
+    assert {row.reference for row in rows} == {"weight_decay=0.1"}
+    assert sorted(row.is_reference for row in rows) == [False, True]
+
+
 def test_studies_in_folders_of_one_name_keep_their_seeds_together(tmp_path):
     for home in ("old", "new"):
         write_arm(tmp_path / home / "quick", "gelu", GELU)

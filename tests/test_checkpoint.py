@@ -1,4 +1,6 @@
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +64,18 @@ def test_only_the_newest_are_kept_and_leftovers_of_dead_saves_go(tmp_path):
     for n in (1, 2, 3):
         save(tmp_path, n, *make())
     assert {p.name for p in tmp_path.iterdir()} == {"step-00000002", "step-00000003"}
+
+
+def test_a_copy_under_another_name_stays_and_is_no_checkpoint(tmp_path):
+    copies = [tmp_path / f"step-00000001-{name}" for name in ("backup", "best")]
+    for copy in copies:
+        shutil.copytree(save(tmp_path, 1, *make()), copy)
+    for n in (2, 3):
+        save(tmp_path, n, *make(), keep=1)
+    copies += [Path(shutil.copytree(tmp_path / "step-00000003", tmp_path / "step-00000003-backup"))]
+    newest = checkpoint.newest(tmp_path)
+    assert newest == tmp_path / "step-00000003"
+    assert {*tmp_path.iterdir()} == {*copies, newest}
 
 
 @pytest.mark.parametrize("name", [*checkpoint.FILES, "manifest.json"])

@@ -206,6 +206,7 @@ def test_a_shipped_claim_speaks_of_arms_that_its_study_has(path):
         ({"at": 2}, "at = 2"),
         ({"plus": [{"activation": "sigmoid", "at": "early"}]}, "at = 'early'"),
         ({"aside": True}, "no aside"),
+        ({"plus": [{"activation": "sigmoid"}, {"activation": "gelu"}]}, "plus and minus name equally many"),
     ],
 )
 def test_a_prediction_that_cannot_be_is_refused(change, message):

@@ -40,6 +40,20 @@ def test_a_folder_is_no_place_for_a_report(seeded, out):
         compare([seeded], out=Path(out))
 
 
+@pytest.mark.parametrize("name", ["results.csv", "verdict.html", "loss.png"])
+def test_what_stands_beside_a_report_is_no_name_for_it(seeded, tmp_path, name):
+    with pytest.raises(UserError, match="stands beside the report"):
+        compare([seeded], out=tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_name_is_no_markup(tmp_path, capsys):
+    for folder, activation in enumerate(("[red]", "x[/b]")):
+        write_run(tmp_path / "study" / str(folder), activation)
+    compare([tmp_path / "study"], reference="x[/b]")
+    assert "vs x[/b]" in capsys.readouterr().out
+
+
 def test_comparing_writes_the_report_and_the_csv_beside_each_other(seeded, capsys):
     assert [row.verdict for row in compare([seeded])] == ["worse", ""]
     assert (seeded / "report.html").exists()

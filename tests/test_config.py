@@ -118,6 +118,7 @@ def test_differences_leave_out_where_a_run_runs():
 def test_flags_stand_above_the_file_and_the_file_above_the_defaults(tmp_path):
     (tmp_path / "a.toml").write_text('[train]\nlr = 0.5\nseed = 7\n[model]\nactivation = ["relu", "gelu"]')
     command = parse_command([str(tmp_path / "a.toml"), "--train.lr=3e-3", "--model.d-model", "64"], Path("none"))
+    assert parse_command(["--out=~/here"], Path("none")).out == Path.home() / "here"
     tree = merge(command.config, command.flags)
     assert tree == {
         "train": {"lr": 3e-3, "seed": 7},

@@ -203,6 +203,18 @@ def test_a_study_that_is_called_as_the_reference_is_not_the_reference(tmp_path):
     }
 
 
+def test_where_all_are_the_reference_and_nobody_named_it_the_first_is_told_by_what_varies(tmp_path):
+    for optimizer, loss in {"adamw": 4.0, "muon": 3.5}.items():
+        write_run(tmp_path / optimizer, "gelu", loss, optimizer=optimizer)
+    rows = rows_of(tmp_path, reference=None)
+    assert [(row.reference, row.final and row.final.mean) for row in rows] == [
+        ("optimizer=adamw", 0),
+        ("optimizer=adamw", -0.5),
+    ]
+    write_plan(tmp_path, study={"reference": "gelu"})
+    assert [row.reference for row in rows_of(tmp_path, reference=None)] == ["gelu", "gelu"]
+
+
 def test_without_the_reference_the_first_activation_takes_its_place(tmp_path):
     for activation, loss in {"silu": 4.5, "relu": 4.0}.items():
         write_run(tmp_path / activation, activation, loss)

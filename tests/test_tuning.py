@@ -4,9 +4,10 @@ import math
 import pytest
 
 from errors import UserError
+from model.activations import ACTIVATIONS
 from study.arms import make_arms
 from study.config import StudyConfig
-from study.grid import study_config
+from study.grid import expand, study_config
 from study.protocol import run_study
 from study.results import load_study
 from study.tuning import arm_of, arms, best_lr, extension, tuning_runs
@@ -145,3 +146,9 @@ def test_a_study_of_which_no_arm_can_be_tuned_says_which_failed(tuned, tmp_path)
 def test_a_tuned_study_of_one_arm_is_called_by_its_activation():
     tree = {"model": {"activation": "silu"}, "study": {"lr": [0.1, 0.2, 0.4]}}
     assert list(arms(tree, "it")) == ["silu"]
+
+
+def test_its_folder_is_one_whatever_a_plugin_calls_it(monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "my/act", ACTIVATIONS["silu"])
+    tree = {"model": {"activation": "my/act"}, "study": {"lr": [0.1, 0.2, 0.4]}}
+    assert list(arms(tree, "it")) == list(expand(tree, "it")) == ["my_act"]

@@ -89,9 +89,14 @@ def save(
     return target
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, the oldest first; a copy that somebody made under another name is none."""
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
+
+
 def _prune(folder: Path, target: Path, keep: int) -> None:
     """Drop all but the `keep` newest checkpoints, `target` the newest of them."""
-    others = sorted(path for path in folder.glob("step-*") if path != target)
+    others = [path for path in _checkpoints(folder) if path != target]
     before = [path for path in others if path.name < target.name]
     later = [path for path in others if path.name > target.name]  # damaged, or this step would not have been trained
     for old in before[: max(len(before) - keep + 1, 0)] + later:
@@ -108,7 +113,7 @@ def newest(folder: Path) -> Path | None:
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
-    while paths := sorted(folder.glob("step-*"), reverse=True):
+    while paths := _checkpoints(folder)[::-1]:
         problems = []
         for path in paths:
             try:

@@ -38,7 +38,7 @@ class WandbMirror:
         cls, config: RunConfig, folder: Path, run_id: str | None, best: float | None, say: Callable[[str], None]
     ) -> Self:
         """Mirror a training run; its `id` and `best` are kept in checkpoints, so that a resumed run continues it."""
-        tags = [config.model.activation, config.data.corpus[:64]]
+        tags = [config.model.activation[:64], config.data.corpus[:64]]
         mirror = cls(config.wandb, folder, run_id, say, job_type="train", tags=tags, config=tree(config))
         mirror.best = best
         tokens = {"step_metric": "tokens"}
