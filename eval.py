@@ -96,22 +96,22 @@ def main() -> None:
         else:
             score_run(only, command.device or "auto")
         return
-    from study.results import run_folders
+    from study.judge.results import run_folders
 
     own = (only / "study.toml").exists() or run_folders(only)
     if len(command.paths) == 1 and not own and any(only.glob("*/study.toml")):
-        from study.claims_report import report_claims
+        from study.report.claims_page import report_claims
 
         if command.reference is not None:
             raise UserError("--reference goes with a study or several runs; a claim names its arms itself.")
         report_claims(only, command.out)
         return
-    from study.claims import claims_in
-    from study.compare import compare
+    from study.plan.claims import claims_in
+    from study.report.compare import compare
 
     compare(command.paths, command.reference, command.out, command.plugin)
     if len(command.paths) == 1 and (only / "study.toml").exists() and claims_in(only):
-        from study.claims_report import report_claims
+        from study.report.claims_page import report_claims
 
         report_claims(only, command.out and command.out.with_name("verdict.html"))
 

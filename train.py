@@ -12,8 +12,8 @@ QUICK = Path(__file__).parent / "configs" / "quick.toml"
 def main() -> int:
     """Read the command line and train; returns the exit code."""
     # late, since a study's processes import this file too
-    from study.config import configs_of, merge, parse_command
-    from study.grid import expand, is_study, study_config
+    from study.plan.config import configs_of, merge, parse_command
+    from study.plan.grid import expand, is_study, study_config
 
     command = parse_command(sys.argv[1:], QUICK)
 
@@ -27,7 +27,7 @@ def main() -> int:
     for path, tree in trees.items():  # all of them, before anything is trained
         study_config(tree, f"{path} and the flags")
         if "claim" in tree or "prediction" in tree:
-            from study.claims import read_claim  # where it is needed: it takes scipy
+            from study.plan.claims import read_claim  # where it is needed: it takes scipy
 
             claims[path] = read_claim(tree, str(path))
         if not is_study(tree) and (given := command.flags.get("study")):
@@ -36,7 +36,7 @@ def main() -> int:
             raise UserError(f"{path} is a single run: a folder of configs holds studies.")
 
     if command.dry_run:
-        from study.estimate import dry_run
+        from study.plan.estimate import dry_run
         from training.config import RunConfig
 
         counted: set[RunConfig] = set()
@@ -54,11 +54,11 @@ def main() -> int:
         )
         return 0
 
-    from study.claims_report import report_claims
-    from study.compare import compare
-    from study.mirror import mirror_study
-    from study.protocol import run_study
-    from study.results import run_folders
+    from study.judge.results import run_folders
+    from study.report.claims_page import report_claims
+    from study.report.compare import compare
+    from study.report.mirror import mirror_study
+    from study.run.protocol import run_study
 
     failed, done = [], []
     for path, tree in trees.items():

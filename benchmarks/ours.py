@@ -6,8 +6,8 @@ import torch
 
 from data.dataset import prepare
 from model.gpt import GPT
-from study.config import Tree, merge
-from study.grid import expand
+from study.plan.config import Tree, merge
+from study.plan.grid import expand
 from training.config import RunConfig
 from training.device import pick_precision
 from training.optim import build_optimizers

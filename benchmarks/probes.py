@@ -17,7 +17,7 @@ from ours import Training, run_named
 from rounds import ROUNDS, Output, save, say, spread
 
 from training.config import RunConfig
-from training.probes import Probes, probe_steps
+from training.probes.probes import Probes, probe_steps
 
 PAIRS = 10
 

@@ -11,9 +11,9 @@ import tyro
 from playwright.sync_api import Browser, sync_playwright
 from rounds import Output, in_turn, save, say, spread
 
-from study.effects import compare_arms
-from study.report import sections, write_report
-from study.results import Run, Study
+from study.judge.effects import compare_arms
+from study.judge.results import Run, Study
+from study.report.page import sections, write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

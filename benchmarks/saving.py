@@ -16,7 +16,7 @@ from ours import Training, run_named
 from rounds import Output, in_turn, save, say, spread
 
 from training import checkpoint
-from training.probes import Probes
+from training.probes.probes import Probes
 
 ROUNDS, STEPS = 9, 5
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from model.attention import rotary_table
 from model.block import NORMS, Block
 from model.config import ModelConfig
-from model.head import HEADS
+from model.heads import HEADS
 from model.init import init_weights
 from model.layers import linear
 from model.loss import head_loss, token_losses

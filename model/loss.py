@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from model.head import Softmax, cross_entropy
+from model.heads import Softmax, cross_entropy
 from model.layers import linear, transformed
 
 SCORES = 1 << 22  # computed at a time, rows x vocabulary: 16 MiB in fp32, which stays near a processor

@@ -1,13 +1,15 @@
+import importlib
 import os
 import random
 import signal
+import sys
 
 import pytest
 import torch
-from hypothesis import settings
-from studies import (
+from helpers import (
     GELU,
     HOSTILE,
+    ROOT,
     SIGMOID_GAPS,
     add_probes,
     plan,
@@ -17,8 +19,10 @@ from studies import (
     write_run,
     write_study,
 )
+from hypothesis import settings
 
 from data.batches import train_batch
+from errors import door
 from training import step as one_step
 from training.config import RunConfig, build
 
@@ -145,3 +149,24 @@ def probed(tmp_path):
     study = write_study(tmp_path / "c0", tree, {"gelu": GELU, "sigmoid": shifted(0.1)})
     add_probes(study, lambda seed, step, block: (1 + seed) * step * 2.0**block)
     return study
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Return a function that calls a door in this process and gives back its exit code and all that it said.
+
+    A fault that would end the process with a traceback ends the test.
+    """
+
+    def run(name, *arguments):
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            code = door(importlib.import_module(name).main)
+        except SystemExit as end:  # of tyro
+            code = end.code
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run

@@ -26,7 +26,7 @@ from training.interrupt import Interrupt
 from training.metrics import Metrics, Unwritten
 from training.optim import build_optimizers, lr_factor
 from training.parallel import ALONE, Alone, pick_parallel
-from training.probes import Probes
+from training.probes.probes import Probes
 from training.progress import Display
 from training.ranks import joined
 from training.resume import resume

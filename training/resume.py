@@ -10,7 +10,7 @@ from errors import UserError
 from model.gpt import GPT
 from training import checkpoint
 from training.parallel import Alone
-from training.probes import Probes
+from training.probes.probes import Probes
 
 
 def resume(

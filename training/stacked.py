@@ -21,8 +21,8 @@ from training.config import RunConfig
 from training.device import autocast, free_memory, moved
 from training.evaluate import Score, evaluating, from_nats, window_nats
 from training.nonfinite import began
-from training.path import sample, update_together
-from training.probes import Probes
+from training.probes.path import sample, update_together
+from training.probes.probes import Probes
 from training.stacked_optim import segments
 from training.step import micro_batches, not_finite
 

@@ -18,7 +18,7 @@ from training.evaluate import score
 from training.folder import read_summary
 from training.interrupt import Interrupt
 from training.loop import Call, Run, begin
-from training.probes import Probes
+from training.probes.probes import Probes
 from training.stacked import Stack, room
 from training.step import train_step
 

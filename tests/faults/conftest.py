@@ -1,36 +1,10 @@
-"""What the faults share: doors called in this process, real ones in their own, and disks that fill up."""
+"""What the tests of faults share: disks that fill up, and how often a fault is tried."""
 
-import importlib
 import os
 import random
 import subprocess
-import sys
 
 import pytest
-from commands import ROOT
-
-from errors import door
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Return a function that calls a door in this process and gives back its exit code and all that it said.
-
-    A fault that would end the process with a traceback ends the test.
-    """
-
-    def run(name, *arguments):
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            code = door(importlib.import_module(name).main)
-        except SystemExit as end:  # of tyro
-            code = end.code
-        said = capsys.readouterr()
-        return code, said.out + said.err
-
-    return run
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import ROOT, begin, run_flags, trains, until
-from test_loop import records, same_weights
+from helpers import ROOT, begin, records, run_flags, same_weights, trains, until
 
 from errors import Interrupted
 from training.loop import train

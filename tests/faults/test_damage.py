@@ -6,7 +6,7 @@ import random
 import shutil
 
 import pytest
-from test_loop import records, same_weights
+from helpers import records, same_weights
 
 from errors import Interrupted, UserError
 from training import checkpoint

@@ -14,9 +14,7 @@ import time
 
 import pytest
 import torch
-from commands import ROOT, SMALL, remount
-from test_checkpoint import TOKENIZER, step
-from test_loop import records, same_weights
+from helpers import ROOT, SMALL, TOKENIZER, records, remount, same_weights, step
 
 from data import assets
 from data.config import DataConfig

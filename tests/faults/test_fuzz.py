@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from errors import UserError
 from model.activations import ACTIVATIONS
 from model.gpt import GPT
-from study import compare, mirror, protocol
-from study import config as study_config
-from study.config import ALL_SECTIONS, parse_command
-from study.grid import expand
+from study.plan import config as study_config
+from study.plan.config import ALL_SECTIONS, parse_command
+from study.plan.grid import expand
+from study.report import compare, mirror
+from study.run import protocol
 from training import loop
 
 FIELDS = [(section, field.name) for section, part in ALL_SECTIONS.items() for field in dataclasses.fields(part)]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import SMALL, run_flags
+from helpers import SMALL, run_flags
 from safetensors.torch import load_file, save_file
 
 from training import checkpoint

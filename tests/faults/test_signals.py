@@ -8,8 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from commands import begin, descendants, run_flags, trains, until
-from test_loop import records, same_weights
+from helpers import begin, descendants, records, run_flags, same_weights, trains, until
 
 from training import checkpoint
 

@@ -15,8 +15,7 @@ import sys
 import time
 
 import pytest
-from commands import ROOT, begin, descendants, remount, run_flags, trains, until
-from test_loop import records
+from helpers import ROOT, begin, descendants, records, remount, run_flags, trains, until
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 STEPS = 60

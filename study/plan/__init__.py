@@ -1,0 +1,1 @@
+"""From TOML and flags to the runs of a study, before anything is trained."""

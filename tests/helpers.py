@@ -1,0 +1,210 @@
+"""Shared by the tests: folders of runs and studies as training leaves them, and real processes of the doors."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import tomli_w
+import torch
+from safetensors.torch import load_file
+
+from data.tokenizer import Tokenizer, train_tokenizer
+from study.judge.effects import compare_arms
+from study.judge.results import load_study
+from training import checkpoint
+
+ROOT = Path(__file__).parent.parent
+SMALL = ["--model.n_layer=2", "--model.n_head=2", "--model.d_model=24", "--model.context=16", "--train.batch_size=4"]
+OFTEN = ["--train.log_every=5", "--train.eval_every=50", "--train.checkpoint_every=10", "--train.tokens=16000"]
+
+
+def run_flags(corpus):
+    """The flags of a run of 250 steps."""
+    return [f"--data.corpus={corpus}", "--data.tokenizer=bytes", *SMALL, *OFTEN, "--train.threads=1"]
+
+
+def begin(corpus, out, *more, config="configs/single.toml", **env):
+    """Start train.py on a run of a few seconds."""
+    command = [sys.executable, "train.py", config, *run_flags(corpus), *more, f"--out={out}"]
+    environment = {name: value for name, value in (os.environ | env).items() if value is not None}
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def until(process, condition):
+    """Wait for a condition while a process runs."""
+    while process.poll() is None and not condition():
+        time.sleep(0.0005)
+
+
+def trains(out):
+    """Whether a run has written its first record, and so is in its loop."""
+    metrics = out / "metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
+def descendants(pid):
+    """The process ids below a process, the nearest first."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found = [pid]
+    for above in found:
+        found += [below for below, parent in parents.items() if parent == above]
+    return found[1:]
+
+
+def remount(folder, options):
+    """Change the size of a mounted file system, or make it read-only (`ro`)."""
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+
+TOKENIZER: Tokenizer = train_tokenizer("bytes", iter(()))
+GELU = [4.0, 4.0625, 3.9375, 4.03125, 3.96875]
+SIGMOID_GAPS = [0.25, 0.25, 0.1875, 0.3125, 0.25]  # mean 0.25
+NOISE = [0.004, -0.003, 0.002, -0.004, 0.001]
+ENDS = {"sigmoid": 4.25, "relu": 4.125, "gelu": 4.0, "silu": 4.0625, "swiglu": 3.875}
+HOSTILE = "<script>alert(1)</script>%{x}</script><img src=x onerror=alert(2)>"
+CLAIM = {
+    "name": "C0",
+    "title": "Worse",
+    "told": "sigmoid is <b>worse</b>",
+    "figure": "gaps",
+    "expected": "so",
+    "change": "nothing",
+}
+
+
+def write_run(folder, activation="gelu", loss: float | None = 4.0, tokens=1000, fingerprint="f", summary=None, **train):
+    """Write the folder of a run that ends at `loss`; with `loss=None` it was stopped half-way."""
+    folder.mkdir(parents=True)
+    config = {
+        "data": {"corpus": "shakespeare", "tokenizer": "bytes"},
+        "model": {"activation": activation, "n_layer": 2, "context": 128},
+        "train": {"seed": 0, "tokens": tokens, "lr": 0.001, "threads": 1} | train,
+        "wandb": {"mode": "disabled", "group": folder.name},
+    }
+    folder.joinpath("config.toml").write_text(tomli_w.dumps(config), encoding="utf-8")
+    end, records = loss or 4.5, []
+    for step in range(1, 11 if loss else 6):
+        value = end + (10 - step) / 10
+        records.append({"step": step, "tokens": step * tokens // 10, "time": step, "train/loss": value + 0.1})
+        if step % 2 == 0:
+            records[-1] |= {"val/loss": value, "val/perplexity": math.exp(value), "val/bits_per_byte": value / 2}
+    folder.joinpath("metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    if loss:
+        final = {
+            "status": "finished",
+            "val/loss": loss,
+            "val/perplexity": math.exp(loss),
+            "val/bits_per_byte": loss / 2,
+        }
+        final |= {"params/total": 54_321, "flops/token": 2.5e6, "perf/tokens_per_s": 1234.5}
+        final |= {"data/fingerprint": fingerprint}
+        final |= {"sample/prompt": "O Romeo", "sample/text": f"O Romeo, thou {activation}."}
+        final |= {"environment": {"torch": "2.13.0", "device": "cpu", "threads": 1}}
+        folder.joinpath("summary.json").write_text(json.dumps(final | (summary or {})), encoding="utf-8")
+    return folder
+
+
+def write_plan(folder, **sections):
+    """Write the study.toml of a study folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.joinpath("study.toml").write_text(tomli_w.dumps(sections), encoding="utf-8")
+    return folder
+
+
+def write_arm(study, activation, losses, prefix="", **options):
+    for seed, loss in enumerate(losses):
+        write_run(study / f"{prefix}{activation}-seed{seed}", activation, loss, seed=seed, **options)
+
+
+def tune(study, activation, losses, seeds=(1000,)):
+    for lr, loss in losses.items():
+        for seed in seeds:
+            folder = study / "tune" / f"{activation}-lr{lr}-seed{seed}"
+            write_run(folder, activation, loss, tokens=500, lr=lr, seed=seed)
+
+
+def plan(*predictions, activations=("sigmoid", "gelu"), seeds=5, **claim):
+    return {
+        "model": {"activation": list(activations)},
+        "train": {"seed": list(range(seeds)), "tokens": 1000},
+        "claim": CLAIM | claim,
+        "prediction": [
+            {"text": "it", "plus": [{"activation": "sigmoid"}], "minus": [{"activation": "gelu"}]} | p
+            for p in predictions
+        ],
+    }
+
+
+def write_study(folder, tree, losses):
+    """Write a study of a claim and the runs of each activation, one for each seed."""
+    for activation, finals in losses.items():
+        for seed, loss in enumerate(finals):
+            write_run(folder / f"{activation}-seed{seed}", activation, loss, seed=seed)
+    folder.joinpath("study.toml").write_text(tomli_w.dumps(tree), encoding="utf-8")
+    return folder
+
+
+def shifted(gap):
+    return [loss + gap + noise for loss, noise in zip(GELU, NOISE, strict=True)]
+
+
+def add_probes(study, at):
+    """Add measurements of three blocks to every run of a study: `at(seed, step, block)`."""
+    for path in study.glob("*/metrics.jsonl"):
+        seed, records = int(path.parent.name[-1]), [json.loads(line) for line in path.read_text().splitlines()]
+        for record in records:
+            if record["step"] in (2, 10):
+                record |= {f"grad/blocks.{i}/rms": at(seed, record["step"], i) for i in range(3)}
+                record |= {f"act/blocks.{i}/mean_share": 0.5 for i in range(3)}
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def rows_of(*paths, reference: str | None = "gelu"):
+    return compare_arms(load_study(paths), reference)
+
+
+def by_label(rows):
+    return {row.arm.label: row for row in rows}
+
+
+def cells(rows, columns_of):
+    return {c.title: [c.text(row) for row in rows] for c in columns_of(rows)}
+
+
+TIMES = {"time", "perf/tokens_per_s"}
+
+
+def records(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def weights(folder):
+    path = checkpoint.newest(folder / "checkpoints")
+    assert path is not None
+    return load_file(path / "model.safetensors")
+
+
+def same_weights(one, other):
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def step(model, optimizers, seed):
+    x_BT = torch.randint(11, (2, 4), generator=torch.Generator().manual_seed(seed))
+    model.loss(x_BT, x_BT).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()

@@ -1,0 +1,89 @@
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import layers
+from model.activations import ACTIVATIONS, Activation
+from model.config import ModelConfig
+from model.ffn import FFN
+from model.gpt import GPT
+from model.size import size
+
+SMALL = ModelConfig(n_layer=2, n_head=1, d_model=6, context=4)
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+
+
+def with_activation(config: ModelConfig, name: str) -> ModelConfig:
+    return dataclasses.replace(config, activation=name)
+
+
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])  # 2·6·24 = 3·6·16 weights in each FFN
+def test_count_by_hand(name):
+    s = size(with_activation(SMALL, name), n_vocab=10)
+    attention, ffn, norms = 3 * 36 + 36, 288, 12
+    assert s.embedding == 60
+    assert s.ffn == 2 * ffn
+    assert s.block == 2 * (attention + ffn + norms)
+    assert s.total == 60 + 2 * 444 + 6
+    assert s.flops_per_token == 6 * (60 + 2 * (attention + ffn)) + 12 * 2 * 6 * 4
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_total_is_that_of_the_real_network(name):
+    config = with_activation(SMALL, name)
+    model = GPT(config, n_vocab=10)
+    s = size(config, n_vocab=10)
+    assert s.total == sum(p.numel() for p in model.parameters())
+    assert s.block == sum(p.numel() for p in model.blocks.parameters())
+    assert s.ffn == sum(p.numel() for module in model.modules() if isinstance(module, FFN) for p in module.parameters())
+
+
+def test_what_does_not_multiply_a_matrix_costs_no_flops(monkeypatch):
+    plain = size(SMALL, n_vocab=10)
+    extra = {"activation": "polyrelu", "norm": "layer", "ffn_bias": True, "head": "sigmoid"}
+    more = size(dataclasses.replace(SMALL, **extra), n_vocab=10)
+    assert more.total == plain.total + 2 * (4 + 6) + 1
+    assert more.flops_per_token == plain.flops_per_token
+    monkeypatch.setitem(ACTIVATIONS, "mix", Activation(lambda: torch.nn.Bilinear(2, 2, 2)))
+    assert size(with_activation(SMALL, "mix"), n_vocab=10).flops_per_token == plain.flops_per_token
+    bare = size(dataclasses.replace(SMALL, norm="none"), n_vocab=10)
+    assert bare.total == plain.total - 2 * 12
+    assert bare.flops_per_token == plain.flops_per_token
+
+
+@pytest.mark.parametrize("name", ["gelu", "swiglu"])
+def test_flops_are_those_that_a_counter_sees(name, monkeypatch):
+    monkeypatch.setattr(layers, "formulated", lambda x: False)  # a counter does not know them
+    config = with_activation(SMALL, name)
+    model, tokens_BT = GPT(config, n_vocab=10), torch.zeros(1, 4, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(tokens_BT).sum().backward()
+    assert counter.get_total_flops() == 4 * size(config, n_vocab=10).flops_per_token
+
+
+def shapes() -> dict[str, ModelConfig]:
+    shipped = {path.stem: tomllib.loads(path.read_text()).get("model", {}) for path in CONFIGS}
+    widths = {str(d): {"d_model": d, "n_layer": 3} for d in (96, 128, 192, 384, 768)}
+    return {name: ModelConfig(**{**model, "activation": "gelu"}) for name, model in (shipped | widths).items()}
+
+
+@pytest.mark.parametrize("shape", shapes())
+def test_every_activation_costs_the_same(shape):
+    config, n_vocab = shapes()[shape], 256  # the smallest vocabulary: the FFN weighs most
+    sizes = {name: size(with_activation(config, name), n_vocab) for name in ACTIVATIONS}
+    totals, flops = ([getattr(s, field) for s in sizes.values()] for field in ("total", "flops_per_token"))
+    assert max(totals) <= 1.01 * min(totals)
+    assert max(flops) <= 1.01 * min(flops)
+    if config.d_model % 3 == 0:
+        for name, s in sizes.items():
+            own = sum(p.numel() for p in ACTIVATIONS[name].factory().parameters())
+            assert s.ffn == config.n_layer * (8 * config.d_model**2 + own)
+
+
+def test_configs_were_found():
+    assert len(CONFIGS) >= 4

@@ -1,0 +1,48 @@
+import pytest
+
+from model.config import ModelConfig
+from model.size import size
+from study.run.display import StudyDisplay, match
+from study.run.executor import Job
+from training.progress import Display
+
+
+@pytest.fixture
+def jobs(tiny, tmp_path):
+    """Two runs of 20 steps each, one of which has trained 5 of them."""
+    return [Job("relu", tiny(), tmp_path / "relu", record={"step": 5}), Job("gelu", tiny(), tmp_path / "gelu")]
+
+
+def test_without_a_terminal_each_validation_loss_is_a_plain_line(jobs, capsys):
+    with Display("one", 0, 20) as display:
+        display.update({"step": 2, "train/loss": 3.0})
+        display.update({"step": 8, "val/loss": 2.5})
+    with StudyDisplay("study", jobs, 2) as display:
+        display.follow(jobs[0], [{"step": 6, "time": 1.0}, {"step": 8, "time": 2.0, "val/loss": 2.25}])
+    assert capsys.readouterr().out.splitlines() == [
+        "one  step 8/20  loss 3.000  val 2.500",
+        "relu  step 8/20  val 2.250",
+    ]
+
+
+def test_on_a_terminal_a_study_has_a_bar_for_its_steps_in_all_and_one_for_each_run(jobs, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with StudyDisplay("study", jobs, 2) as display:
+        assert display.bar
+        assert [task.completed for task in display.bar.tasks] == [0, 5, 0]
+        jobs[0].record = {"step": 8, "val/loss": 2.25}
+        display.follow(jobs[0], [jobs[0].record | {"time": 1.0}])
+        jobs[1].status = "failed"
+        display.follow(jobs[1], [])
+        bars = [(task.description, task.completed, task.total) for task in display.bar.tasks]
+    assert bars == [("study", 23, 35), ("relu", 8, 20), ("gelu (failed)", 0, 20)]
+    shown = capsys.readouterr().out
+    assert "val 2.250" in shown
+    assert "gelu failed; the others go on" in shown
+
+
+def test_each_model_has_a_line_at_each_vocabulary():
+    small, large = (ModelConfig(activation=name) for name in ("gelu", "swiglu"))
+    lines = match([(small, 257), (large, 257), (small, 257), (small, 1000)])
+    expected = [size(model, n_vocab).total for model, n_vocab in ((small, 257), (large, 257), (small, 1000))]
+    assert [int(line.split()[1].replace(",", "")) for line in lines] == expected

@@ -1,0 +1,125 @@
+import csv
+import math
+
+import pytest
+from helpers import write_plan, write_run
+
+from errors import UserError
+from study.judge.results import load_run, load_study, varying, write_csv
+
+
+def test_a_run_folder_is_read_whole(tmp_path):
+    run = load_run(write_run(tmp_path / "one", "relu", 4.0, seed=3))
+    assert (run.name, run.activation, run.budget, run.seed, run.status) == ("one", "relu", 1000, 3, "finished")
+    assert run.curve("val/loss") == [(200, 4.8), (400, 4.6), (600, 4.4), (800, 4.2), (1000, 4.0)]
+    assert run.settings["train.seed"] == 3
+    assert not {"train.threads", "wandb.group"} & set(run.settings)
+
+
+@pytest.mark.parametrize("loss", [None, math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_no_result(tmp_path, loss):
+    run = load_run(write_run(tmp_path / "run", summary={"val/loss": loss}))
+    assert run.status == "diverged"
+    assert run.final("val/loss") is None
+
+
+def test_an_unfinished_run_has_no_final_figure(tmp_path):
+    run = load_run(write_run(tmp_path / "run", loss=None))
+    assert (run.status, run.final("val/loss")) == ("unfinished", None)
+    assert run.progress == "unfinished at 500 of 1,000 tokens, last validation loss 5.100"
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_study_of_one_seed_that_is_no_list_misses_nothing(tmp_path, seed):
+    write_plan(tmp_path, model={"activation": ["relu", "gelu"]}, train={"seed": seed})
+    for activation in ("relu", "gelu"):
+        write_run(tmp_path / activation, activation, seed=seed)
+    assert list(load_study([tmp_path]).missing()) == []
+
+
+def test_a_last_line_cut_short_is_ignored(tmp_path):
+    folder = write_run(tmp_path / "run")
+    whole = load_run(folder).records
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write('{"step": 11, "note": "é'.encode()[:-1])
+    assert load_run(folder).records == whole
+
+
+def test_damage_elsewhere_is_named(tmp_path):
+    folder = write_run(tmp_path / "run")
+    text = (folder / "metrics.jsonl").read_text()
+    (folder / "metrics.jsonl").write_text("{" + text)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1"):
+        load_run(folder)
+
+
+def test_a_folder_that_holds_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere does not exist: a run folder holds config\.toml"):
+        load_study([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match=r"holds no run: a run folder holds config\.toml"):
+        load_study([tmp_path])
+    write_run(tmp_path / "tune" / "gelu-lr0.1")
+    with pytest.raises(UserError, match="holds no run beside its tuning runs"):
+        load_study([tmp_path])
+    with pytest.raises(UserError, match="is not a run folder"):
+        load_run(tmp_path)
+    (tmp_path / "config.toml").write_text("[train]\ntokens = 5\n")
+    with pytest.raises(UserError, match=r"lacks model\.activation"):
+        load_study([tmp_path])
+
+
+def test_a_study_keeps_the_runs_that_count_apart_from_those_that_tune(tmp_path):
+    write_run(tmp_path / "gelu-seed10", seed=10)
+    write_run(tmp_path / "gelu-seed2", seed=2)
+    write_run(tmp_path / "tune" / "gelu-lr0.1", lr=0.1)
+    write_plan(tmp_path, study={"reference": "relu"})
+    study = load_study([tmp_path, tmp_path / "gelu-seed2"])  # named twice, it counts once
+    assert [run.name for run in study.runs] == ["gelu-seed2", "gelu-seed10"]
+    assert [run.name for run in study.tuning] == ["gelu-lr0.1"]
+    assert study.reference == "relu"
+    assert load_study([tmp_path / "gelu-seed2"]).reference == "gelu"
+    assert varying(study.runs) == ["train.seed"]
+
+
+def test_what_a_study_asks_for_and_does_not_have_is_missing(tmp_path):
+    write_plan(tmp_path, model={"activation": ["relu", "gelu"]}, train={"seed": [0, 1], "lr": 0.5}, study={"lr": [1.0]})
+    for name in ("relu", "gelu"):
+        write_run(tmp_path / f"{name}-seed0", name)
+    write_run(tmp_path / "gelu-seed1", seed=1)
+    missing = [point for _, point in load_study([tmp_path]).missing()]
+    assert missing == [{"train.seed": 1, "model.activation": "relu"}]
+
+
+def test_a_tuned_run_is_there_at_whatever_rate_it_trained(tmp_path):
+    grid = [
+        {"study": {"lr": [1e-3, 2e-3, 4e-3]}, "model": {"n_layer": 2}},
+        {"model": {"n_layer": 4}, "train": {"lr": 5e-4}},
+    ]
+    study = write_plan(tmp_path / "study", model={"activation": "gelu"}, grid=grid)
+    write_run(study / "tuned", lr=0.002)
+    missing = [point for _, point in load_study([study]).missing()]
+    assert missing == [{"train.seed": 0, "model.n_layer": 4, "train.lr": 5e-4}]
+
+
+def test_the_csv_has_a_row_for_each_run_and_reads_back_exactly(tmp_path):
+    write_run(tmp_path / "s" / "relu", "relu, 'x'\n\"y\"", 1 / 3)
+    write_run(tmp_path / "s" / "stopped", loss=None)
+    write_run(tmp_path / "s" / "tune" / "relu", "relu", 0.7, tokens=500, lr=0.1)
+    write_csv(load_study([tmp_path / "s"]), tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        relu, stopped, tuning = csv.DictReader(file)
+    assert (relu["study"], relu["stage"], relu["run"], relu["status"]) == ("s", "final", "relu", "finished")
+    assert relu["model.activation"] == "relu, 'x'\n\"y\""
+    assert float(relu["val/loss"]) == 1 / 3
+    assert (stopped["status"], stopped["val/loss"], stopped["train.lr"]) == ("unfinished", "", "0.001")
+    assert (tuning["study"], tuning["stage"], tuning["train.lr"], tuning["train.tokens"]) == ("s", "tune", "0.1", "500")
+    assert not {"sample/text", "environment"} & set(relu)
+
+
+def test_a_run_of_one_grid_does_not_stand_in_for_that_of_another(tmp_path):
+    study = write_plan(
+        tmp_path / "study", model={"activation": "gelu"}, grid=[{"model": {"n_layer": 2}}, {"model": {"context": 64}}]
+    )
+    write_run(study / "wide")  # two layers, context 128
+    absent = [point for _, point in load_study([study]).missing()]
+    assert absent == [{"train.seed": 0, "model.n_layer": 4, "model.context": 64}]

@@ -1,0 +1,92 @@
+import json
+import shutil
+import sys
+
+import pytest
+from helpers import GELU, rows_of, write_arm, write_plan, write_run
+from test_metrics import inspect
+
+from study.report.mirror import arms_table, mirror_study
+from training.config import WandbConfig
+
+OFFLINE = WandbConfig(mode="offline", project="p")
+FINAL = ["seeds", "val loss", "sd", "vs gelu", "low", "high", "p (Holm)", "verdict"]
+COST = ["tuned lr", "parameters", "tokens/s"]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two arms of five seeds, one of them tuned."""
+    folder = write_plan(tmp_path / "study", model={"activation": ["relu", "gelu"]}, train={"seed": [0, 1, 2, 3, 4]})
+    write_arm(folder, "gelu", GELU, lr=0.004)
+    write_arm(folder, "relu", [loss + 0.25 for loss in GELU], lr=0.004)
+    for lr, loss in {0.002: 5.0, 0.004: 4.5, 0.008: 4.75}.items():
+        write_run(folder / "tune" / f"relu-{lr}", "relu", loss, tokens=500, lr=lr, seed=1000)
+    return folder
+
+
+def mirrored(folder):
+    """What the offline wandb run in the folder holds: its description, its summary and its table. It is removed."""
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    entries, summary = inspect(run), {}
+    for entry in entries:
+        summary |= entry.get("summary", {}).get("update", {})
+    about = next(entry["run"] for entry in entries if entry["type"] == "run")
+    table = json.loads((run / "files" / summary["arms.path"]).read_text())
+    shutil.rmtree(folder / "wandb")
+    return about, summary, table
+
+
+def test_the_table_has_a_line_for_each_arm_with_its_figures(study):
+    columns, (relu, gelu) = arms_table(rows_of(study))
+    assert columns == ["activation", *FINAL, *COST]
+    sd = pytest.approx(0.0494105884)
+    assert relu == ["relu", 5, 4.25, sd, 0.25, 0.25, 0.25, relu[7], "worse", 0.004, 54_321, 1234.5]
+    assert 0 <= relu[7] < 0.05
+    assert gelu == ["gelu", 5, 4.0, sd, None, None, None, None, "", None, 54_321, 1234.5]
+
+
+def test_every_setting_that_varies_is_a_column_and_what_is_missing_is_none(tmp_path):
+    write_run(tmp_path / "a", "gelu", 4.0, momentum=0.5)
+    write_run(tmp_path / "b", "relu", 4.25, momentum=0.5)
+    write_run(tmp_path / "c", "relu", None, momentum=0.9)
+    columns, lines = arms_table(rows_of(tmp_path))
+    assert columns[:4] == ["activation", "momentum", "seeds", "val loss"]
+    assert [line[:7] for line in lines] == [
+        ["relu", 0.5, 1, 4.25, None, 0.25, None],
+        ["relu", 0.9, 1, None, None, None, None],
+        ["gelu", 0.5, 1, 4.0, None, None, None],
+    ]
+    json.dumps(lines, allow_nan=False)
+
+
+def test_wandb_gets_the_table_under_an_id_that_only_the_study_decides(study, wandb_home):
+    rows, said = rows_of(study), []
+    mirror_study(rows, study, OFFLINE, failed=False, say=said.append)
+    assert len(said) == 1
+    assert "wandb sync" in said[0]
+    about, summary, table = mirrored(study)
+    assert about["run_id"] == "7d05b427811dd489"  # in every process, on every machine
+    wanted = {"display_name": "study", "project": "p", "run_group": "study", "job_type": "study"}
+    assert wanted.items() <= about.items()
+    assert about["config"]["update"]["model"]["activation"] == ["relu", "gelu"]
+    assert summary["finding"] == "worse than gelu: relu (+0.250)"
+    assert (table["columns"], table["data"]) == arms_table(rows)
+    mirror_study(rows, study, OFFLINE, failed=False, say=said.append)
+    assert mirrored(study)[0]["run_id"] == about["run_id"]
+    (study / "study.toml").write_text("[model]\nactivation = ['relu']\n")
+    mirror_study(rows, study, OFFLINE, failed=False, say=said.append)
+    assert mirrored(study)[0]["run_id"] != about["run_id"]
+
+
+def test_wandb_never_stands_in_a_study_s_way(study, wandb_home, monkeypatch):
+    said = []
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    mirror_study(rows_of(study), study, OFFLINE, failed=False, say=said.append)
+    assert said == []
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    mirror_study(rows_of(study), study, OFFLINE, failed=True, say=said.append)
+    assert len(said) == 1
+    assert "wandb is off" in said[0]
+    assert not (study / "wandb").exists()

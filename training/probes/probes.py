@@ -1,0 +1,243 @@
+"""Measurements inside the network, on a fixed batch, outside the training step, which they never change.
+
+In fp32. B stands for blocks.0, blocks.1, …; P for the FFN's up, gate or down; M for a matrix, as blocks.0.attn.qkv.
+
+    stream/B/rms, grad/B/rms          of the residual stream at the block's input, and of its gradient
+    grad/depth/first_to_last          that of the first block over that of the last
+    grad/depth/scaled_first_to_last   the same of rms(x)·rms(∂L/∂x), which no growth of the stream by itself changes
+    grad/depth/log_slope              of ln rms over depth, per block; above 0, early blocks get less
+    grad/B/P, grad/B/P_cosine         norm of the matrix's gradient; cosine with that before the last step
+    act/B/u_sd                        sd of u, the pre-activations (of the gate, where there is one)
+    act/B/slope, slope_square         E[φ'(u)], E[φ'(u)²]
+    act/B/saturated, dead             share of slopes below 5 % of the steepest; of units never above it
+    act/B/mean, sd, mean_share        of h, what `down` multiplies; (E h)²/E[h²] of a unit, averaged
+    act/B/lambda_ratio                λmax/mean λ of hᵀh
+    act/B/effective_rank              of hᵀh
+    ffn/B/mean, sd, mean_share        of the FFN's output
+    gate/B/mean, below_0.1, above_0.9 of act(gate)
+    sign/B/up_S, sign/B/down_S        majority share of signs in a row of the gradient; S: token, sequence, batch
+    sign/B/up_S_pairs, down_S_pairs   probability that two entries of a row agree
+    path/B/P_efficiency               ‖θ_T − θ_0‖/Σ‖Δθ_t‖ of the run so far
+    path/B/P_cosine                   of successive updates, mean since the measurement before
+    update/M/reach                    RMS update / RMS weight of the last step
+    update/M/near_eps                 AdamW: share of √v̂ below 10 eps
+    head/sum_sigma                    Σ_j σ(z_j) of the scores, the sigmoid head's bias added; mean over tokens
+    head/accuracy, head/ece           top-1 accuracy and calibration error of the distribution
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from data.batches import eval_windows
+from data.dataset import Split
+from model.gpt import GPT
+from training.evaluate import evaluating
+from training.probes.measures import calibration, cosine, log_slope, moments, rms, same_sign, slopes, spectrum
+from training.probes.path import Path, ffn_matrices, ffns
+
+# of the probe batch, the first of the validation split; one more costs a quarter of a per cent of training
+# (benchmarks/probes.py)
+SEQUENCES = 3
+GATES = (-2.0, 2.0, 40)  # lowest and highest edge of the histogram of act(gate), and its bins
+
+
+def probe_steps(steps: int, factor: int) -> set[int]:
+    """Return the steps to measure at: the last, that / factor, / factor², … rounded down, and 0; for factor 0 none."""
+    found = {steps} if factor else set()
+    while factor and steps:
+        steps //= factor
+        found.add(steps)
+    return found
+
+
+class Probes:
+    """The measurements of one run, at log-spaced steps; with factor 0, none. `model` must hold its initial weights."""
+
+    def __init__(self, model: GPT, optimizers: list[Optimizer], split: Split, steps: int, factor: int):
+        self.model, self.optimizers, self.steps = model, optimizers, probe_steps(steps, factor)
+        self.path = Path(model) if self.steps else None
+        self.before: dict[str, Tensor] | None = None  # the weights before the last step, if it led to a measurement
+        x_BT, y_BT = next(eval_windows(split.tokens_N, model.config.context, SEQUENCES))
+        device = model.embedding.weight.device
+        self.x_BT, self.y_BT = x_BT.to(device), y_BT.to(device)
+
+    def keep_before(self, step: int) -> None:
+        """Keep the weights before the training step that leads to that step, if it is one to measure at."""
+        self.before = snapshot(self.model) if step in self.steps else None
+
+    def follow(self) -> None:
+        """Follow the weights by one training step."""
+        if self.path:
+            self.path.update()
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Return the figures of that step, none if it is not one to measure at."""
+        if self.path is None or step not in self.steps:
+            return {}
+        figures = measure(self.model, self.x_BT, self.y_BT, self.optimizers, self.before)
+        return figures | self.path.figures() if step else figures
+
+    def summary(self) -> dict[str, Any]:
+        """Return what belongs into the run's summary: the histogram of the gates, where there are any."""
+        histogram = gate_histogram(self.model, self.x_BT) if self.path else {}
+        return {"gate/histogram": histogram} if histogram else {}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return self.path.tensors if self.path else {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from a checkpoint whose weights the model holds by now."""
+        if self.path:
+            self.path.load(tensors)
+
+
+@contextmanager
+def watch(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Keep the input and output of each module's last call inside; the hooks are gone on exit."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def hook(name: str) -> Any:
+        return lambda _module, inputs, output: seen.update({name: (inputs[0], output)})
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def weights(model: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give the model other weights inside. Its own are put back as they are: they were never written to."""
+    own = {name: parameter.data for name, parameter in model.named_parameters()}
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.data = others[name]
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.data = own[name]
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of the weights."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def measure(
+    model: GPT, x_BT: Tensor, y_BT: Tensor, optimizers: list[Optimizer], before: Mapping[str, Tensor] | None
+) -> dict[str, float]:
+    """Return every figure of the model as it stands; `before` holds the weights before the last step, if there was one.
+
+    No hook, gradient or random number is left behind or used up.
+    """
+    with evaluating(model), torch.autocast(x_BT.device.type, enabled=False):
+        figures, gradients = _blocks(model, x_BT, y_BT)
+        figures |= _head(model, x_BT, y_BT)
+        if before is not None:
+            matrices = ffn_matrices(model)
+            with weights(model, before):
+                earlier = torch.autograd.grad(model.loss(x_BT, y_BT), list(matrices.values()))
+            for name, gradient in zip(matrices, earlier, strict=True):
+                figures[f"grad/{name}_cosine"] = cosine(gradients[name], gradient)
+            figures |= _reach(model, before) | _near_eps(model, optimizers)
+    return {name: float(value) for name, value in figures.items()}
+
+
+def gate_histogram(model: GPT, x_BT: Tensor) -> dict[str, dict[str, list[float]]]:
+    """Return the distribution of act(gate) of each block, as `edges` and `counts`; empty for ungated activations.
+
+    What lies beyond the edges counts in the outermost bins.
+    """
+    acts = {where: ffn.act for where, ffn in ffns(model).items() if ffn.gate is not None}
+    with torch.no_grad(), evaluating(model), torch.autocast(x_BT.device.type, enabled=False), watch(acts) as seen:
+        model(x_BT)
+    low, high, bins = GATES
+    edges = torch.linspace(low, high, bins + 1).tolist()
+    counts = {where: torch.histc(gate_BTF.clamp(low, high), bins, low, high) for where, (_, gate_BTF) in seen.items()}
+    return {where: {"edges": edges, "counts": count_N.tolist()} for where, count_N in counts.items()}
+
+
+def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the figures of the blocks and the gradients of the FFN matrices."""
+    blocks = ffns(model)
+    modules = dict(zip(blocks, model.blocks, strict=True))
+    for where, ffn in blocks.items():
+        modules |= {f"{where}/up": ffn.up, f"{where}/act": ffn.act, f"{where}/down": ffn.down}
+    with watch(modules) as seen:
+        loss = model.loss(x_BT, y_BT)
+    at = {where: seen[where][0] for where in blocks}  # the residual stream at the block's input
+    at |= {f"{name}.output": seen[name][1] for where in blocks for name in (f"{where}/up", f"{where}/down")}
+    at |= ffn_matrices(model)
+    gradients = dict(zip(at, torch.autograd.grad(loss, list(at.values())), strict=True))
+
+    figures: dict[str, Any] = {}
+    with torch.no_grad():
+        stream, scale = ([rms(x[where]).item() for where in blocks] for x in (gradients, at))
+        figures |= {f"stream/{where}/rms": size for where, size in zip(blocks, scale, strict=True)}
+        figures |= {f"grad/{where}/rms": norm for where, norm in zip(blocks, stream, strict=True)}
+        figures["grad/depth/first_to_last"] = stream[0] / stream[-1] if stream[-1] else float("nan")
+        by_scale = scale[0] / scale[-1] if scale[-1] else float("nan")
+        figures["grad/depth/scaled_first_to_last"] = figures["grad/depth/first_to_last"] * by_scale
+        figures["grad/depth/log_slope"] = log_slope(stream)
+        figures |= {f"grad/{name}": gradients[name].norm() for name in ffn_matrices(model)}
+        for where, ffn in blocks.items():
+            u_NF, act_NF = (side.flatten(0, 1) for side in seen[f"{where}/act"])
+            h_NF, y_ND = (side.flatten(0, 1) for side in seen[f"{where}/down"])
+            act = {"u_sd": u_NF.std(correction=0)} | slopes(ffn.act, u_NF) | moments(h_NF) | spectrum(h_NF)
+            figures |= {f"act/{where}/{name}": value for name, value in act.items()}
+            figures |= {f"ffn/{where}/{name}": value for name, value in moments(y_ND).items()}
+            if ffn.gate is not None:
+                figures[f"gate/{where}/mean"] = act_NF.mean()
+                figures[f"gate/{where}/below_0.1"] = (act_NF < 0.1).float().mean()
+                figures[f"gate/{where}/above_0.9"] = (act_NF > 0.9).float().mean()
+            for part in ("up", "down"):
+                input_BTF, delta_BTD = seen[f"{where}/{part}"][0], gradients[f"{where}/{part}.output"]
+                rows = {
+                    # of a single token's gradient δ hᵀ all rows are ±h, which share as many signs
+                    "token": input_BTF.flatten(0, 1),
+                    "sequence": delta_BTD[0].mT @ input_BTF[0],
+                    "batch": gradients[f"{where}/{part}"],
+                }
+                for size, gradient_RF in rows.items():
+                    name = f"sign/{where}/{part}_{size}"
+                    figures[name], figures[f"{name}_pairs"] = same_sign(gradient_RF)
+    return figures, gradients
+
+
+@torch.no_grad()
+def _head(model: GPT, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
+    z_BTV = model.scores(x_BT)
+    logits_BTV = model.head(z_BTV)
+    figures = {"head/sum_sigma": (z_BTV + getattr(model.head, "bias", 0.0)).sigmoid().sum(-1).mean()}
+    return figures | {f"head/{k}": v for k, v in calibration(logits_BTV.flatten(0, 1), y_BT.flatten()).items()}
+
+
+@torch.no_grad()
+def _reach(model: GPT, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return RMS update / RMS weight of each matrix."""
+    matrices = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
+    return {
+        f"update/{n.removesuffix('.weight')}/reach": rms(p - before[n]) / rms(before[n]) for n, p in matrices.items()
+    }
+
+
+def _near_eps(model: GPT, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """Return the share of each matrix whose Adam denominator √v̂ is below 10 eps; nothing for other optimisers."""
+    names = {id(p): name.removesuffix(".weight") for name, p in model.named_parameters()}
+    figures = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups if isinstance(optimizer, AdamW) else ():
+            for p in group["params"]:
+                if p.ndim >= 2 and (state := optimizer.state.get(p)):
+                    v_hat = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
+                    figures[f"update/{names[id(p)]}/near_eps"] = (v_hat.sqrt() < 10 * group["eps"]).float().mean()
+    return figures
