@@ -80,7 +80,7 @@ def main() -> None:
     if command.column is not None and command.corpus is None:
         raise UserError("--data.column goes with --data.corpus, such as: --data.corpus=other.jsonl --data.column=body")
     if command.plugin:
-        from model.activations import load_plugin
+        from model.plugin import load_plugin
 
         load_plugin(command.plugin)
     if command.export is not None:

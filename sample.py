@@ -46,7 +46,7 @@ def main() -> None:
     """Print the samples, each after its prompt."""
     command = tyro.cli(Command, prog="python sample.py")
     command.check()
-    from model.activations import load_plugin  # late: torch takes over a second to import, --help must not
+    from model.plugin import load_plugin  # late: torch takes over a second to import, --help must not
     from training.device import autocast, keep_memory, pick_device, pick_precision
     from training.folder import read_run_config
     from training.sample import load_run, sample

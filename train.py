@@ -18,7 +18,7 @@ def main() -> int:
     command = parse_command(sys.argv[1:], QUICK)
 
     if command.plugin:
-        from model.activations import load_plugin
+        from model.plugin import load_plugin
 
         load_plugin(command.plugin)
     trees = {path: merge(path, command.flags) for path in configs_of(command.config)}
@@ -46,13 +46,11 @@ def main() -> int:
         return 0
     if command.config in trees and not is_study(trees[command.config]):
         from training.loop import train
+        from training.summary import describe
 
         summary = train(runs[command.config][""], command.out)
-        print(
-            f"finished: {command.out}  val loss {summary['val/loss']:.4f} nats/token  "
-            f"perplexity {summary['val/perplexity']:.2f}  {summary['val/bits_per_byte']:.4f} bits/byte"
-        )
-        return 0
+        print(f"finished: {command.out}  {describe(summary)}")
+        return int(summary["status"] != "finished")
 
     from study.judge.results import run_folders
     from study.report.claims_page import report_claims

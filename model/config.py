@@ -1,4 +1,4 @@
-"""What a network is, as data. Free of torch, so that the doors answer `--help` at once."""
+"""What a network is, as data."""
 
 import math
 from typing import Annotated, Literal
@@ -19,8 +19,8 @@ class ModelConfig:
     d_model: Annotated[int, Field(gt=0, lt=2**31, description="width of the residual stream")] = 128
     context: Annotated[int, Field(gt=0, description="longest sequence, tokens")] = 128
     norm: Annotated[
-        Literal["rms", "layer", "none"],
-        Field(description="RMSNorm, LayerNorm without bias, or no norm in the blocks (the last stays)"),
+        Literal["rms", "none"],
+        Field(description="RMSNorm before each branch, or no norm in the blocks (the last one stays)"),
     ] = "rms"
     ffn_residual: Annotated[bool, Field(description="add the FFN to its input; false: replace the input by it")] = True
     ffn_bias: Annotated[bool, Field(description="bias on the FFN's output, 0 at the start")] = False
@@ -42,6 +42,7 @@ class ModelConfig:
                 f"d_model {self.d_model} does not split into {self.n_head} heads of an even width (rotary positions "
                 f"turn pairs). " + (f"Nearest n_head that fits: {nearest}." if nearest else "d_model must be even.")
             )
-        from model.activations import check_name  # here, since the registry needs torch
+        # Imported here: the registry needs torch, and --help must answer at once.
+        from model.activations import check_name
 
         check_name(self.activation)

@@ -9,11 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from errors import UserError
-from model.activations import ACTIVATIONS, Activation
-from model.block import EPS
+from model.activations import ACTIVATIONS, is_gated
 from model.config import ModelConfig
-from model.ffn import ffn_width
-from model.gpt import GPT
+from model.gpt import EPS, GPT, ffn_width
 
 HIDDEN_ACT = {  # the registry's name -> the key of transformers.activations.ACT2FN that is exactly the same function
     "sigmoid": "sigmoid",
@@ -59,10 +57,9 @@ def check_exportable(config: ModelConfig) -> None:
 
 
 def _why_not(name: str) -> str:
-    activation = ACTIVATIONS[name]
-    if activation.on_up is not Activation.on_up:
+    if name == "swiglu_clamped":
         return "changes the gated FFN's other factor too"
-    if any(True for _ in activation.factory().parameters()):
+    if any(True for _ in ACTIVATIONS[name]().parameters()):
         return "holds weights of its own"
     return "is none of the functions of transformers' ACT2FN"
 
@@ -77,7 +74,7 @@ def to_transformers(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     c = model.config
     check_exportable(c)
-    gated = ACTIVATIONS[c.activation].gated
+    gated = is_gated(c.activation)
     config = {
         "architectures": ["LlamaForCausalLM" if gated else "ArceeForCausalLM"],
         "model_type": "llama" if gated else "arcee",
@@ -99,7 +96,7 @@ def to_transformers(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "dtype": "float32",
     }
     ours, theirs = model.state_dict(), {}
-    theirs["model.embed_tokens.weight"] = ours.pop("embedding.weight")
+    theirs["model.embed_tokens.weight"] = ours.pop("embedding.weight")[: model.n_vocab]
     theirs["model.norm.weight"] = ours.pop("norm.weight")
     for layer in range(c.n_layer):
         block, there = f"blocks.{layer}", f"model.layers.{layer}"

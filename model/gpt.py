@@ -1,83 +1,250 @@
-"""A decoder-only Transformer (GPT).
+"""A decoder-only Transformer (GPT), to be read from top to bottom.
 
-Shape suffixes, everywhere: B batch, T time (positions), D width of the residual stream, F width of the FFN, H heads,
-K width of a head, V vocabulary, N any number of tokens.
+Pre-norm blocks, rotary positions, no biases, and one matrix for the embedding and the output layer. Two parts are
+choices by name: the FFN's activation (model/activations.py) and the head (model/heads.py).
+
+Shape suffixes, everywhere: B batch, T positions, S positions that attention sees, D width of the residual stream,
+F width of the FFN, H heads, K width of a head, V vocabulary, N any number of tokens.
 """
 
-from torch import Tensor, nn
+import math
+from collections.abc import Callable
 
-from model.attention import rotary_table
-from model.block import NORMS, Block
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.activations import ACTIVATIONS, Gated
 from model.config import ModelConfig
-from model.heads import HEADS
+from model.heads import HEADS, cross_entropy
 from model.init import init_weights
-from model.layers import linear
-from model.loss import head_loss, token_losses
+
+# Under the root of every norm. torch's own default for RMSNorm depends on the dtype.
+EPS = 1e-6
+
+# A vocabulary is padded to a multiple of this: a GPU's fast matrix products need it.
+VOCABULARY_MULTIPLE = 64
+
+# Scores (tokens x vocabulary) that the loss computes at a time, by device. On a CPU 4 M scores are 16 MiB in fp32; at
+# the 50,257 tokens of GPT-2 the scores of a whole batch would be most of a step's memory. On a GPU large products are
+# faster and memory is less scarce.
+SCORES_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 30, "mps": 1 << 27}
+FEWEST_ROWS = 512  # fewer tokens at a time would add to the gradient of the output layer too often
+
+
+def ffn_width(d_model: int, gated: bool) -> int:
+    """Return the hidden width F that costs 8·d_model² weights: 2·d·4d ungated, 3·d·(8d/3) gated (Shazeer, 2020)."""
+    return 8 * d_model // 3 if gated else 4 * d_model
+
+
+def rotary_table(context: int, d_head: int) -> Tensor:
+    """Return the cosines and the signed sines of the rotary angles, (2, T, K), in float32.
+
+    RoFormer (Su et al., 2021), base 10,000. Dimension k of a head is paired with k + K/2. The sines of the first half
+    are negative, so that `rotate` needs no case distinction.
+    """
+    frequency_K = 10_000.0 ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+    angle_TK = torch.outer(torch.arange(context, dtype=torch.float64), frequency_K)
+    cos_TK, sin_TK = angle_TK.cos(), angle_TK.sin()
+    return torch.stack((torch.cat((cos_TK, cos_TK), -1), torch.cat((-sin_TK, sin_TK), -1))).float()
+
+
+def rotate(x_BHTK: Tensor, rotary_2TK: Tensor) -> Tensor:
+    """Return x with each pair (k, k + K/2) of a head turned by the angle of its position."""
+    cos_TK, sin_TK = rotary_2TK.to(x_BHTK.dtype)
+    return x_BHTK * cos_TK + x_BHTK.roll(x_BHTK.shape[-1] // 2, -1) * sin_TK
+
+
+def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, causal: bool) -> Tensor:
+    """Return softmax(q kᵀ/√K) v, BHTK. With `causal` (T = S), position t sees positions up to t."""
+    B, H, T, K = q_BHTK.shape
+    S = k_BHSK.shape[2]
+    # The one formula that is written out instead of torch's own. In bf16 on a CPU the fused kernel takes 2.5 to 3.8
+    # times as long up to 512 positions (benchmarks/attention.py), which is 0.7 to 0.9 of the speed of a whole step.
+    # Beyond, the scores need too much memory.
+    if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.bfloat16 or S > 512:
+        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=causal)
+    mask_TS = q_BHTK.new_zeros(T, S)
+    if causal:
+        mask_TS = mask_TS.fill_(-math.inf).triu_(1)
+    scores_NTS = torch.baddbmm(mask_TS, q_BHTK.flatten(0, 1), k_BHSK.flatten(0, 1).mT, alpha=K**-0.5)
+    return (scores_NTS.softmax(-1) @ v_BHSK.flatten(0, 1)).view(B, H, T, K)
+
+
+class Cache:
+    """The keys and values of the positions that a model has read, in every layer; `length` counts the positions.
+
+    With a cache, a model reads the first positions together and every further one by itself.
+    """
+
+    def __init__(self, config: ModelConfig, batch: int, device: torch.device):
+        # Attention stores what it computes with: bf16 under autocast, else the dtype of the weights.
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else torch.get_default_dtype()
+        shape = (2, batch, config.n_head, config.context, config.d_model // config.n_head)
+        self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention with rotary positions; x_BTD -> y_BTD."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor, rotary_2TK: Tensor, cache_2BHSK: Tensor | None = None) -> Tensor:
+        """Return the update of the residual stream, BTD.
+
+        `cache_2BHSK` holds keys and values of S positions; the last T of them are those of x and are written here.
+        """
+        B, T, D = x_BTD.shape
+        qkv_BT3HK = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head)
+        q_BHTK, k_BHTK, v_BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
+        q_BHTK, k_BHTK = rotate(q_BHTK, rotary_2TK), rotate(k_BHTK, rotary_2TK)
+        if cache_2BHSK is not None:
+            cache_2BHSK[0, :, :, -T:] = k_BHTK
+            cache_2BHSK[1, :, :, -T:] = v_BHTK
+            k_BHTK, v_BHTK = cache_2BHSK
+        # A single position sees all that there are, so it needs no mask.
+        y_BHTK = attend(q_BHTK, k_BHTK, v_BHTK, causal=T > 1)
+        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
+
+
+class FFN(nn.Module):
+    """down(act(up x)), or down(act(gate x, up x)) where the activation is gated; x_BTD -> y_BTD."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.act = ACTIVATIONS[config.activation]()
+        gated = isinstance(self.act, Gated)
+        width = ffn_width(config.d_model, gated)
+        self.gate = nn.Linear(config.d_model, width, bias=False) if gated else None
+        self.up = nn.Linear(config.d_model, width, bias=False)
+        self.down = nn.Linear(width, config.d_model, bias=config.ffn_bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the update of the residual stream, BTD."""
+        u_BTF = self.up(x_BTD)
+        h_BTF = self.act(u_BTF) if self.gate is None else self.act(self.gate(x_BTD), u_BTF)
+        return self.down(h_BTF)
+
+
+def make_norm(kind: str, d_model: int) -> nn.Module:
+    """Return RMSNorm (Zhang & Sennrich, 2019) for "rms", a module that changes nothing for "none"."""
+    return nn.RMSNorm(d_model, EPS) if kind == "rms" else nn.Identity()
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block; x_BTD -> x_BTD."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attn_norm = make_norm(config.norm, config.d_model)
+        self.attn = Attention(config)
+        self.ffn_norm = make_norm(config.norm, config.d_model)
+        self.ffn = FFN(config)
+        self.ffn_residual = config.ffn_residual
+
+    def forward(self, x_BTD: Tensor, rotary_2TK: Tensor, cache_2BHSK: Tensor | None = None) -> Tensor:
+        """Return the residual stream after this block, BTD."""
+        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotary_2TK, cache_2BHSK)
+        if self.ffn_residual:
+            return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+        # The control without a residual connection. The stream keeps its own dtype, which autocast would change here.
+        return self.ffn(self.ffn_norm(x_BTD)).to(x_BTD.dtype)
 
 
 class GPT(nn.Module):
-    """tokens_BT -> logits_BTV. The embedding is also the output layer (tied; Press & Wolf, 2016)."""
+    """tokens_BT -> logits_BTV. The embedding is also the output layer (Press & Wolf, 2016)."""
 
     rotary_2TK: Tensor
 
     def __init__(self, config: ModelConfig, n_vocab: int, seed: int = 0):
         super().__init__()
-        self.config, self.n_vocab = config, n_vocab
-        self.embedding = nn.Embedding(n_vocab, config.d_model)
+        self.config = config
+        self.n_vocab = n_vocab
+        # Stacked runs and compiled ones compute all scores of a batch at once: neither goes with checkpoint().
+        self.loss_in_parts = True
+        padded = math.ceil(n_vocab / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        self.embedding = nn.Embedding(padded, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        # without any norm the scores would have no scale to start from
-        self.norm = NORMS["rms" if config.norm == "none" else config.norm](config.d_model)
+        # The last norm stays even where the blocks have none: without it the scores would have no scale.
+        self.norm = make_norm("rms", config.d_model)
         self.head = HEADS[config.head](n_vocab)
         rotary_2TK = rotary_table(config.context, config.d_model // config.n_head)
         self.register_buffer("rotary_2TK", rotary_2TK, persistent=False)
         init_weights(self, config, seed)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Return the logits of the next token at every position, BTV; their softmax is the model's distribution."""
-        return self.head(self.scores(tokens_BT))
+    def forward(
+        self, tokens_BT: Tensor, targets_BT: Tensor | None = None, cache: Cache | None = None, per_token: bool = False
+    ) -> Tensor:
+        """Return the logits of the next token at every position, BTV; their softmax is the model's distribution.
 
-    def scores(self, tokens_BT: Tensor) -> Tensor:
-        """Return what the head reads, z_BTV."""
-        return linear(self.states(tokens_BT), self.embedding.weight)
-
-    def states(self, tokens_BT: Tensor) -> Tensor:
-        """Return the last states, normed, BTD; their products with the embedding are the scores.
+        With `targets_BT`, return the training loss of the head instead, nats per token, a scalar. With `per_token` too,
+        return the cross-entropy of each target, nats, BT: all heads are scored on it.
 
         Raises:
             ValueError: more positions than `config.context`.
         """
-        return self.run_blocks(self.embed(tokens_BT))
+        x_BTD = self.embed(tokens_BT, cache)
+        if targets_BT is None:
+            return self.head(self.scores(self.states(x_BTD, cache)))
+        if per_token:
+            return self._token_losses(self._cross_entropy, x_BTD, targets_BT)
+        return self.loss(x_BTD, targets_BT)
 
-    def embed(self, tokens_BT: Tensor) -> Tensor:
+    def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Return what the first block reads, x_BTD.
 
         Raises:
             ValueError: more positions than `config.context`.
         """
-        if (T := tokens_BT.shape[1]) > self.config.context:
-            raise ValueError(f"{T} tokens exceed the context of {self.config.context}")
+        length = tokens_BT.shape[1] + (cache.length if cache else 0)
+        if length > self.config.context:
+            raise ValueError(f"{length} tokens exceed the context of {self.config.context}")
         return self.embedding(tokens_BT)
 
-    def run_blocks(self, x_BTD: Tensor) -> Tensor:
-        """Return the last states of embedded tokens, normed, BTD."""
-        for block in self.blocks:
-            x_BTD = block(x_BTD, self.rotary_2TK[:, : x_BTD.shape[1]])
+    def states(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
+        """Return the residual stream after all blocks and the last norm, BTD, of embedded tokens."""
+        start = cache.length if cache else 0
+        end = start + x_BTD.shape[1]
+        rotary_2TK = self.rotary_2TK[:, start:end]
+        for layer, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, rotary_2TK, cache.layers[layer][:, :, :, :end] if cache else None)
+        if cache:
+            cache.length = end
         return self.norm(x_BTD)
 
-    def token_losses(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return the cross-entropy of each target, nats, BT. All heads are scored on it."""
-        x_ND = self.states(tokens_BT).flatten(0, 1)
-        return token_losses(self.head, x_ND, self.embedding.weight, targets_BT.flatten()).view_as(targets_BT)
+    def scores(self, x_BTD: Tensor) -> Tensor:
+        """Return what the head reads, z_BTV, of normed states."""
+        return F.linear(x_BTD, self.embedding.weight)[..., : self.n_vocab]
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return the mean of `token_losses`, nats per token."""
-        return self.token_losses(tokens_BT, targets_BT).mean()
+    def loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Return the training loss of embedded tokens, nats per token: all of it that is compiled, where a run asks."""
+        return self._token_losses(self.head.loss, x_BTD, targets_BT).mean()
 
-    def train_loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return what the head is trained on, nats per token: `loss`, but for the sigmoid head's own."""
-        return self.embedded_loss(self.embed(tokens_BT), targets_BT)
+    def _cross_entropy(self, z_NV: Tensor, targets_N: Tensor) -> Tensor:
+        return cross_entropy(self.head(z_NV), targets_N)
 
-    def embedded_loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return `train_loss` of embedded tokens: all of it that is compiled, where a run asks for that."""
-        x_ND = self.run_blocks(x_BTD).flatten(0, 1)
-        return head_loss(self.head, x_ND, self.embedding.weight, targets_BT.flatten())
+    def _token_losses(self, loss: Callable[[Tensor, Tensor], Tensor], x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Return `loss(scores, targets)` of each token, BT, some tokens at a time where the scores are many.
+
+        The backward pass computes the scores of each part anew, so that they are never all in memory.
+        """
+        x_ND, targets_N = self.states(x_BTD).flatten(0, 1), targets_BT.flatten()
+        rows = max(SCORES_AT_A_TIME[x_ND.device.type] // self.n_vocab, FEWEST_ROWS)
+
+        def losses_of(part_ND: Tensor, targets: Tensor) -> Tensor:
+            return loss(self.scores(part_ND), targets)
+
+        if len(x_ND) <= rows or not self.loss_in_parts:
+            return losses_of(x_ND, targets_N).view_as(targets_BT)
+        parts = [
+            checkpoint(losses_of, part_ND, part_N, use_reentrant=False, preserve_rng_state=False)
+            for part_ND, part_N in zip(x_ND.split(rows), targets_N.split(rows), strict=True)
+        ]
+        return torch.cat(parts).view_as(targets_BT)

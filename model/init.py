@@ -6,51 +6,46 @@ import math
 import torch
 from torch import nn
 
-from model.activations import ACTIVATIONS, pointwise
+from model.activations import ACTIVATIONS
 from model.config import ModelConfig
-from model.ffn import ffn_width
 from model.moments import moments
 
 
-def ffn_stds(config: ModelConfig) -> dict[str, float]:
-    """Return the standard deviation of each matrix of an FFN, before a branch end is scaled down.
+def ffn_stds(config: ModelConfig, width: int) -> dict[str, float]:
+    """Return the standard deviation of each matrix of an FFN of that width, before branch ends are scaled down.
 
-    With inputs of unit variance, `gate` and `up` give pre-activations ~ N(0, 1); then `down` keeps the second moment
+    With inputs of unit variance, `gate` and `up` give pre-activations ~ N(0, 1). Then `down` keeps the second moment
     (`second_moment`: F·std²·E[h²] = 1; after He et al., 2015), or the norm of the gradient that goes back through the
     FFN (`slope`: F·std²·E‖∂h/∂u‖² = 1).
     """
     if config.init == "gpt2":
         return {"gate": 0.02, "up": 0.02, "down": 0.02}
-    activation = ACTIVATIONS[config.activation]
-    act = moments(activation.factory)
-    second, slope = act.second, act.slope_second
-    if activation.gated:  # h = φ(g)·v with g and v independent
-        up = moments(pointwise(activation.on_up))
-        second, slope = act.second * up.second, act.slope_second * up.second + act.second * up.slope_second
-    gain = second if config.init == "second_moment" else slope
+    act = moments(ACTIVATIONS[config.activation])
+    gain = act.second if config.init == "second_moment" else act.slope_second
     std = config.d_model**-0.5
-    return {"gate": std, "up": std, "down": (ffn_width(config.d_model, activation.gated) * gain) ** -0.5}
+    return {"gate": std, "up": std, "down": (width * gain) ** -0.5}
 
 
 def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Draw GPT-2's initial weights (Radford et al., 2019): N(0, 0.02²), by 1/√(2·layers) less where a branch ends.
+    """Draw GPT-2's initial weights (Radford et al., 2019): N(0, 0.02²), scaled by 1/√(2·layers) where a branch ends.
 
     `config.init` sets the FFN's matrices apart (`ffn_stds`). An FFN without a residual is no branch of the residual
-    stream. Every matrix has a random stream of its own, named by seed and parameter. So models that differ in one part
-    (the activation, say) start equal in all others. Gains stay 1, biases are 0, and what an activation or a head holds
-    stays as it was made.
+    stream. Gains stay 1, biases are 0, and what an activation or a head holds stays as it was made.
+
+    Every matrix has a random stream of its own, named by seed and parameter. So models that differ in one part (the
+    activation, say) start equal in all others.
     """
-    branch_ends = ("attn.out.weight", "ffn.down.weight") if config.ffn_residual else ("attn.out.weight",)
-    stds = ffn_stds(config)
+    branch_ends = ["attn.out.weight"] + ["ffn.down.weight"] * config.ffn_residual
+    stds = ffn_stds(config, model.get_parameter("blocks.0.ffn.down.weight").shape[1])
     for name, parameter in model.named_parameters():
         if name.endswith("ffn.down.bias"):
             nn.init.zeros_(parameter)
         if parameter.ndim < 2 or ".act." in name or parameter.is_meta:
             continue
+        std = stds[name.split(".")[-2]] if ".ffn." in name else 0.02
+        if name.endswith(tuple(branch_ends)):
+            std /= math.sqrt(2 * config.n_layer)
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        std = stds[name.split(".")[-2]] if ".ffn." in name else 0.02
-        if name.endswith(branch_ends):
-            std /= math.sqrt(2 * config.n_layer)
         with torch.no_grad():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)

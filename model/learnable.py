@@ -1,4 +1,4 @@
-"""Activations that learn. Each layer holds scalars of its own, and starts unlike every fixed activation."""
+"""Activations that learn. Each layer holds scalars of its own."""
 
 import math
 
@@ -24,11 +24,11 @@ class PReLU(nn.Module):
 
 
 class SwishBeta(nn.Module):
-    """u·σ(βu) (Ramachandran et al., 2017). It starts between SiLU (β = 1) and quick GELU (1.702)."""
+    """u·σ(βu) (Ramachandran et al., 2017). It starts as SiLU, at β = 1."""
 
     def __init__(self):
         super().__init__()
-        self.beta = _scalar(1.25)
+        self.beta = _scalar(1.0)
 
     def forward(self, u: Tensor) -> Tensor:
         """Apply the formula, any shape."""
@@ -81,11 +81,11 @@ class DyT(nn.Module):
 
 
 class SigmoidAffine(nn.Module):
-    """a·σ(bu + c) + d: what a sigmoid turns into when it is free. It starts at b = 1.25, next to the sigmoid itself."""
+    """a·σ(bu + c) + d: what a sigmoid turns into when it is free. It starts as the sigmoid."""
 
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.c, self.d = _scalar(1.0), _scalar(1.25), _scalar(0.0), _scalar(0.0)
+        self.a, self.b, self.c, self.d = _scalar(1.0), _scalar(1.0), _scalar(0.0), _scalar(0.0)
 
     def forward(self, u: Tensor) -> Tensor:
         """Apply the formula, any shape."""

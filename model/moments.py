@@ -1,4 +1,4 @@
-"""What an activation makes of a standard normal input: the constants of initialisation and of gradient theory."""
+"""What an activation makes of standard normal inputs: the constants of initialisation and of gradient theory."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from model.activations import Gated
+
 
 class Moments(NamedTuple):
-    """E φ(u), E φ(u)², E φ'(u) and E φ'(u)² for u ~ N(0, 1)."""
+    """E h, E h², E ∂h/∂u and E ‖∂h/∂u‖² of h = φ(u) for u ~ N(0, 1); of a gated activation, u has two parts."""
 
     mean: float
     second: float
@@ -19,12 +21,20 @@ class Moments(NamedTuple):
 def moments(factory: Callable[[], nn.Module]) -> Moments:
     """Integrate a fresh module of the factory and its derivative, by the midpoint rule in float64.
 
-    A fine grid rather than Gauss-Hermite's few nodes, which a kink throws off in the third decimal.
+    A fine grid rather than the few nodes of Gauss-Hermite, which a kink throws off in the third decimal. A gated
+    activation is integrated over the plane of its two inputs; its `slope_mean` is that of the gate.
     """
-    du = 1e-3
-    with torch.device("cpu"), torch.inference_mode(False):  # with gradients, wherever a model is being built
-        u_N = (torch.arange(-12, 12, du, dtype=torch.float64) + du / 2).requires_grad_()
-        value_N = factory().double()(u_N)
-        (slope_N,) = torch.autograd.grad(value_N.sum(), u_N)
+    with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        act = factory().double()
+        spacing, end = (1e-2, 8) if isinstance(act, Gated) else (1e-3, 12)
+        u_N = torch.arange(-end, end, spacing, dtype=torch.float64) + spacing / 2
         weight_N = torch.softmax(-u_N.square() / 2, 0)
-        return Moments(*((weight_N @ v_N).item() for v_N in (value_N, value_N**2, slope_N, slope_N**2)))
+        if isinstance(act, Gated):
+            inputs = [axis.flatten().requires_grad_() for axis in torch.meshgrid(u_N, u_N, indexing="ij")]
+            weight_N = torch.outer(weight_N, weight_N).flatten()
+        else:
+            inputs = [u_N.requires_grad_()]
+        value_N = act(*inputs)
+        slopes = torch.autograd.grad(value_N.sum(), inputs)
+        slope_second_N = sum(slope_N.square() for slope_N in slopes)
+        return Moments(*((weight_N @ v_N).item() for v_N in (value_N, value_N**2, slopes[0], slope_second_N)))

@@ -22,14 +22,18 @@ class Size:
 def size(config: ModelConfig, n_vocab: int) -> Size:
     """Count a model without building it.
 
-    FLOPs are those of a forward and a backward pass: 6 per weight of a matrix product (the embedding counts once, as
-    the output layer; gains, biases and what an activation holds do not) and 12·layers·D·T for attention (PaLM,
-    Chowdhery et al., 2022, appendix B), for one token at full context.
+    The rows that pad the vocabulary are left out: no token reads them.
+
+    FLOPs are those of a forward and a backward pass for one token at full context: 6 per weight of a matrix product,
+    and 12·layers·D·T for attention (PaLM, Chowdhery et al., 2022, appendix B). The embedding counts once, as the output
+    layer. Gains, biases and what an activation holds do not count.
     """
     with torch.device("meta"):
         model = GPT(config, n_vocab)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    products = sum(p.numel() for name, p in model.named_parameters() if p.ndim >= 2 and ".act." not in name)
+    counts["embedding.weight"] = n_vocab * config.d_model
+    matrices = [name for name, p in model.named_parameters() if p.ndim >= 2 and ".act." not in name]
+    products = sum(counts[name] for name in matrices)
     return Size(
         total=sum(counts.values()),
         embedding=counts["embedding.weight"],

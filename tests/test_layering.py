@@ -7,13 +7,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {
-    "data": {"errors"},
-    "model": {"errors"},
-    "training": {"errors", "data", "model"},
-    "study": {"errors", "data", "model", "training"},
-    "train": {"errors", "data", "model", "training", "study"},
-    "eval": {"errors", "data", "model", "training", "study"},
-    "sample": {"errors", "data", "model", "training"},
+    "data": {"errors", "files"},
+    "model": {"errors", "files"},
+    "training": {"errors", "files", "data", "model"},
+    "study": {"errors", "files", "data", "model", "training"},
+    "train": {"errors", "files", "data", "model", "training", "study"},
+    "eval": {"errors", "files", "data", "model", "training", "study"},
+    "sample": {"errors", "files", "data", "model", "training"},
+    "files": {"errors"},
     "errors": set(),
 }
 

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, a SHA-256 manifest written last, verified on load. Nothing is ever unpickled."""
+"""Checkpoints: safetensors and JSON, a SHA-256 manifest that is verified on load. Nothing is ever unpickled."""
 
 import json
 import os
@@ -17,14 +17,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from data.assets import sha256_of
+from data.tokenizer import Tokenizer
 from errors import UserError
-from training.folder import writing
-from training.parallel import ALONE, Alone
+from files import sha256_of, write_folder, writing
+from training.optim import slot_names
 from training.wandb_mirror import ID
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json")
-STATE: dict[str, type | tuple[type, ...]] = {  # what `state.json` may hold under these keys
+DROPPED = ".dropped-"  # begins the name of a checkpoint that is being deleted
+
+# What state.json holds beside the config, which is there for readers. Everything has a default but `step`.
+STATE: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "offset": int,
     "skipped": int,
@@ -48,67 +51,81 @@ def save(
     model: nn.Module,
     optimizers: list[Optimizer],
     state: dict[str, Any],
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     keep: int,
     probes: Mapping[str, Tensor] | None = None,
-    ranks: Alone = ALONE,
 ) -> Path:
-    """Write `folder/step-<step>` whole or not at all, then drop all but the `keep` newest checkpoints.
+    """Write `folder/step-<step>` whole or not at all, then delete all but the `keep` newest checkpoints.
 
-    `state` is what else an exact resume needs, as JSON, and `probes` as tensors. `tokenizer` writes itself with
-    `save(path)`. The first of the `ranks` writes; all have to call.
+    `state` is what else an exact resume needs, as JSON, and `probes` as tensors.
 
     Raises:
         UserError: it cannot be written; the checkpoints before it stay.
     """
-    weights, followed = ranks.gathered(_weights(model)), {f"probes/{name}": t for name, t in (probes or {}).items()}
-    others = ranks.gathered(_optimizer_tensors(model, optimizers)) | followed
-    target, partial = folder / f"step-{step:08d}", folder / f".writing-{step:08d}"
-    if not ranks.main:
-        return target
+    target = folder / f"step-{step:08d}"
+    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    others = _optimizer_tensors(model, optimizers)
+    others |= {f"probes/{name}": tensor for name, tensor in (probes or {}).items()}
     with writing(target, sum(tensor.nbytes for tensor in [*weights.values(), *others.values()])):
-        folder.mkdir(exist_ok=True)  # its run is gone if there is none above
-        for leftover in [*folder.glob(".writing-*"), *folder.glob(".dropped-*")]:  # of a process that died while saving
+        folder.mkdir(exist_ok=True)
+        for leftover in folder.glob(f"{DROPPED}*"):  # of a process that was killed while deleting
             shutil.rmtree(leftover)
-        try:
-            partial.mkdir()
+        with write_folder(target) as partial:
             save_tensors(weights, partial / "model.safetensors")
             save_tensors(others, partial / "optimizer.safetensors")
             (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
             tokenizer.save(partial / "tokenizer.json")
             manifest = {name: sha256_of(partial / name) for name in FILES}
             (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            for path in [*partial.iterdir(), partial]:
-                _fsync(path)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)  # of a failure; there is none where all went well
-        _fsync(folder)
         _prune(folder, target, keep)
     return target
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write safetensors. What the disk refuses is an `OSError`, as everywhere else."""
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as fault:
+        number = re.search(r"\(os error (\d+)\)", str(fault))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from fault
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    tensors = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    for optimizer in optimizers:
+        for parameter, slots in optimizer.state.items():
+            for slot in slot_names(optimizer):
+                tensors[f"{names[id(parameter)]}/{slot}"] = slots[slot].contiguous()
+    return tensors
+
+
 def _checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, the oldest first; a copy that somebody made under another name is none."""
+    """Return the checkpoints of a run, the oldest first; a copy under another name is none."""
     return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
 
 
 def _prune(folder: Path, target: Path, keep: int) -> None:
-    """Drop all but the `keep` newest checkpoints, `target` the newest of them."""
-    others = [path for path in _checkpoints(folder) if path != target]
-    before = [path for path in others if path.name < target.name]
-    later = [path for path in others if path.name > target.name]  # damaged, or this step would not have been trained
+    """Delete all but the `keep` newest checkpoints, `target` the newest of them."""
+    paths = _checkpoints(folder)
+    before = [path for path in paths if path.name < target.name]
+    # A later one is damaged, or this step would not have been trained again.
+    later = [path for path in paths if path.name > target.name]
     for old in before[: max(len(before) - keep + 1, 0)] + later:
-        dropped = old.with_name(old.name.replace("step", ".dropped"))
-        os.replace(old, dropped)  # whoever reads it finds all of it or nothing
+        # Renamed first, so that whoever reads it finds all of it or nothing.
+        dropped = old.with_name(DROPPED + old.name)
+        os.replace(old, dropped)
         shutil.rmtree(dropped)
 
 
 def newest(folder: Path) -> Path | None:
     """Return the newest intact checkpoint in `folder`, or None if there is none at all.
 
-    A damaged one is named on standard error and the one before it is used.
+    A damaged one is named on standard error, and the one before it is used.
 
     Raises:
         UserError: there are checkpoints, and all are damaged.
@@ -124,7 +141,8 @@ def newest(folder: Path) -> Path | None:
             for problem in problems:
                 print(f"warning: {problem}; using {path.name}", file=sys.stderr, flush=True)
             return path
-        if all(map(os.path.lexists, paths)):  # else its run goes on and has dropped one meanwhile: look again
+        # One that has disappeared was deleted by its run, which goes on: look again.
+        if all(path.exists() for path in paths):
             found = "; ".join(problems)
             raise UserError(f"no intact checkpoint in {folder}: {found}. Delete the folder to start over.")
     return None
@@ -139,12 +157,19 @@ def verify(path: Path) -> None:
     if not isinstance(manifest, dict) or sorted(manifest) != sorted(FILES):
         raise Damaged(f"{path.name}: manifest.json does not list the files of a checkpoint")
     for name in FILES:
-        if (path / name).is_symlink():
-            raise Damaged(f"{path.name}: {name} is a link")
         with suppress(OSError):
             if (path / name).is_file() and sha256_of(path / name) == manifest[name]:
                 continue
         raise Damaged(f"{path.name}: {name} is missing or does not match manifest.json")
+
+
+@contextmanager
+def _as_user_error(path: Path) -> Iterator[None]:
+    """Files that match their manifest may still be foreign: say so without a traceback."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as fault:
+        raise UserError(f"{path} is not a checkpoint of this run ({type(fault).__name__}: {fault}).") from fault
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -153,7 +178,7 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not one that a run saved.
     """
-    with _foreign(path):
+    with _as_user_error(path):
         state = json.loads((path / "state.json").read_text())
         wrong = [key for key, kind in STATE.items() if key in state and not isinstance(state[key], kind)]
         if not ID.fullmatch(state.get("wandb_id") or "none"):
@@ -163,93 +188,59 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(path: Path, model: nn.Module, ranks: Alone = ALONE) -> None:
+def load_weights(path: Path, model: nn.Module) -> None:
     """Load the weights of a verified checkpoint into `model`, every one of them.
 
     Raises:
         UserError: it does not hold the weights of such a model.
     """
-    with _foreign(path):
-        tensors, own = load_file(path / "model.safetensors"), model.state_dict()
-        if other := [name for name, tensor in tensors.items() if name in own and tensor.dtype != own[name].dtype]:
-            raise ValueError(f"{other[0]} is of the type {tensors[other[0]].dtype}")
-        model.load_state_dict({name: ranks.part(t, own[name]) if name in own else t for name, t in tensors.items()})
+    with _as_user_error(path):
+        tensors = load_file(path / "model.safetensors")
+        _check_tensors(tensors, model.state_dict())
+        model.load_state_dict(tensors)
 
 
-def load_optimizers(
-    path: Path, model: nn.Module, optimizers: list[Optimizer], ranks: Alone = ALONE
+def load_training_state(
+    path: Path, model: nn.Module, optimizers: list[Optimizer], probes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Restore the optimisers' state and torch's random state, and return the tensors of the probes.
 
+    `probes` are those of a fresh run, which the tensors have to match.
+
     Raises:
-        UserError: it does not hold the state of such optimisers.
+        UserError: it does not hold the state of such optimisers and probes.
     """
-    with _foreign(path):
-        return _load_optimizers(path, model, optimizers, ranks)
+    with _as_user_error(path):
+        tensors = load_file(path / "optimizer.safetensors")
+        random = {name: tensors.pop(name) for name in ("rng.cpu", "rng.cuda") if name in tensors}
+        found = {name: tensors.pop(f"probes/{name}") for name in probes if f"probes/{name}" in tensors}
+        _check_tensors(found, probes)
+        places = {}
+        parameters = {id(p): name for name, p in model.named_parameters()}
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    for slot in slot_names(optimizer):
+                        places[f"{parameters[id(parameter)]}/{slot}"] = optimizer, parameter, slot
+        # Before the first step an optimiser has no state at all. `step` is AdamW's count, one number.
+        fresh = {key: torch.zeros(()) if slot == "step" else p for key, (_, p, slot) in places.items()}
+        _check_tensors(tensors, fresh if tensors else {})
+        for key, tensor in tensors.items():
+            optimizer, parameter, slot = places[key]
+            optimizer.state[parameter][slot] = tensor.to(parameter.device)
+        torch.set_rng_state(random["rng.cpu"])
+        if "rng.cuda" in random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random["rng.cuda"])
+    return found
 
 
-def _load_optimizers(path: Path, model: nn.Module, optimizers: list[Optimizer], ranks: Alone) -> dict[str, Tensor]:
-    tensors = load_file(path / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("rng.cpu"))
-    if "rng.cuda" in tensors:
-        state = tensors.pop("rng.cuda")
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state(state)
-    owner = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    parameters, probes = dict(model.named_parameters()), {}
-    for key, tensor in tensors.items():
-        name, slot = key.rsplit("/", 1)
-        if name == "probes":
-            probes[slot] = tensor
-            continue
-        parameter = parameters[name]
-        if tensor.shape not in ((), parameter.shape) or not tensor.is_floating_point():
-            raise ValueError(f"{key} has the shape {[*tensor.shape]} and the type {tensor.dtype}")
-        # AdamW counts its steps on the device that the fused kernel reads them from
-        owner[id(parameter)].state[parameter][slot] = ranks.part(tensor, parameter)
-    return probes
-
-
-@contextmanager
-def _foreign(path: Path) -> Iterator[None]:
-    """Files that match their manifest may still be of another hand than ours: say so without a traceback."""
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as fault:
-        raise UserError(f"{path} is not a checkpoint of this run ({type(fault).__name__}: {fault}).") from fault
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors. What the disk refuses is an `OSError`, as everywhere else."""
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as fault:
-        number = re.search(r"\(os error (\d+)\)", str(fault))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from fault
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-
-
-def _optimizer_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    names = {id(p): name for name, p in model.named_parameters()}
-    tensors = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    for optimizer in optimizers:
-        for parameter, slots in optimizer.state.items():
-            for slot, value in slots.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{names[id(parameter)]}/{slot}"] = value.contiguous()
-    return tensors
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` unless names, shapes and dtypes are exactly those expected."""
+    if different := found.keys() ^ expected.keys():
+        raise ValueError(f"missing or unknown tensors: {', '.join(sorted(different)[:3])}")
+    for name, tensor in found.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise ValueError(
+                f"{name} has the shape {list(tensor.shape)} and the type {tensor.dtype}, "
+                f"not {list(expected[name].shape)} and {expected[name].dtype}"
+            )

@@ -1,4 +1,7 @@
-"""What a run is: the configs of all parts, composed, read from TOML and written back. Free of torch."""
+"""What a run is: the configs of all parts, composed, read from TOML and written back.
+
+Nothing here imports torch, so that the doors answer `--help` at once.
+"""
 
 import dataclasses
 import tomllib
@@ -20,7 +23,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict:
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """How a run trains. `threads`, `device`, `parallel`, `compile` and `keep` may differ when it is resumed."""
+    """How a run trains. `threads`, `device`, `compile` and `keep` may differ when it is resumed."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63, description="fixes the initial weights and the order of the data")] = 0
     tokens: Annotated[int, Field(gt=0, description="budget, tokens; rounded up to whole steps")] = 1_000_000
@@ -49,10 +52,6 @@ class TrainConfig:
     device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Field(description="auto: the first that there is")] = (
         "auto"
     )
-    parallel: Annotated[
-        Literal["auto", "ddp", "fsdp"],
-        Field(description="over the processes of torchrun; auto: ddp where there are several"),
-    ] = "auto"
     compile: Annotated[
         bool, Field(description="torch.compile the loss for training steps: over thousands of them, it pays")
     ] = False
@@ -124,7 +123,6 @@ SECTIONS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": 
 WHERE = {
     "train.threads",
     "train.device",
-    "train.parallel",
     "train.compile",
     "train.keep",
     "wandb.mode",
@@ -159,13 +157,13 @@ def build_sections(tree: Mapping[str, Any], parts: Mapping[str, Any], source: st
             try:
                 made[section] = parts[section](**values)
             except ValidationError as error:
-                lines += [_explain(problem, section, parts[section]) for problem in error.errors()]
+                lines += [explain(problem, section, parts[section]) for problem in error.errors()]
     if lines:
         raise UserError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines))
     return made
 
 
-def _explain(problem: Any, section: str, part: Any) -> str:
+def explain(problem: Any, section: str, part: Any) -> str:
     """Return one line for one of pydantic's problems: the key, what was given, what is allowed, the nearest name."""
     path = [section, *map(str, problem["loc"])]
     key, given, kind = ".".join(path), problem["input"], problem["type"]

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -108,6 +107,8 @@ def peak_memory(device: torch.device) -> int:
     if status.exists():  # getrusage would count what the parent held before it started this process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    import resource  # Windows has none
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

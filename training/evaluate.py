@@ -13,8 +13,8 @@ from data.batches import eval_windows
 from data.dataset import Split
 from model.gpt import GPT
 from training.config import RunConfig
+from training.ddp import ONE_PROCESS, OneProcess
 from training.device import autocast, moved, widest
-from training.parallel import ALONE, Alone
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def score(model: GPT, split: Split, config: RunConfig, precision: str, ranks: Alone = ALONE) -> Score:
+def score(model: GPT, split: Split, config: RunConfig, precision: str, process: OneProcess = ONE_PROCESS) -> Score:
     """Score a split as a run does: in its precision, as many windows at a time as a micro-batch has sequences."""
     with autocast(precision, model.embedding.weight.device):
-        return evaluate(model, split, config.train.batch_size // config.train.accumulate, ranks)
+        return evaluate(model, split, config.train.batch_size // config.train.accumulate, process)
 
 
-def evaluate(model: GPT, split: Split, batch_size: int, ranks: Alone = ALONE) -> Score:
+def evaluate(model: GPT, split: Split, batch_size: int, process: OneProcess = ONE_PROCESS) -> Score:
     """Score every token of the split but the first once, in consecutive windows of the model's context.
 
     Nats are summed over the split first, and exponentiated last. Document separators count as tokens, and what they
@@ -60,7 +60,9 @@ def evaluate(model: GPT, split: Split, batch_size: int, ranks: Alone = ALONE) ->
     """
     context, device = model.config.context, model.embedding.weight.device
     with evaluating(model):
-        windows = window_nats(model.token_losses, split, context, batch_size, device, ranks)
+        windows = window_nats(
+            lambda x_BT, y_BT: model(x_BT, y_BT, per_token=True), split, context, batch_size, device, process
+        )
     return from_nats(windows, split, context)
 
 
@@ -71,11 +73,11 @@ def window_nats(
     context: int,
     batch_size: int,
     device: torch.device,
-    ranks: Alone = ALONE,
+    process: OneProcess = ONE_PROCESS,
 ) -> np.ndarray:
     """Return the nats of each window in the order of the text; `losses` gives those of each token, BT.
 
-    Dimensions before these, as of several models, are kept. Each of the `ranks` scores its rows of each batch.
+    Dimensions before these, as of several models, are kept. Under DDP each process scores its rows of each batch.
     """
 
     def nats_of(x_BT: Tensor, y_BT: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ def window_nats(
 
     nats = []
     for x_BT, y_BT in eval_windows(split.tokens_N, context, batch_size):
-        nats.append(ranks.by_row(nats_of, moved(x_BT, device), moved(y_BT, device)))
+        nats.append(process.by_row(nats_of, moved(x_BT, device), moved(y_BT, device)))
     return torch.cat(nats, -1).cpu().double().numpy()
 
 

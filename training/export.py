@@ -1,8 +1,6 @@
 """A run as a folder that Hugging Face's transformers loads without code of ours; writing it needs no transformers."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,8 @@ import torch
 
 from data.export import to_tokenizers
 from data.tokenizer import END_OF_TEXT, Tokenizer
-from errors import UserError, explained
+from errors import UserError
+from files import write_folder, writing
 from model.export import check_exportable, to_transformers
 from model.gpt import GPT
 from training.checkpoint import save_tensors
@@ -29,12 +28,12 @@ def export_run(run: Path, folder: Path) -> None:
     check_exportable(config.model)
     _check_free(folder)
     model, tokenizer, state = load_run(run, torch.device("cpu"))
-    write_folder(folder, model, tokenizer, _card(run, config, model, state))
+    write_model_folder(folder, model, tokenizer, _card(run, config, model, state))
     print(f"{run}, step {state['step']}, is in {folder}. With transformers installed, it loads by:")
     print(_loading(folder))
 
 
-def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
+def write_model_folder(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
     """Write config, weights, tokenizer and card, the folder whole or not at all.
 
     Raises:
@@ -57,18 +56,12 @@ def write_folder(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> N
             "clean_up_tokenization_spaces": False,
         },
     }
-    partial = folder.absolute().with_name(f".writing-{folder.absolute().name}")
-    with explained(f"{folder} cannot be written", "choose another --export"):
-        shutil.rmtree(partial, ignore_errors=True)  # of a process that died while writing
-        try:
-            partial.mkdir(parents=True)
-            for name, record in records.items():
-                (partial / name).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-            (partial / "README.md").write_text(card, encoding="utf-8")
-            save_tensors(weights, partial / "model.safetensors", {"format": "pt"})
-            os.replace(partial, folder.absolute())
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with writing(folder, way_out="Choose another --export."), write_folder(folder) as partial:
+        for name, record in records.items():
+            (partial / name).write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        save_tensors(weights, partial / "model.safetensors", {"format": "pt"})
 
 
 def _check_free(folder: Path) -> None:

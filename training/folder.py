@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import platform
-import shutil
 import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,10 +15,10 @@ import tomli_w
 from filelock import FileLock, Timeout
 
 from errors import UserError
+from files import PARTIAL, write_file
 from training.config import RunConfig, build, differences, read_toml, to_toml, tree
 
 CHOOSE = "Choose another --out."
-PARTIAL = ".partial"  # what a process that died was writing
 HOLDER = ".holder"  # says who writes here; beside the lock, since who waits for that one empties it
 OWN_FILES = {".lock", HOLDER, PARTIAL, "log.txt"}  # may be there before the run is
 NEEDED = ("val/loss", "val/perplexity", "val/bits_per_byte")  # what a finished run has for certain
@@ -40,7 +39,7 @@ def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator
             if lines := differences(read_run_config(folder), config):
                 raise UserError("\n  ".join([f"{folder} holds a run with another config:", *lines, CHOOSE]))
         else:
-            write_whole(folder / "config.toml", to_toml(config))
+            write_file(folder / "config.toml", to_toml(config))
         yield read_summary(folder)
 
 
@@ -118,51 +117,6 @@ def _written(folder: Path) -> Iterator[Path]:
     yield from (run / "log.txt" for pattern in ("*", "tune/*") for run in folder.glob(pattern))
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, in a folder that this process holds.
-
-    Raises:
-        UserError: it cannot be written; what was there before stays.
-    """
-    data, partial = content.encode() if isinstance(content, str) else content, path.with_name(PARTIAL)
-    with writing(path, len(data)):
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to. What was written takes its place at the end; a failure leaves nothing."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(path: Path, need: int) -> Iterator[None]:
-    """Turn what a disk says that is full or read-only into a `UserError`: the place, `need` and what is free, bytes."""
-    try:
-        yield
-    except OSError as fault:
-        if isinstance(fault, FileNotFoundError):
-            raise UserError(f"{path} cannot be written: its folder is gone, or was renamed.") from fault
-        free = shutil.disk_usage(next(place for place in path.parents if place.exists())).free
-        raise UserError(
-            f"{path} cannot be written ({fault.strerror or fault}): it needs {need:,} bytes, and {free:,} are free "
-            "there. With that put right, the same command goes on from the last checkpoint."
-        ) from fault
-
-
 def read_run_config(folder: Path) -> RunConfig:
     """Return the config of a run folder.
 
@@ -181,5 +135,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # none, or damaged: the run writes it again
         return None
-    whole = isinstance(summary, dict) and all(isinstance(summary.get(key), int | float) for key in NEEDED)
-    return summary if whole else None
+    if not isinstance(summary, dict):
+        return None
+    complete = all(isinstance(summary.get(key), int | float) for key in NEEDED)
+    return summary if complete or summary.get("status") == "diverged" else None

@@ -14,9 +14,10 @@ from training.device import bf16_is_fast
 
 
 class Muon(torch.optim.Muon):
-    """torch's, its updates scaled to AdamW's RMS (Liu et al., 2025); as fast on processors whose bf16 is slow or none.
+    """torch's Muon, its updates scaled to AdamW's RMS (Liu et al., 2025).
 
-    torch multiplies in bf16 there too, which on a CPU takes up to a hundred times as long as in float32.
+    It also serves processors whose bf16 is slow or missing. torch multiplies in bf16 there too, which on a CPU can take
+    a hundred times as long as in float32.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float):
@@ -28,19 +29,24 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             weights, grads, buffers = [], [], []
             self._init_group(group, weights, grads, buffers)
-            lr, momentum = group["lr"], group["momentum"]
-            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-            for w_MN, g_MN, mean_MN in zip(weights, grads, buffers, strict=True):
-                mean_MN.lerp_(g_MN, 1 - momentum)
-                alike[w_MN.shape].append((w_MN, g_MN.lerp(mean_MN, momentum)))
-            for shape, pairs in alike.items():
-                update_LMN = torch.stack([update_MN for _, update_MN in pairs])
-                near_LMN = orthogonal(update_LMN, group["ns_coefficients"], group["ns_steps"])
-                for (w_MN, _), near_MN in zip(pairs, near_LMN, strict=True):
-                    w_MN.mul_(1 - lr * group["weight_decay"]).sub_(near_MN, alpha=lr * adamw_rms(shape))
+            by_shape = defaultdict(list)
+            for w_MN, g_MN, momentum_MN in zip(weights, grads, buffers, strict=True):
+                by_shape[w_MN.shape].append((w_MN, g_MN, momentum_MN))
+            for matrices in by_shape.values():
+                updates = [nesterov(g_MN, momentum_MN, group["momentum"]) for _, g_MN, momentum_MN in matrices]
+                near_LMN = orthogonal(torch.stack(updates), group["ns_coefficients"], group["ns_steps"])
+                for (w_MN, _, _), near_MN in zip(matrices, near_LMN, strict=True):
+                    w_MN.mul_(1 - group["lr"] * group["weight_decay"])
+                    w_MN.sub_(near_MN, alpha=group["lr"] * rms_scale(w_MN.shape))
 
 
-def adamw_rms(shape: torch.Size) -> float:
+def nesterov(g: Tensor, momentum_buffer: Tensor, momentum: float) -> Tensor:
+    """Update the momentum buffer with a gradient, and return the Nesterov update, any shape."""
+    momentum_buffer.lerp_(g, 1 - momentum)
+    return g.lerp(momentum_buffer, momentum)
+
+
+def rms_scale(shape: torch.Size) -> float:
     """Return what scales an orthogonal matrix to the RMS of AdamW's updates, about 0.2 (Liu et al., 2025)."""
     return 0.2 * math.sqrt(max(shape))
 

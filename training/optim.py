@@ -26,20 +26,31 @@ def lr_factor(step: int, steps: int, config: TrainConfig) -> float:
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """Return the optimisers, which share one learning rate.
 
-    Matrices decay, gains and scalars do not. `muon` (Jordan et al., 2024) takes the matrices of the blocks, its updates
+    Matrices decay; gains and scalars do not. `muon` (Jordan et al., 2024) takes the matrices of the blocks, its updates
     scaled to AdamW's RMS (Liu et al., 2025), and leaves the embedding and the rest to AdamW.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in named if p.ndim == 2 and "blocks." in name and ".act." not in name]
-    matrices = [p for _, p in named if p.ndim >= 2]
-    others = [p for _, p in named if p.ndim < 2]
-    if config.optimizer == "muon":
-        in_muon = {id(p) for p in hidden}
-        matrices = [p for p in matrices if id(p) not in in_muon]
+    for_muon, matrices, others = [], [], []
+    for name, parameter in model.named_parameters():
+        hidden = parameter.ndim == 2 and "blocks." in name and ".act." not in name
+        if config.optimizer == "muon" and hidden:
+            for_muon.append(parameter)
+        elif parameter.ndim >= 2:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "sgd":
         return [torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)]
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
     if config.optimizer == "adamw":
         return [adamw]
-    return [Muon(hidden, config.lr, config.weight_decay, config.momentum), adamw]
+    return [Muon(for_muon, config.lr, config.weight_decay, config.momentum), adamw]
+
+
+def slot_names(optimizer: Optimizer) -> list[str]:
+    """Return the names of the tensors that an optimiser keeps for each parameter, once it has taken a step."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return ["step", "exp_avg", "exp_avg_sq"]
+    if isinstance(optimizer, torch.optim.SGD) and not optimizer.defaults["momentum"]:
+        return []
+    return ["momentum_buffer"]

@@ -4,16 +4,16 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from data.batches import train_batch
 from model.gpt import GPT
 from training.config import RunConfig
+from training.ddp import ONE_PROCESS, OneProcess
 from training.device import autocast, moved
-from training.nonfinite import began
-from training.parallel import ALONE, Alone
+from training.nonfinite import first_nonfinite
 
 
 def train_step(
@@ -24,11 +24,12 @@ def train_step(
     step: int,
     lr: float,
     precision: str,
-    ranks: Alone = ALONE,
+    process: OneProcess = ONE_PROCESS,
+    module: nn.Module | None = None,
 ) -> tuple[float, float]:
     """Take the step of that number (from 0) at a learning rate, unless its loss or gradient is not finite.
 
-    Each of the `ranks` takes its rows of the batch.
+    Under DDP, `process` takes its rows of the batch, and `module` is the model as DDP wraps it.
 
     Returns:
         The training loss of its batch before the update, nats/token, and the norm of the gradient before clipping.
@@ -37,16 +38,18 @@ def train_step(
         FloatingPointError: one of them is not finite, and `train.nonfinite` is "stop"; the weights are as before.
     """
     c, device = config.train, model.embedding.weight.device
-    batches = micro_batches(tokens_N, config, step, device)
+    module = module or model
+    micro_batches = split_batch(tokens_N, config, step, device)
     total = torch.zeros((), device=device)
-    for micro_x_BT, micro_y_BT in ranks.rows(batches):
-        with autocast(precision, device):
-            micro = ranks.train_loss(model, micro_x_BT, micro_y_BT) / c.accumulate
-        micro.backward()
-        total += micro.detach()
-    parameters = list(model.parameters())  # once: modules take long to name theirs
-    total_norm = ranks.norm(parameters)
-    loss, norm = ranks.mean(torch.stack([total, total_norm])).tolist()  # the one wait for a GPU
+    for micro_x_BT, micro_y_BT in micro_batches[:-1]:
+        with process.without_exchange(module):
+            total += _backward(module, process.rows(micro_x_BT), process.rows(micro_y_BT), c.accumulate, precision)
+    micro_x_BT, micro_y_BT = micro_batches[-1]  # the gradients of all micro-batches are exchanged in this one
+    total += _backward(module, process.rows(micro_x_BT), process.rows(micro_y_BT), c.accumulate, precision)
+
+    parameters = list(model.parameters())
+    total_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    loss, norm = process.mean(torch.stack([total, total_norm])).tolist()  # the one wait for a GPU
     if math.isfinite(loss + norm):
         if 0 < c.clip < norm:
             clip_grads_with_norm_(parameters, c.clip, total_norm)
@@ -55,34 +58,43 @@ def train_step(
                 group["lr"] = lr
             optimizer.step()
     elif c.nonfinite == "stop":
-        raise not_finite(step, loss, norm, began(model, batches, precision))
+        raise nonfinite_error(step, loss, norm, first_nonfinite(model, micro_batches, precision))
     for parameter in parameters:
         parameter.grad = None
     return loss, norm
 
 
+def _backward(module: nn.Module, x_BT: Tensor, y_BT: Tensor, accumulate: int, precision: str) -> Tensor:
+    """Add the gradient of a micro-batch and return its share of the batch's loss."""
+    with autocast(precision, x_BT.device):
+        loss = module(x_BT, y_BT) / accumulate
+    loss.backward()
+    return loss.detach()
+
+
 def compile_loss(model: GPT) -> None:
     """Let training steps run the training loss compiled, as one graph of all that follows the embedding.
 
-    The gradient of a compiled embedding is summed in no fixed order, and no run would be equal to its repetition.
+    The gradient of a compiled embedding is summed in no fixed order: no run would be equal to its repetition.
     """
-    model.embedded_loss = torch.compile(model.embedded_loss)
+    model.loss_in_parts = False
+    model.loss = torch.compile(model.loss)
 
 
-def micro_batches(
+def split_batch(
     tokens_N: np.ndarray, config: RunConfig, step: int, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return the (x_BT, y_BT) of that step on a device, one for each micro-batch."""
+    """Return the batch of that step on a device, as one (x_BT, y_BT) for each micro-batch."""
     c = config.train
-    batch = train_batch(tokens_N, c.seed, step, c.batch_size, config.model.context)
-    x_BT, y_BT = (moved(side, device) for side in batch)
-    return list(zip(x_BT.chunk(c.accumulate), y_BT.chunk(c.accumulate), strict=True))
+    x_BT, y_BT = train_batch(tokens_N, c.seed, step, c.batch_size, config.model.context)
+    parts = zip(moved(x_BT, device).chunk(c.accumulate), moved(y_BT, device).chunk(c.accumulate), strict=True)
+    return list(parts)
 
 
-def not_finite(step: int, loss: float, norm: float, where: str) -> FloatingPointError:
-    """Return the error that ends a run at a step; `where` is what `began` found."""
+def nonfinite_error(step: int, loss: float, norm: float, where: str) -> FloatingPointError:
+    """Return the error that ends a run at a step (from 0); `where` is what `first_nonfinite` found."""
     return FloatingPointError(
-        f"the loss is {loss} and the norm of the gradient {norm} at step {step + 1}; the first that is not finite "
-        f"is {where}. The weights and the last checkpoint are from before that step. "
-        "Lower train.lr, or let a new run leave such steps out: --train.nonfinite=skip."
+        f"step {step + 1}: the loss is {loss} and the norm of the gradient {norm}. The first value that is not finite "
+        f"is {where}. The weights and the last checkpoint are from before that step. Lower train.lr, or start a new "
+        "run that skips such steps: --train.nonfinite=skip."
     )

@@ -1,10 +1,11 @@
-"""What a finished run says of itself, in `summary.json`."""
+"""The final figures of a run, in `summary.json`."""
 
 import dataclasses
+import math
 from typing import Any
 
 from data.dataset import Dataset
-from model.activations import ACTIVATIONS
+from model.activations import is_gated
 from model.gpt import GPT
 from model.size import size
 from training.config import RunConfig
@@ -14,7 +15,7 @@ from training.sample import sample
 
 
 def sample_of(model: GPT, data: Dataset, precision: str) -> str:
-    """Return what a trained model writes from the beginning of a document on, always by the same random numbers."""
+    """Return the text that a trained model writes for a new document, always with the same random numbers."""
     with evaluating(model), autocast(precision, model.embedding.weight.device):
         return sample(model, data.tokenizer, prompt="", n_tokens=300, temperature=0.8, top_k=50, seed=0)[0]
 
@@ -28,13 +29,13 @@ def summary_of(
     seconds: float,
     env: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return a finished run's summary: its scores, what it cost in `seconds` of training, and how it came about."""
+    """Return the summary of a run that has taken all its steps; `seconds` is the time of training."""
     tokens = config.steps * config.tokens_per_step
     count = dataclasses.asdict(size(config.model, data.tokenizer.n_vocab))
     return {
-        "status": "finished",
+        "status": "finished" if math.isfinite(scores["val/loss"]) else "diverged",
         "activation": config.model.activation,
-        "gated": ACTIVATIONS[config.model.activation].gated,
+        "gated": is_gated(config.model.activation),
         "steps": config.steps,
         "tokens": tokens,
         **scores,
@@ -49,3 +50,13 @@ def summary_of(
         "sample/text": text,
         "environment": env,
     }
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """Return the final scores in one line, as the door prints them."""
+    if summary["status"] == "diverged":
+        return "diverged: the validation loss is not finite. Lower train.lr."
+    return (
+        f"val loss {summary['val/loss']:.4f} nats/token  perplexity {summary['val/perplexity']:.2f}  "
+        f"{summary['val/bits_per_byte']:.4f} bits/byte"
+    )

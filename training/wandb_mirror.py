@@ -113,8 +113,8 @@ class WandbMirror:
         if self.run is not None:
             self._guard(log)
 
-    def lowers(self, loss: float) -> bool:
-        """Whether a checkpoint of this validation loss is the best so far, and to be uploaded."""
+    def is_lowest(self, loss: float) -> bool:
+        """Whether a checkpoint of this validation loss is the best so far, and is to be uploaded."""
         if not self.uploads or not loss < (math.inf if self.best is None else self.best):
             return False
         self.best = loss

@@ -37,7 +37,7 @@ def plain_net() -> Control:
     With weights of variance gain²/fan-in that keep the second moment, gain = 1/√E[φ²], it changes by √(E[φ'²]/E[φ²]).
     """
     names = ("sigmoid", "relu", "gelu")
-    theory = {name: moments(ACTIVATIONS[name].factory) for name in names}
+    theory = {name: moments(ACTIVATIONS[name]) for name in names}
     expected = {name: math.sqrt(theory[name].slope_second / theory[name].second) for name in names}
     return Control(
         f"change of the gradient's norm per layer, {DEPTH} plain layers of width {WIDTH}",
@@ -54,7 +54,7 @@ def gradient_ratio(activation: str, gain: float, seed: int = 0) -> float:
     """
     generator = torch.Generator().manual_seed(seed)
     net = nn.Sequential(
-        *(nn.Sequential(ACTIVATIONS[activation].factory(), _linear(gain, generator)) for _ in range(DEPTH))
+        *(nn.Sequential(ACTIVATIONS[activation](), _linear(gain, generator)) for _ in range(DEPTH))
     )
     u_ND = torch.randn(ROWS, WIDTH, generator=generator).requires_grad_()
     with watch(dict(net.named_children())) as seen:
@@ -83,9 +83,9 @@ def sign_agreement() -> Control:
     delta_ND = torch.randn(TOKENS, OUTPUTS, generator=generator)
     measured, expected = {}, {}
     for name in names:
-        h_NF = ACTIVATIONS[name].factory()(u_NF)
+        h_NF = ACTIVATIONS[name]()(u_NF)
         measured[name] = same_sign(delta_ND.mT @ h_NF)[1].item()
-        mean, second, _, _ = moments(ACTIVATIONS[name].factory)
+        mean, second, _, _ = moments(ACTIVATIONS[name])
         expected[name] = agreement(mean**2 / second)
     text = "pairwise sign agreement in the rows of W2's gradient, random deltas"
     return Control(text, measured, expected, dict.fromkeys(names, 0.01))

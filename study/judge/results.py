@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from errors import UserError
+from files import replacing
 from study.plan.config import StudyConfig, merge
 from study.plan.grid import points
 from training.config import SECTIONS, WHERE
-from training.folder import replacing
 
 FINAL = {"status": str, "environment": dict, "sample/prompt": str, "sample/text": str}  # in summary.json, if there
 PLACE = {"step": int, "tokens": int}  # in every record

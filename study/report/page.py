@@ -13,6 +13,7 @@ from typing import Any
 import tomli_w
 
 from errors import UserError
+from files import replacing
 from study.judge.effects import Row
 from study.judge.results import Run, Study, varying
 from study.judge.statistics import SMALLEST
@@ -20,7 +21,6 @@ from study.report.drawing import FEW, PALETTE, Style, styles
 from study.report.figures import depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
 from study.report.pictures import write_picture
 from study.report.table import Column, columns, cost_columns, course_columns, headline, notes, scope
-from training.folder import replacing
 
 
 @dataclass(frozen=True)

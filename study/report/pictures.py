@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from files import replacing
 from study.report.drawing import DASHES, FEW, PALETTE, SYMBOLS, Figure
-from training.folder import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

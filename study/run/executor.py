@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from errors import Interrupted, UserError
-from model.activations import load_plugin
+from model.plugin import load_plugin
 from study.run.display import StudyDisplay
 from training.config import RunConfig
 from training.device import cores, pick_device
 from training.folder import read_summary
 from training.interrupt import Interrupt
-from training.loop import train
-from training.together import shape, train_together
+from training.loop import train, train_stack
+from training.stack import shape
 
 POLL_SECONDS = 0.1
 LATE = ("torch._dynamo", "wandb.apis.public", "wandb.sdk.launch")  # optimisers and wandb import them: 2 s of each run
@@ -195,7 +195,7 @@ def _child(runs: dict[Path, RunConfig], plugin: Path | None) -> None:
         if plugin:
             load_plugin(plugin)
         if len(runs) > 1:
-            train_together(runs, ORPHAN_SECONDS)
+            train_stack(runs, ORPHAN_SECONDS)
         else:
             train(config, folder, ORPHAN_SECONDS)
     except Interrupted as stopped:

@@ -12,6 +12,7 @@ import tomli_w
 
 from data.dataset import prepare
 from errors import UserError
+from files import write_file, writing
 from study.plan.config import Tree
 from study.plan.grid import expand, study_config
 from study.plan.tuning import EXTENSIONS, arm_of, arms, best_lr, extension, tuning_runs
@@ -19,6 +20,7 @@ from study.run.display import match
 from study.run.executor import execute, execute_stacked
 from study.run.ray_engine import execute_ray, package
 from training.config import WHERE, RunConfig, differences, read_toml
+from training.ddp import world_size
 from training.device import pick_device
 from training.folder import (
     CHOOSE,
@@ -28,12 +30,9 @@ from training.folder import (
     hold,
     read_run_config,
     read_summary,
-    write_whole,
-    writing,
 )
 from training.interrupt import Interrupt
-from training.loop import check_available, check_context
-from training.parallel import world_size
+from training.run import check_available, check_context
 
 ENGINES = {"processes": execute, "stacked": execute_stacked, "ray": execute_ray}
 COPYING = ".copying"  # a run that is being taken over
@@ -89,7 +88,7 @@ def run_study(
         for run in runs.values():
             check_context(run, data[run.data])
         if not begun:
-            write_whole(folder / "study.toml", tomli_w.dumps(tree))
+            write_file(folder / "study.toml", tomli_w.dumps(tree))
         print(*match((run.model, data[run.data].tokenizer.n_vocab) for run in runs.values()), sep="\n", flush=True)
         with Interrupt() as interrupt:
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import Interrupted, UserError
-from model.activations import load_plugin
+from model.plugin import load_plugin
 from study.run.display import StudyDisplay
 from study.run.executor import ORPHAN_SECONDS, POLL_SECONDS, Job, placed
 from training.config import RunConfig

@@ -6,9 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from model.block import Block
-from model.ffn import FFN
-from model.gpt import GPT
+from model.gpt import FFN, GPT, Block
 from training.device import widest
 
 SHARE = 4  # one weight in so many is followed: the first rows of each matrix

@@ -35,7 +35,8 @@ from torch.optim import AdamW, Optimizer
 
 from data.batches import eval_windows
 from data.dataset import Split
-from model.gpt import GPT
+from model.activations import Gated
+from model.gpt import FFN, GPT
 from training.evaluate import evaluating
 from training.probes.measures import calibration, cosine, log_slope, moments, rms, same_sign, slopes, spectrum
 from training.probes.path import Path, ffn_matrices, ffns
@@ -67,7 +68,7 @@ class Probes:
         self.x_BT, self.y_BT = x_BT.to(device), y_BT.to(device)
 
     def keep_before(self, step: int) -> None:
-        """Keep the weights before the training step that leads to that step, if it is one to measure at."""
+        """Keep the weights before the training step that leads to that step, if that is measured."""
         self.before = snapshot(self.model) if step in self.steps else None
 
     def follow(self) -> None:
@@ -145,7 +146,7 @@ def measure(
         if before is not None:
             matrices = ffn_matrices(model)
             with weights(model, before):
-                earlier = torch.autograd.grad(model.loss(x_BT, y_BT), list(matrices.values()))
+                earlier = torch.autograd.grad(model(x_BT, y_BT, per_token=True).mean(), list(matrices.values()))
             for name, gradient in zip(matrices, earlier, strict=True):
                 figures[f"grad/{name}_cosine"] = cosine(gradients[name], gradient)
             figures |= _reach(model, before) | _near_eps(model, optimizers)
@@ -157,7 +158,7 @@ def gate_histogram(model: GPT, x_BT: Tensor) -> dict[str, dict[str, list[float]]
 
     What lies beyond the edges counts in the outermost bins.
     """
-    acts = {where: ffn.act for where, ffn in ffns(model).items() if ffn.gate is not None}
+    acts = {where: ffn.act.act for where, ffn in ffns(model).items() if isinstance(ffn.act, Gated)}
     with torch.no_grad(), evaluating(model), torch.autocast(x_BT.device.type, enabled=False), watch(acts) as seen:
         model(x_BT)
     low, high, bins = GATES
@@ -166,14 +167,19 @@ def gate_histogram(model: GPT, x_BT: Tensor) -> dict[str, dict[str, list[float]]
     return {where: {"edges": edges, "counts": count_N.tolist()} for where, count_N in counts.items()}
 
 
+def function_of(ffn: FFN) -> nn.Module:
+    """Return the pointwise function of an FFN: its activation, or that of the gate where it is gated."""
+    return ffn.act.act if isinstance(ffn.act, Gated) else ffn.act
+
+
 def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the figures of the blocks and the gradients of the FFN matrices."""
     blocks = ffns(model)
     modules = dict(zip(blocks, model.blocks, strict=True))
     for where, ffn in blocks.items():
-        modules |= {f"{where}/up": ffn.up, f"{where}/act": ffn.act, f"{where}/down": ffn.down}
+        modules |= {f"{where}/up": ffn.up, f"{where}/act": function_of(ffn), f"{where}/down": ffn.down}
     with watch(modules) as seen:
-        loss = model.loss(x_BT, y_BT)
+        loss = model(x_BT, y_BT, per_token=True).mean()
     at = {where: seen[where][0] for where in blocks}  # the residual stream at the block's input
     at |= {f"{name}.output": seen[name][1] for where in blocks for name in (f"{where}/up", f"{where}/down")}
     at |= ffn_matrices(model)
@@ -192,7 +198,7 @@ def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dic
         for where, ffn in blocks.items():
             u_NF, act_NF = (side.flatten(0, 1) for side in seen[f"{where}/act"])
             h_NF, y_ND = (side.flatten(0, 1) for side in seen[f"{where}/down"])
-            act = {"u_sd": u_NF.std(correction=0)} | slopes(ffn.act, u_NF) | moments(h_NF) | spectrum(h_NF)
+            act = {"u_sd": u_NF.std(correction=0)} | slopes(function_of(ffn), u_NF) | moments(h_NF) | spectrum(h_NF)
             figures |= {f"act/{where}/{name}": value for name, value in act.items()}
             figures |= {f"ffn/{where}/{name}": value for name, value in moments(y_ND).items()}
             if ffn.gate is not None:
@@ -215,7 +221,7 @@ def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dic
 
 @torch.no_grad()
 def _head(model: GPT, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
-    z_BTV = model.scores(x_BT)
+    z_BTV = model.scores(model.states(model.embed(x_BT)))
     logits_BTV = model.head(z_BTV)
     figures = {"head/sum_sigma": (z_BTV + getattr(model.head, "bias", 0.0)).sigmoid().sum(-1).mean()}
     return figures | {f"head/{k}": v for k, v in calibration(logits_BTV.flatten(0, 1), y_BT.flatten()).items()}
@@ -224,20 +230,31 @@ def _head(model: GPT, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
 @torch.no_grad()
 def _reach(model: GPT, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return RMS update / RMS weight of each matrix."""
-    matrices = {name: p for name, p in model.named_parameters() if p.ndim >= 2}
-    return {
-        f"update/{n.removesuffix('.weight')}/reach": rms(p - before[n]) / rms(before[n]) for n, p in matrices.items()
-    }
+    figures = {}
+    for name, weight in model.named_parameters():
+        if weight.ndim >= 2:
+            rows = used_rows(model, name, weight)
+            update = weight[:rows] - before[name][:rows]
+            figures[f"update/{name.removesuffix('.weight')}/reach"] = rms(update) / rms(before[name][:rows])
+    return figures
+
+
+def used_rows(model: GPT, name: str, weight: Tensor) -> int:
+    """Return how many rows of a matrix the model reads: all, without those that pad the vocabulary."""
+    return model.n_vocab if name == "embedding.weight" else len(weight)
 
 
 def _near_eps(model: GPT, optimizers: list[Optimizer]) -> dict[str, Tensor]:
     """Return the share of each matrix whose Adam denominator √v̂ is below 10 eps; nothing for other optimisers."""
-    names = {id(p): name.removesuffix(".weight") for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in model.named_parameters()}
     figures = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups if isinstance(optimizer, AdamW) else ():
             for p in group["params"]:
                 if p.ndim >= 2 and (state := optimizer.state.get(p)):
-                    v_hat = state["exp_avg_sq"] / (1 - group["betas"][1] ** state["step"])
-                    figures[f"update/{names[id(p)]}/near_eps"] = (v_hat.sqrt() < 10 * group["eps"]).float().mean()
+                    name = names[id(p)]
+                    square = state["exp_avg_sq"][: used_rows(model, name, p)]
+                    root = (square / (1 - group["betas"][1] ** state["step"])).sqrt()
+                    near = (root < 10 * group["eps"]).float().mean()
+                    figures[f"update/{name.removesuffix('.weight')}/near_eps"] = near
     return figures

@@ -1,0 +1,307 @@
+"""One run while it trains: its model, optimisers, data, probes and folder, and what it writes."""
+
+import io
+import json
+import math
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Self
+
+import numpy as np
+import torch
+
+from data.corpus import check_corpus
+from data.dataset import Dataset, prepare
+from errors import Interrupted, UserError
+from files import write_file
+from model.gpt import GPT
+from training import checkpoint
+from training.clock import Clock
+from training.config import RunConfig, build, differences, tree
+from training.ddp import ONE_PROCESS, OneProcess, world_size
+from training.device import check_compiler, environment, keep_memory, pick_device, pick_precision
+from training.evaluate import Score
+from training.folder import open_run, read_summary
+from training.metrics import Metrics, strict_json
+from training.optim import build_optimizers, lr_factor
+from training.probes.probes import Probes
+from training.progress import Display
+from training.step import compile_loss
+from training.summary import sample_of, summary_of
+from training.wandb_mirror import WandbMirror
+
+Arguments = ParamSpec("Arguments")
+
+
+def contained(method: "Callable[Concatenate[Run, Arguments], None]") -> "Callable[Concatenate[Run, Arguments], None]":
+    """Let a fault in a method end this run alone, if it is one of several: log.txt says why, and the others go on."""
+
+    @wraps(method)
+    def call(run: "Run", *arguments: Arguments.args, **keywords: Arguments.kwargs) -> None:
+        if run.log is None:
+            return method(run, *arguments, **keywords)
+        with redirect_stdout(run.log), redirect_stderr(run.log):
+            try:
+                return method(run, *arguments, **keywords)
+            except (UserError, FloatingPointError) as error:
+                print(error)
+            except Exception:
+                traceback.print_exc()
+        run.failed = True
+        run.close()
+        return None
+
+    return call
+
+
+class Run:
+    """One run. Use it as a context, `open` it, and train it if `summary` is None then.
+
+    With `in_stack` it is one of several runs in this process, and writes what it has to say to log.txt in its folder.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, process: OneProcess = ONE_PROCESS, in_stack: bool = False):
+        self.config, self.folder, self.process = config, folder, process
+        self.summary: dict[str, Any] | None = None
+        self.failed = False
+        self.start = 0  # the step that it starts at
+        self.score: Score | None = None  # of the validation split, as the engine has found it last
+        self.log: io.TextIOWrapper | None = None
+        self._held = ExitStack()  # the folder, its files and the wandb run
+        if in_stack:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.log = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.failed = self.failed or kind is not None
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder and end the wandb run, as failed if the run has."""
+        self._held.close()
+        if self.log and not self.log.closed:
+            self.log.close()
+
+    @contained
+    def open(self, patience: float = 0.0) -> None:
+        """Hold the folder, and prepare the data; `summary` is there afterwards if the run has finished before.
+
+        Raises:
+            UserError: the folder or the data do not fit the config.
+        """
+        if not read_summary(self.folder):
+            check_available(self.config)
+        self.summary = self.process.first(
+            lambda: self._held.enter_context(open_run(self.folder, self.config, patience))
+        )
+        if self.summary:
+            return
+        self.data = prepare(self.config.data)
+        check_context(self.config, self.data)
+        check_same_everywhere(self.config, self.data, self.process)
+
+    @contained
+    def build(self, stacked: bool = False) -> None:
+        """Make model, optimisers and probes, as new or as in the newest checkpoint.
+
+        `stacked`: its steps are computed together with those of others, which a resumed run has to know.
+
+        Raises:
+            UserError: the checkpoint is not one of this run.
+        """
+        c = self.config.train
+        keep_memory()
+        if c.threads:
+            torch.set_num_threads(c.threads)
+        self.device = pick_device(c.device)
+        self.precision = pick_precision(c.precision, self.device)
+        self.environment = environment(self.device, self.precision, self.process.size, c.compile, stacked)
+        torch.manual_seed(c.seed)
+        self.model = GPT(self.config.model, self.data.tokenizer.n_vocab, c.seed)
+        if c.compile:
+            compile_loss(self.model)
+        self.model.to(self.device)
+        self.module = self.process.wrap(self.model)
+        self.optimizers = build_optimizers(self.model, c)
+        self.probes = Probes(self.model, self.optimizers, self.data.val, self.config.steps, c.probes)
+        state = self._load_checkpoint()
+        self.resumed = state is not None
+        state = state or {}
+        self.start = state.get("step", 0)
+        self.val: dict[str, float] = state.get("val", {})  # the newest scores of the validation split
+        self.skipped = state.get("skipped", 0)
+        self.clock = Clock(state.get("time", 0.0), state.get("train_seconds", 0.0))
+        self.figures: dict[str, Any] = {}  # of the last training step, for the next record
+        self.display = Display(self.folder.name, self.start, self.config.steps, self.resumed)
+        self._held.enter_context(self.display)
+        wandb_id, wandb_best = state.get("wandb_id"), state.get("wandb_best")
+        mirror = WandbMirror.of_run(self.config, self.folder, wandb_id, wandb_best, self.display.say)
+        self._held.callback(lambda: mirror.close(self.failed))
+        path = self.folder / "metrics.jsonl" if self.process.main else None
+        self.metrics = self._held.enter_context(Metrics(path, state.get("offset", 0), mirror))
+
+    def _load_checkpoint(self) -> dict[str, Any] | None:
+        """Load the newest checkpoint, if there is one, and return its state.
+
+        Raises:
+            UserError: it was trained on other data, or is not one that such a run saved.
+        """
+        found = self.process.first(lambda: checkpoint.newest(self.folder / "checkpoints"))
+        if found is None:
+            return None
+        path = Path(found)
+        state = checkpoint.read_state(path)
+        if state.get("fingerprint") != self.data.fingerprint:
+            raise UserError("the checkpoint was trained on other data: the corpus or its tokens have changed since.")
+        before = {"ranks": 1, "compiled": False, "stacked": False} | state.get("environment", {})
+        for key in ("threads", "ranks", "compiled", "stacked", "device_name", "torch", "precision"):
+            if before.get(key) != self.environment[key]:
+                was, now = before.get(key), self.environment[key]
+                print(f"warning: {key} was {was}, is {now}: not bitwise the same from now on")
+        checkpoint.load_weights(path, self.model)
+        tensors = checkpoint.load_training_state(path, self.model, self.optimizers, self.probes.tensors)
+        self.probes.load(tensors)
+        return state
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        return self.config.train.lr * lr_factor(step, self.config.steps, self.config.train)
+
+    def is_scored(self, step: int) -> bool:
+        """Whether the validation split is scored at that step."""
+        every = self.config.train.eval_every
+        return step == self.config.steps or (every > 0 and step % every == 0)
+
+    @contained
+    def record(self, step: int, stopping: bool = False) -> None:
+        """Write what there is to know at that step: the record, then the checkpoint where one is due."""
+        c, record = self.config.train, self.figures
+        scored = self.score is not None and self.is_scored(step)
+        if self.score and scored:
+            self.val = self.score.named("val")
+            record |= self.val
+            if self.process.main:
+                write_file(self.folder / "val_windows.npy", _npy(self.score.windows.astype(np.float32)))
+        record |= self.probes.measure(step)
+        if record:
+            place = {"step": step, "tokens": step * self.config.tokens_per_step, "time": self.clock.time}
+            self.metrics.log(place | record)
+            self.display.update(place | record)
+        self.figures = {}
+        # A checkpoint comes after the record of its step: a resumed run starts with the next one.
+        due = step > 0 and step % c.checkpoint_every == 0
+        if (due or stopping or step == self.config.steps) and self.process.main:
+            lowest = scored and self.metrics.mirror.is_lowest(self.val["val/loss"])
+            path = self._save(step)
+            if lowest:
+                self.metrics.mirror.upload(path)
+
+    def _save(self, step: int) -> Path:
+        mirror = self.metrics.mirror
+        state = {
+            "offset": self.metrics.flush(),
+            "time": self.clock.time,
+            "train_seconds": self.clock.train_seconds,
+            "val": self.val,
+            "skipped": self.skipped,
+            "wandb_id": mirror.id,
+            "wandb_best": mirror.best,
+            "config": tree(self.config),
+            "environment": self.environment,
+            "fingerprint": self.data.fingerprint,
+        }
+        return checkpoint.save(
+            self.folder / "checkpoints",
+            step,
+            self.model,
+            self.optimizers,
+            state,
+            self.data.tokenizer,
+            self.config.train.keep,
+            self.probes.tensors,
+        )
+
+    @contained
+    def count_step(self, step: int, loss: float, norm: float, seconds: float) -> None:
+        """Take note of a training step (from 0): its loss, the norm of its gradient, and how long it took."""
+        c = self.config.train
+        self.clock.trained(self.config.tokens_per_step, seconds)
+        self.skipped += not math.isfinite(loss + norm)
+        if (step + 1) % c.log_every == 0 or step + 1 == self.config.steps:
+            self.figures = {"train/loss": loss, "train/lr": self.learning_rate(step), "grad/norm": norm}
+            if c.nonfinite == "skip":
+                self.figures["train/skipped"] = self.skipped
+            self.figures["perf/tokens_per_s"] = self.clock.speed()
+
+    @contained
+    def fail(self, error: Exception) -> None:
+        """End this run with an error."""
+        raise error
+
+    @contained
+    def interrupt(self, step: int, signum: int) -> None:
+        """End this run at a step because of a signal; its checkpoint is written."""
+        message = f"{self.folder}: stopped at step {step} of {self.config.steps}; the same command resumes it"
+        if self.log is None:
+            raise Interrupted(signum, message)
+        print(message)
+
+    @contained
+    def finish(self, test: Score | None) -> None:
+        """Write the summary of a run that has taken its last step; `test` is its score on the test split."""
+        scores = self.val | (test.named("test") if test else {})
+        text = self.process.first(lambda: sample_of(self.model, self.data, self.precision))
+        seconds = self.clock.train_seconds
+        summary = summary_of(self.config, self.model, text, self.data, scores, seconds, self.environment)
+        summary |= self.probes.summary()
+        if self.process.main:
+            text = json.dumps(strict_json(summary), indent=1, ensure_ascii=False, allow_nan=False)
+            write_file(self.folder / "summary.json", text)
+        self.metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
+        self.summary = summary
+
+
+def check_available(config: RunConfig) -> None:
+    """Raise `UserError` for a corpus, device or compiler that is missing, before a folder is made or text fetched."""
+    check_corpus(config.data)
+    pick_device(config.train.device)
+    if config.train.compile:
+        check_compiler()
+
+
+def check_context(config: RunConfig, data: Dataset) -> None:
+    """Raise `UserError` if the training split does not fill one context."""
+    if len(data.train.tokens_N) <= config.model.context:
+        most = config.data.max_tokens
+        limited = f" under data.max_tokens = {most}" if most else ""
+        raise UserError(
+            f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}"
+            f"{limited}, {len(data.train.tokens_N)} tokens."
+        )
+
+
+def check_same_everywhere(config: RunConfig, data: Dataset, process: OneProcess) -> None:
+    """Raise `UserError` in a process whose config, tokens or precision are not the first one's: hosts may differ."""
+    if world_size() == 1:
+        return
+    mine = pick_precision(config.train.precision, pick_device(config.train.device))
+    theirs, fingerprint, precision = process.first(lambda: [tree(config), data.fingerprint, mine])
+    if lines := differences(build(theirs, "the config of the first process"), config):
+        raise UserError("\n  ".join(["a process has another config than the first:", *lines]))
+    if fingerprint != data.fingerprint:
+        raise UserError(f"a process has other tokens than the first: is {config.data.corpus} equal on all hosts?")
+    if mine != precision:
+        raise UserError(f"a process trains in {mine}, the first in {precision}: set --train.precision on all hosts.")
+
+
+def _npy(array: np.ndarray) -> bytes:
+    """Return the content of a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
