@@ -1,10 +1,10 @@
-"""The time of a run, over all of its sessions: as a whole, and of training steps alone."""
+"""The time of a run, resumed or not: as a whole, and of training steps alone."""
 
 import time
 
 
 class Clock:
-    """Seconds on from those of earlier sessions. Evaluation and saving count in `time`, not in `train_seconds`."""
+    """Counts on from the seconds of a checkpoint. Evaluation and saving count in `time`, not in `train_seconds`."""
 
     def __init__(self, time_before: float = 0.0, train_seconds_before: float = 0.0):
         self._began = time.perf_counter() - time_before

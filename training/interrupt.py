@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM: the first asks the loop to stop at its next step, the second ends the process at once.
 
-Not under torchrun, which hands on what the processes may have received already, and ends them itself after a while.
+Under torchrun the second is ignored: torchrun hands on a signal that the process may have received already, and ends
+the process by itself after a while.
 """
 
 import os
@@ -31,6 +32,6 @@ class Interrupt:
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.signum and self.insist:
             if sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # the cursor that a progress bar hid
+                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # show the cursor, which a progress bar hides
             os._exit(128 + signum)
         self.signum = self.signum or signum

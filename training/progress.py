@@ -1,4 +1,4 @@
-"""What training shows: a progress bar on a terminal, plain lines elsewhere."""
+"""Shows the progress of training: a bar on a terminal, plain lines elsewhere."""
 
 from typing import Any, Self
 
@@ -11,18 +11,18 @@ class Figures(ProgressColumn):
     """Loss, validation loss and speed of a task, from its fields."""
 
     def render(self, task: Task) -> Text:
-        """Return what is known so far."""
+        """Return the figures of the task as text."""
         return Text(figures(task.fields.get("record", {})), style="cyan")
 
 
 def figures(record: dict[str, Any]) -> str:
-    """Return the figures of a metrics record that a watcher wants, as one line."""
+    """Return loss, validation loss and speed of a record as one line."""
     forms = {"train/loss": "loss {:.3f}", "val/loss": "val {:.3f}", "perf/tokens_per_s": "{:,.0f} tokens/s"}
     return "  ".join(form.format(record[key]) for key, form in forms.items() if record.get(key) is not None)
 
 
 class Display:
-    """The watcher's view of one run, or of steps in all; use it as a context."""
+    """The progress of one run, or of all steps of a study. Use it as a context."""
 
     def __init__(self, name: str, start: int, steps: int, resumed: bool = False):
         self.console = Console(highlight=False)

@@ -1,4 +1,4 @@
-"""What the probes compute, as arithmetic on tensors. N tokens, F units, R rows; legend in model/gpt.py."""
+"""The arithmetic of the probes, on tensors. N tokens, F units, R rows; further legend in model/gpt.py."""
 
 import math
 
@@ -30,7 +30,8 @@ def slopes(act: nn.Module, u_NF: Tensor) -> dict[str, Tensor]:
     """
     grid_GF = torch.linspace(-5, 5, 101, dtype=u_NF.dtype, device=u_NF.device)[:, None].expand(-1, u_NF.shape[1])
     with torch.enable_grad():
-        u_NF = torch.cat((u_NF.detach(), grid_GF)).requires_grad_()  # an activation may hold weights for each unit
+        # One call for both, since an activation may hold weights for each unit.
+        u_NF = torch.cat((u_NF.detach(), grid_GF)).requires_grad_()
         (slope_NF,) = torch.autograd.grad(act(u_NF).sum(), u_NF)
     slope_NF, grid_GF = slope_NF[: -len(grid_GF)], slope_NF[-len(grid_GF) :]
     active_NF = slope_NF.abs() >= SATURATED * grid_GF.abs().amax(0)
@@ -49,10 +50,12 @@ def spectrum(h_NF: Tensor) -> dict[str, Tensor]:
     with more units than tokens, some are zero.
     """
     h_NF = h_NF[:: max(len(h_NF) // SPECTRUM_TOKENS, 1)][:SPECTRUM_TOKENS]
-    gram = h_NF @ h_NF.mT if len(h_NF) < h_NF.shape[1] else h_NF.mT @ h_NF  # the same eigenvalues but for zeros
-    if not gram.isfinite().all():  # a run that diverges; LAPACK would raise
+    # h hᵀ and hᵀh have the same eigenvalues but for zeros: take the smaller one.
+    gram = h_NF @ h_NF.mT if len(h_NF) < h_NF.shape[1] else h_NF.mT @ h_NF
+    if not gram.isfinite().all():  # the run diverges, and LAPACK would raise
         return dict.fromkeys(("lambda_ratio", "effective_rank"), h_NF.new_tensor(math.nan))
-    eigenvalues = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0).to(gram.device)  # MPS has none
+    # On the CPU: MPS has no eigenvalues.
+    eigenvalues = torch.linalg.eigvalsh(gram.cpu()).clamp(min=0).to(gram.device)
     share = eigenvalues / eigenvalues.sum()
     return {"lambda_ratio": share.max() * h_NF.shape[1], "effective_rank": torch.special.entr(share).sum().exp()}
 
@@ -90,7 +93,8 @@ def calibration(logits_NV: Tensor, y_N: Tensor) -> dict[str, Tensor]:
     """Return top-1 accuracy and the expected calibration error of the softmax, 15 bins (Guo et al., 2017)."""
     confidence_N, guess_N = logits_NV.softmax(-1).max(-1)
     correct_N = (guess_N == y_N).float()
-    bin_N = (confidence_N.nan_to_num() * BINS).long().clamp(max=BINS - 1)  # a run that diverged is NaN, and goes on so
+    # The confidence of a run that has diverged is NaN, which has no bin.
+    bin_N = (confidence_N.nan_to_num() * BINS).long().clamp(max=BINS - 1)
     gap_bins = (correct_N - confidence_N) @ F.one_hot(bin_N, BINS).float()
     return {"accuracy": correct_N.mean(), "ece": gap_bins.abs().sum() / len(y_N)}
 

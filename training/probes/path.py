@@ -9,7 +9,7 @@ from torch import Tensor
 from model.gpt import FFN, GPT, Block
 from training.device import widest
 
-SHARE = 4  # one weight in so many is followed: the first rows of each matrix
+SHARE = 4  # one weight in four is followed: the first rows of each matrix
 
 
 def ffns(model: GPT) -> dict[str, FFN]:
@@ -19,23 +19,28 @@ def ffns(model: GPT) -> dict[str, FFN]:
 
 def ffn_matrices(model: GPT) -> dict[str, Tensor]:
     """Return the matrices of the FFNs, keyed as in `blocks.3/up`."""
-    return {
-        f"{where}/{part}": linear.weight
-        for where, ffn in ffns(model).items()
-        for part, linear in (("up", ffn.up), ("gate", ffn.gate), ("down", ffn.down))
-        if linear is not None
-    }
+    matrices = {}
+    for where, ffn in ffns(model).items():
+        matrices[f"{where}/up"] = ffn.up.weight
+        if ffn.gate is not None:
+            matrices[f"{where}/gate"] = ffn.gate.weight
+        matrices[f"{where}/down"] = ffn.down.weight
+    return matrices
 
 
 def sample(matrices: Iterable[Tensor]) -> Tensor:
     """Return the weights that are followed, MS; dimensions before those of a matrix, as of several models, are kept."""
-    return torch.stack([w.detach().flatten(-2)[..., : w.shape[-2:].numel() // SHARE] for w in matrices], -2)
+    followed = []
+    for w in matrices:
+        size = w.shape[-2:].numel() // SHARE
+        followed.append(w.detach().flatten(-2)[..., :size])
+    return torch.stack(followed, -2)
 
 
 class Path:
     """The path of each FFN matrix from its initial weights; `model` must hold them when this is made.
 
-    M matrices, S sampled weights of each. `tensors` is what a checkpoint keeps.
+    M matrices, S followed weights of each. `tensors` is what a checkpoint keeps.
     """
 
     def __init__(self, model: GPT):

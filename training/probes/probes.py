@@ -1,22 +1,23 @@
 """Measurements inside the network, on a fixed batch, outside the training step, which they never change.
 
-In fp32. B stands for blocks.0, blocks.1, …; P for the FFN's up, gate or down; M for a matrix, as blocks.0.attn.qkv.
+All in fp32. B stands for blocks.0, blocks.1, …; P for up, gate or down of the FFN; M for a matrix, such as
+blocks.0.attn.qkv.
 
     stream/B/rms, grad/B/rms          of the residual stream at the block's input, and of its gradient
     grad/depth/first_to_last          that of the first block over that of the last
-    grad/depth/scaled_first_to_last   the same of rms(x)·rms(∂L/∂x), which no growth of the stream by itself changes
+    grad/depth/scaled_first_to_last   the same of rms(x)·rms(∂L/∂x), which the growth of the stream does not change
     grad/depth/log_slope              of ln rms over depth, per block; above 0, early blocks get less
     grad/B/P, grad/B/P_cosine         norm of the matrix's gradient; cosine with that before the last step
-    act/B/u_sd                        sd of u, the pre-activations (of the gate, where there is one)
+    act/B/u_sd                        sd of u, the pre-activations (of the gate, if there is one)
     act/B/slope, slope_square         E[φ'(u)], E[φ'(u)²]
     act/B/saturated, dead             share of slopes below 5 % of the steepest; of units never above it
-    act/B/mean, sd, mean_share        of h, what `down` multiplies; (E h)²/E[h²] of a unit, averaged
+    act/B/mean, sd, mean_share        of h, the input of `down`; (E h)²/E[h²] of a unit, averaged
     act/B/lambda_ratio                λmax/mean λ of hᵀh
     act/B/effective_rank              of hᵀh
     ffn/B/mean, sd, mean_share        of the FFN's output
     gate/B/mean, below_0.1, above_0.9 of act(gate)
     sign/B/up_S, sign/B/down_S        majority share of signs in a row of the gradient; S: token, sequence, batch
-    sign/B/up_S_pairs, down_S_pairs   probability that two entries of a row agree
+    sign/B/up_S_pairs, down_S_pairs   probability that two entries of a row agree in sign
     path/B/P_efficiency               ‖θ_T − θ_0‖/Σ‖Δθ_t‖ of the run so far
     path/B/P_cosine                   of successive updates, mean since the measurement before
     update/M/reach                    RMS update / RMS weight of the last step
@@ -41,10 +42,12 @@ from training.evaluate import evaluating
 from training.probes.measures import calibration, cosine, log_slope, moments, rms, same_sign, slopes, spectrum
 from training.probes.path import Path, ffn_matrices, ffns
 
-# of the probe batch, the first of the validation split; one more costs a quarter of a per cent of training
-# (benchmarks/probes.py)
+# Sequences of the probe batch, the first of the validation split. Each costs a quarter of a per cent of training
+# (benchmarks/probes.py).
 SEQUENCES = 3
-GATES = (-2.0, 2.0, 40)  # lowest and highest edge of the histogram of act(gate), and its bins
+GATES = (-2.0, 2.0, 40)  # the histogram of act(gate): lowest and highest edge, and bins
+
+Seen = dict[str, tuple[Tensor, Tensor]]  # input and output of modules, by name
 
 
 def probe_steps(steps: int, factor: int) -> set[int]:
@@ -62,7 +65,7 @@ class Probes:
     def __init__(self, model: GPT, optimizers: list[Optimizer], split: Split, steps: int, factor: int):
         self.model, self.optimizers, self.steps = model, optimizers, probe_steps(steps, factor)
         self.path = Path(model) if self.steps else None
-        self.before: dict[str, Tensor] | None = None  # the weights before the last step, if it led to a measurement
+        self.before: dict[str, Tensor] | None = None  # the weights before the last step, if that step is measured
         x_BT, y_BT = next(eval_windows(split.tokens_N, model.config.context, SEQUENCES))
         device = model.embedding.weight.device
         self.x_BT, self.y_BT = x_BT.to(device), y_BT.to(device)
@@ -84,25 +87,25 @@ class Probes:
         return figures | self.path.figures() if step else figures
 
     def summary(self) -> dict[str, Any]:
-        """Return what belongs into the run's summary: the histogram of the gates, where there are any."""
+        """Return what belongs into the run's summary: the histogram of the gates, if there are any."""
         histogram = gate_histogram(self.model, self.x_BT) if self.path else {}
         return {"gate/histogram": histogram} if histogram else {}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """The tensors that a checkpoint keeps."""
         return self.path.tensors if self.path else {}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from a checkpoint whose weights the model holds by now."""
+        """Go on with the tensors of a checkpoint whose weights the model holds by now."""
         if self.path:
             self.path.load(tensors)
 
 
 @contextmanager
-def watch(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+def watch(modules: Mapping[str, nn.Module]) -> Iterator[Seen]:
     """Keep the input and output of each module's last call inside; the hooks are gone on exit."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: Seen = {}
 
     def hook(name: str) -> Any:
         return lambda _module, inputs, output: seen.update({name: (inputs[0], output)})
@@ -117,7 +120,7 @@ def watch(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, 
 
 @contextmanager
 def weights(model: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
-    """Give the model other weights inside. Its own are put back as they are: they were never written to."""
+    """Give the model other weights inside. Its own come back bit for bit, since nothing is written to them."""
     own = {name: parameter.data for name, parameter in model.named_parameters()}
     try:
         for name, parameter in model.named_parameters():
@@ -146,7 +149,8 @@ def measure(
         if before is not None:
             matrices = ffn_matrices(model)
             with weights(model, before):
-                earlier = torch.autograd.grad(model(x_BT, y_BT, per_token=True).mean(), list(matrices.values()))
+                loss = model(x_BT, y_BT, per_token=True).mean()
+                earlier = torch.autograd.grad(loss, list(matrices.values()))
             for name, gradient in zip(matrices, earlier, strict=True):
                 figures[f"grad/{name}_cosine"] = cosine(gradients[name], gradient)
             figures |= _reach(model, before) | _near_eps(model, optimizers)
@@ -156,15 +160,18 @@ def measure(
 def gate_histogram(model: GPT, x_BT: Tensor) -> dict[str, dict[str, list[float]]]:
     """Return the distribution of act(gate) of each block, as `edges` and `counts`; empty for ungated activations.
 
-    What lies beyond the edges counts in the outermost bins.
+    Values beyond the edges count in the outermost bins.
     """
     acts = {where: ffn.act.act for where, ffn in ffns(model).items() if isinstance(ffn.act, Gated)}
     with torch.no_grad(), evaluating(model), torch.autocast(x_BT.device.type, enabled=False), watch(acts) as seen:
         model(x_BT)
     low, high, bins = GATES
     edges = torch.linspace(low, high, bins + 1).tolist()
-    counts = {where: torch.histc(gate_BTF.clamp(low, high), bins, low, high) for where, (_, gate_BTF) in seen.items()}
-    return {where: {"edges": edges, "counts": count_N.tolist()} for where, count_N in counts.items()}
+    histogram = {}
+    for where, (_, gate_BTF) in seen.items():
+        counts = torch.histc(gate_BTF.clamp(low, high), bins, low, high)
+        histogram[where] = {"edges": edges, "counts": counts.tolist()}
+    return histogram
 
 
 def function_of(ffn: FFN) -> nn.Module:
@@ -175,48 +182,73 @@ def function_of(ffn: FFN) -> nn.Module:
 def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the figures of the blocks and the gradients of the FFN matrices."""
     blocks = ffns(model)
-    modules = dict(zip(blocks, model.blocks, strict=True))
+    modules: dict[str, nn.Module] = dict(zip(blocks, model.blocks, strict=True))
     for where, ffn in blocks.items():
         modules |= {f"{where}/up": ffn.up, f"{where}/act": function_of(ffn), f"{where}/down": ffn.down}
     with watch(modules) as seen:
         loss = model(x_BT, y_BT, per_token=True).mean()
-    at = {where: seen[where][0] for where in blocks}  # the residual stream at the block's input
-    at |= {f"{name}.output": seen[name][1] for where in blocks for name in (f"{where}/up", f"{where}/down")}
-    at |= ffn_matrices(model)
-    gradients = dict(zip(at, torch.autograd.grad(loss, list(at.values())), strict=True))
+
+    # All gradients come from one backward pass: of the stream where it enters each block, of the outputs of `up` and
+    # `down`, and of the FFN matrices.
+    of = {where: seen[where][0] for where in blocks}
+    for where in blocks:
+        of |= {f"{where}/{part}.output": seen[f"{where}/{part}"][1] for part in ("up", "down")}
+    of |= ffn_matrices(model)
+    gradients = dict(zip(of, torch.autograd.grad(loss, list(of.values())), strict=True))
 
     figures: dict[str, Any] = {}
     with torch.no_grad():
-        stream, scale = ([rms(x[where]).item() for where in blocks] for x in (gradients, at))
-        figures |= {f"stream/{where}/rms": size for where, size in zip(blocks, scale, strict=True)}
-        figures |= {f"grad/{where}/rms": norm for where, norm in zip(blocks, stream, strict=True)}
-        figures["grad/depth/first_to_last"] = stream[0] / stream[-1] if stream[-1] else float("nan")
-        by_scale = scale[0] / scale[-1] if scale[-1] else float("nan")
-        figures["grad/depth/scaled_first_to_last"] = figures["grad/depth/first_to_last"] * by_scale
-        figures["grad/depth/log_slope"] = log_slope(stream)
+        sizes = {where: rms(of[where]).item() for where in blocks}
+        norms = {where: rms(gradients[where]).item() for where in blocks}
+        figures |= _depth(sizes, norms)
         figures |= {f"grad/{name}": gradients[name].norm() for name in ffn_matrices(model)}
         for where, ffn in blocks.items():
-            u_NF, act_NF = (side.flatten(0, 1) for side in seen[f"{where}/act"])
-            h_NF, y_ND = (side.flatten(0, 1) for side in seen[f"{where}/down"])
-            act = {"u_sd": u_NF.std(correction=0)} | slopes(function_of(ffn), u_NF) | moments(h_NF) | spectrum(h_NF)
-            figures |= {f"act/{where}/{name}": value for name, value in act.items()}
-            figures |= {f"ffn/{where}/{name}": value for name, value in moments(y_ND).items()}
-            if ffn.gate is not None:
-                figures[f"gate/{where}/mean"] = act_NF.mean()
-                figures[f"gate/{where}/below_0.1"] = (act_NF < 0.1).float().mean()
-                figures[f"gate/{where}/above_0.9"] = (act_NF > 0.9).float().mean()
-            for part in ("up", "down"):
-                input_BTF, delta_BTD = seen[f"{where}/{part}"][0], gradients[f"{where}/{part}.output"]
-                rows = {
-                    # of a single token's gradient δ hᵀ all rows are ±h, which share as many signs
-                    "token": input_BTF.flatten(0, 1),
-                    "sequence": delta_BTD[0].mT @ input_BTF[0],
-                    "batch": gradients[f"{where}/{part}"],
-                }
-                for size, gradient_RF in rows.items():
-                    name = f"sign/{where}/{part}_{size}"
-                    figures[name], figures[f"{name}_pairs"] = same_sign(gradient_RF)
+            figures |= _activation(where, ffn, seen) | _signs(where, seen, gradients)
     return figures, gradients
+
+
+def _depth(sizes: Mapping[str, float], norms: Mapping[str, float]) -> dict[str, float]:
+    """Return how the stream and its gradient change with depth; `sizes` and `norms` are RMS by block."""
+    figures = {f"stream/{where}/rms": size for where, size in sizes.items()}
+    figures |= {f"grad/{where}/rms": norm for where, norm in norms.items()}
+    blocks, nan = list(norms), float("nan")
+    first, last = blocks[0], blocks[-1]
+    ratio = norms[first] / norms[last] if norms[last] else nan
+    figures["grad/depth/first_to_last"] = ratio
+    figures["grad/depth/scaled_first_to_last"] = ratio * (sizes[first] / sizes[last] if sizes[last] else nan)
+    figures["grad/depth/log_slope"] = log_slope(list(norms.values()))
+    return figures
+
+
+def _activation(where: str, ffn: FFN, seen: Seen) -> dict[str, Tensor]:
+    """Return the figures of a block's activation, its FFN's output and its gate."""
+    u_NF, act_NF = (side.flatten(0, 1) for side in seen[f"{where}/act"])
+    h_NF, y_ND = (side.flatten(0, 1) for side in seen[f"{where}/down"])
+    act = {"u_sd": u_NF.std(correction=0)} | slopes(function_of(ffn), u_NF) | moments(h_NF) | spectrum(h_NF)
+    figures = {f"act/{where}/{name}": value for name, value in act.items()}
+    figures |= {f"ffn/{where}/{name}": value for name, value in moments(y_ND).items()}
+    if ffn.gate is not None:
+        figures[f"gate/{where}/mean"] = act_NF.mean()
+        figures[f"gate/{where}/below_0.1"] = (act_NF < 0.1).float().mean()
+        figures[f"gate/{where}/above_0.9"] = (act_NF > 0.9).float().mean()
+    return figures
+
+
+def _signs(where: str, seen: Seen, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return how far the entries of a row of the gradients of `up` and `down` share their sign."""
+    figures = {}
+    for part in ("up", "down"):
+        input_BTF, delta_BTD = seen[f"{where}/{part}"][0], gradients[f"{where}/{part}.output"]
+        rows = {
+            # The gradient of a single token is δ hᵀ. All its rows are ±h, which share as many signs.
+            "token": input_BTF.flatten(0, 1),
+            "sequence": delta_BTD[0].mT @ input_BTF[0],
+            "batch": gradients[f"{where}/{part}"],
+        }
+        for size, gradient_RF in rows.items():
+            name = f"sign/{where}/{part}_{size}"
+            figures[name], figures[f"{name}_pairs"] = same_sign(gradient_RF)
+    return figures
 
 
 @torch.no_grad()
@@ -224,7 +256,9 @@ def _head(model: GPT, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
     z_BTV = model.scores(model.states(model.embed(x_BT)))
     logits_BTV = model.head(z_BTV)
     figures = {"head/sum_sigma": (z_BTV + getattr(model.head, "bias", 0.0)).sigmoid().sum(-1).mean()}
-    return figures | {f"head/{k}": v for k, v in calibration(logits_BTV.flatten(0, 1), y_BT.flatten()).items()}
+    for name, value in calibration(logits_BTV.flatten(0, 1), y_BT.flatten()).items():
+        figures[f"head/{name}"] = value
+    return figures
 
 
 @torch.no_grad()
