@@ -190,26 +190,15 @@ class GPT(nn.Module):
         Raises:
             ValueError: more positions than `config.context`.
         """
-        x_BTD = self.embed(tokens_BT, cache)
-        if targets_BT is None:
-            return self.head(self.scores(self.states(x_BTD, cache)))
-        if per_token:
-            return self._token_losses(self._cross_entropy, x_BTD, targets_BT)
-        return self.loss(x_BTD, targets_BT)
-
-    def embed(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return what the first block reads, x_BTD.
-
-        Raises:
-            ValueError: more positions than `config.context`.
-        """
         length = tokens_BT.shape[1] + (cache.length if cache else 0)
         if length > self.config.context:
             raise ValueError(f"{length} tokens exceed the context of {self.config.context}")
-        return self.embedding(tokens_BT)
+        return self.after_embedding(self.embedding(tokens_BT), targets_BT, cache, per_token)
 
-    def states(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the residual stream after all blocks and the last norm, BTD, of embedded tokens."""
+    def after_embedding(
+        self, x_BTD: Tensor, targets_BT: Tensor | None, cache: Cache | None = None, per_token: bool = False
+    ) -> Tensor:
+        """Return what `forward` does, of embedded tokens: the part that `train.compile` compiles."""
         start = cache.length if cache else 0
         end = start + x_BTD.shape[1]
         rotary_2TK = self.rotary_2TK[:, start:end]
@@ -217,34 +206,34 @@ class GPT(nn.Module):
             x_BTD = block(x_BTD, rotary_2TK, cache.layers[layer][:, :, :, :end] if cache else None)
         if cache:
             cache.length = end
-        return self.norm(x_BTD)
+        x_BTD = self.norm(x_BTD)
+        if targets_BT is None:
+            return self.head(self._scores(x_BTD))
+        loss = self._cross_entropy if per_token else self.head.loss
+        losses_BT = self._in_parts(loss, x_BTD.flatten(0, 1), targets_BT.flatten()).view_as(targets_BT)
+        return losses_BT if per_token else losses_BT.mean()
 
-    def scores(self, x_BTD: Tensor) -> Tensor:
-        """Return what the head reads, z_BTV, of normed states."""
+    def _scores(self, x_BTD: Tensor) -> Tensor:
+        """Return what the head reads, z_BTV, without the columns that pad the vocabulary."""
         return F.linear(x_BTD, self.embedding.weight)[..., : self.n_vocab]
-
-    def loss(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return the training loss of embedded tokens, nats per token: all of it that is compiled, where a run asks."""
-        return self._token_losses(self.head.loss, x_BTD, targets_BT).mean()
 
     def _cross_entropy(self, z_NV: Tensor, targets_N: Tensor) -> Tensor:
         return cross_entropy(self.head(z_NV), targets_N)
 
-    def _token_losses(self, loss: Callable[[Tensor, Tensor], Tensor], x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return `loss(scores, targets)` of each token, BT, some tokens at a time where the scores are many.
+    def _in_parts(self, loss: Callable[[Tensor, Tensor], Tensor], x_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Return `loss(scores, targets)` of each token, N, some tokens at a time where the scores are many.
 
         The backward pass computes the scores of each part anew, so that they are never all in memory.
         """
-        x_ND, targets_N = self.states(x_BTD).flatten(0, 1), targets_BT.flatten()
         rows = max(SCORES_AT_A_TIME[x_ND.device.type] // self.n_vocab, FEWEST_ROWS)
-
-        def losses_of(part_ND: Tensor, targets: Tensor) -> Tensor:
-            return loss(self.scores(part_ND), targets)
-
         if len(x_ND) <= rows or not self.loss_in_parts:
-            return losses_of(x_ND, targets_N).view_as(targets_BT)
-        parts = [
-            checkpoint(losses_of, part_ND, part_N, use_reentrant=False, preserve_rng_state=False)
+            return loss(self._scores(x_ND), targets_N)
+
+        def loss_of_part(part_ND: Tensor, part_N: Tensor) -> Tensor:
+            return loss(self._scores(part_ND), part_N)
+
+        losses = [
+            checkpoint(loss_of_part, part_ND, part_N, use_reentrant=False, preserve_rng_state=False)
             for part_ND, part_N in zip(x_ND.split(rows), targets_N.split(rows), strict=True)
         ]
-        return torch.cat(parts).view_as(targets_BT)
+        return torch.cat(losses)

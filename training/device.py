@@ -1,4 +1,4 @@
-"""Where a run runs: device, threads, precision, and the record of it."""
+"""Where a run trains: device, threads, precision, memory, and the record of it."""
 
 import ctypes
 import os
@@ -27,20 +27,24 @@ def pick_device(name: str) -> torch.device:
     """
     if name not in ("auto", "cuda", "mps", "cpu"):
         raise UserError(unknown("device", name, ["auto", "cuda", "mps", "cpu"]))
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
     if name == "auto":
-        name = next(n for n, available in there.items() if available)
-    if not there[name]:
-        raise UserError(f"device {name!r}: not on this machine, which has {', '.join(n for n in there if there[n])}.")
+        name = available[0]
+    if name not in available:
+        raise UserError(f"train.device = {name!r}: this machine does not have it. It has: {', '.join(available)}.")
     return torch.device(name)
 
 
 @cache
 def bf16_is_fast(kind: str) -> bool:
-    """Whether the hardware of that kind (cuda, cpu, mps) is one that multiplies matrices in bf16, and faster so.
+    """Whether this machine's device of that kind (cuda, cpu, mps) multiplies matrices faster in bf16 than in fp32.
 
-    Seen on AMD's processors with AVX512-BF16. Intel's need AMX, which a virtual machine may hide: without it, bf16 is
-    slower there than fp32. (docs/performance.md)
+    AMD's processors with AVX512-BF16 do. Intel's do with AMX, which a virtual machine may hide; without AMX, bf16 is
+    slower there than fp32 (docs/performance.md).
     """
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -52,14 +56,14 @@ def bf16_is_fast(kind: str) -> bool:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Return bf16 or fp32; `auto` takes bf16 where it is known to be the faster one."""
+    """Return bf16 or fp32; `auto` takes bf16 where it is known to be faster."""
     if name != "auto":
         return name
     return "bf16" if bf16_is_fast(device.type) else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context of forward passes: bf16 where matrices multiply, weights and sums in fp32."""
+    """Return the context of forward passes: matrix products in bf16, weights and sums in fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
@@ -71,12 +75,12 @@ def check_compiler() -> None:
 
 
 def moved(batch: Tensor, device: torch.device) -> Tensor:
-    """Return a batch on a device; a copy to a GPU goes on while this process does."""
+    """Return a batch on a device. A copy to a GPU does not block this process."""
     return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """Return the type of the most digits that a device has: float64, which MPS lacks."""
+    """Return the most precise floating-point type of a device: float64, which MPS lacks."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -86,11 +90,10 @@ def cores() -> int:
 
 
 def keep_memory() -> None:
-    """Let this process keep the memory that it frees, for the rest of its life; glibc only, else nothing happens.
+    """Let this process keep the memory that it frees, until it ends. Without glibc nothing happens.
 
-    Without it every large tensor of a step is a mapping of its own, whose pages the kernel clears anew: up to a fifth
-    of a bf16 step (benchmarks/steps.py --no-keep-memory). Small blocks that are freed join their neighbours at once,
-    instead of all of them within some later call.
+    Otherwise every large tensor of a step gets new pages from the kernel, which clears them first: plain torch then has
+    0.86 to 0.95 of its speed (benchmarks/steps.py --no-keep-memory).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -100,11 +103,11 @@ def keep_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory this process has held, bytes: on the GPU if it trains there, else resident."""
+    """Return the peak memory of this process, bytes: on the GPU if it trains there, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent held before it started this process
+    if status.exists():  # getrusage would also count the parent's memory at the start of this process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     import resource  # Windows has none
@@ -114,7 +117,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the memory that is free, bytes: on the GPU, else in the machine, or all of it where that is not told."""
+    """Return the free memory, bytes: of the GPU, else of the machine; all of it where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
@@ -124,7 +127,7 @@ def free_memory(device: torch.device) -> int:
 def environment(
     device: torch.device, precision: str, ranks: int = 1, compiled: bool = False, stacked: bool = False
 ) -> dict[str, Any]:
-    """Return what must be equal for results to be equal bit for bit, and what a reader wants to know."""
+    """Return what has to be equal for results to be equal bit for bit, and what a reader wants to know."""
     name = torch.cuda.get_device_name() if device.type == "cuda" else _cpu_name()
     return {
         "python": platform.python_version(),
@@ -150,7 +153,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    """The commit of this code, with a + if files differ from it; empty outside a git checkout."""
+    """Return the commit of this code, with a + if files differ from it; empty outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -21,7 +21,7 @@ from training.device import autocast, moved, widest
 class Score:
     """Loss in nats per token, its exponential, and bits per byte, which compares across tokenizers.
 
-    `windows` holds the loss of each whole window in the order of the text, for the noise of the evaluation.
+    `windows` holds the loss of each whole window, in the order of the text: from these comes the noise of evaluation.
     """
 
     loss: float
@@ -36,7 +36,7 @@ class Score:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode inside, in which an activation of a plugin, as torch's RReLU, draws no numbers."""
+    """Put a model into eval mode inside, where a stochastic activation, such as torch's RReLU, draws no numbers."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -47,7 +47,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def score(model: GPT, split: Split, config: RunConfig, precision: str, process: OneProcess = ONE_PROCESS) -> Score:
-    """Score a split as a run does: in its precision, as many windows at a time as a micro-batch has sequences."""
+    """Score a split as a run does: in its precision, with as many windows at a time as a micro-batch has sequences."""
     with autocast(precision, model.embedding.weight.device):
         return evaluate(model, split, config.train.batch_size // config.train.accumulate, process)
 
@@ -55,8 +55,8 @@ def score(model: GPT, split: Split, config: RunConfig, precision: str, process: 
 def evaluate(model: GPT, split: Split, batch_size: int, process: OneProcess = ONE_PROCESS) -> Score:
     """Score every token of the split but the first once, in consecutive windows of the model's context.
 
-    Nats are summed over the split first, and exponentiated last. Document separators count as tokens, and what they
-    cost counts in the bits, but they add no bytes.
+    Perplexity is the exponential of the mean over the whole split. Document separators count as tokens, and their nats
+    count in the bits, but they add no bytes.
     """
     context, device = model.config.context, model.embedding.weight.device
     with evaluating(model):
@@ -75,7 +75,7 @@ def window_nats(
     device: torch.device,
     process: OneProcess = ONE_PROCESS,
 ) -> np.ndarray:
-    """Return the nats of each window in the order of the text; `losses` gives those of each token, BT.
+    """Return the nats of each window, in the order of the text; `losses` returns those of each token, BT.
 
     Dimensions before these, as of several models, are kept. Under DDP each process scores its rows of each batch.
     """

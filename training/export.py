@@ -1,4 +1,4 @@
-"""A run as a folder that Hugging Face's transformers loads without code of ours; writing it needs no transformers."""
+"""A run as a folder that Hugging Face's transformers loads without our code. Writing it needs no transformers."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from errors import UserError
 from files import write_folder, writing
 from model.export import check_exportable, to_transformers
 from model.gpt import GPT
+from model.size import size
 from training.checkpoint import save_tensors
 from training.config import RunConfig
 from training.folder import read_run_config, read_summary
@@ -41,7 +42,7 @@ def write_model_folder(folder: Path, model: GPT, tokenizer: Tokenizer, card: str
     """
     config, weights = to_transformers(model)
     _check_free(folder)
-    # a document starts with the token that ends the one before
+    # One token separates documents: it begins each of them.
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eot)
     tokens = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
     records = {
@@ -82,7 +83,7 @@ def _card(run: Path, config: RunConfig, model: GPT, state: dict[str, Any]) -> st
     c, corpus = config.model, config.data.corpus
     env = dict.fromkeys(("precision", "commit", "torch", "python"), "unknown") | state.get("environment", {})
     theirs = to_transformers(model)[0]
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = size(c, model.n_vocab).total
     rows = {
         "activation": f"{c.activation} ({theirs['architectures'][0]} with `hidden_act` {theirs['hidden_act']})",
         "parameters": f"{parameters:,}, float32",
@@ -93,7 +94,7 @@ def _card(run: Path, config: RunConfig, model: GPT, state: dict[str, Any]) -> st
         "training": f"{config.train.optimizer}, learning rate {config.train.lr}, {env['precision']}, "
         f"seed {config.train.seed}",
     }
-    if (summary := read_summary(run)) and summary["steps"] == state["step"]:  # the figures are those of these weights
+    if (summary := read_summary(run)) and summary["steps"] == state["step"]:  # the scores are those of these weights
         for split in ("val", "test"):
             if f"{split}/loss" in summary:
                 loss, perplexity, bits = (

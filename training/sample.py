@@ -1,4 +1,4 @@
-"""Text from a model: a prompt's tokens in, text out."""
+"""Text from a model: the tokens of a prompt in, text out."""
 
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[s
         raise UserError(f"{folder} has no checkpoint yet; train it first.")
     try:
         tokenizer, state = Tokenizer.load(path / "tokenizer.json"), checkpoint.read_state(path)
-        torch.manual_seed(config.train.seed)  # as in training: what a plugin's activation draws is in no checkpoint
+        # As in training: no checkpoint holds the random numbers that an activation of a plugin draws when it is made.
+        torch.manual_seed(config.train.seed)
         model = GPT(config.model, tokenizer.n_vocab, config.train.seed)
         checkpoint.load_weights(path, model)
     except UserError:
         if path.exists():
             raise
-        return load_run(folder, device)  # its run goes on, and has dropped it meanwhile
+        return load_run(folder, device)  # its run goes on, and has deleted this checkpoint meanwhile
     return model.to(device).eval(), tokenizer, state
 
 

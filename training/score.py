@@ -1,4 +1,4 @@
-"""The score of a finished or half-finished run, on the data it was made for or on any other text."""
+"""The score of a run, finished or not, on its own data or on any other text."""
 
 import tempfile
 from contextlib import suppress
@@ -38,12 +38,12 @@ def score_text(folder: Path, device_name: str, corpus: str, column: str | None) 
     """Score the newest checkpoint of a run on the whole of another corpus, with the run's own tokenizer, and print it.
 
     Raises:
-        UserError: it is not a run, or has no checkpoint; the corpus cannot be had, is empty, or is what it trains on.
+        UserError: it is not a run, or has no checkpoint; the corpus cannot be read, is empty, or is the run's own.
     """
     config = read_run_config(folder)
     data = build({"data": {"corpus": corpus} | ({} if column is None else {"column": column})}, "flags").data
     scored, trained = open_corpus(data), None
-    with suppress(UserError):  # what it is trained on may be gone
+    with suppress(UserError):  # its own corpus may be gone
         trained = open_corpus(config.data).fingerprint
     if scored.fingerprint == trained:
         raise UserError(

@@ -1,6 +1,7 @@
 """One optimiser step."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -41,11 +42,13 @@ def train_step(
     module = module or model
     micro_batches = split_batch(tokens_N, config, step, device)
     total = torch.zeros((), device=device)
-    for micro_x_BT, micro_y_BT in micro_batches[:-1]:
-        with process.without_exchange(module):
-            total += _backward(module, process.rows(micro_x_BT), process.rows(micro_y_BT), c.accumulate, precision)
-    micro_x_BT, micro_y_BT = micro_batches[-1]  # the gradients of all micro-batches are exchanged in this one
-    total += _backward(module, process.rows(micro_x_BT), process.rows(micro_y_BT), c.accumulate, precision)
+    for i, (micro_x_BT, micro_y_BT) in enumerate(micro_batches, 1):
+        # Under DDP, gradients are exchanged in the backward pass of the last micro-batch alone.
+        with nullcontext() if i == c.accumulate else process.without_exchange(module):
+            with autocast(precision, device):
+                loss = module(process.rows(micro_x_BT), process.rows(micro_y_BT)) / c.accumulate
+            loss.backward()
+        total += loss.detach()
 
     parameters = list(model.parameters())
     total_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -64,21 +67,13 @@ def train_step(
     return loss, norm
 
 
-def _backward(module: nn.Module, x_BT: Tensor, y_BT: Tensor, accumulate: int, precision: str) -> Tensor:
-    """Add the gradient of a micro-batch and return its share of the batch's loss."""
-    with autocast(precision, x_BT.device):
-        loss = module(x_BT, y_BT) / accumulate
-    loss.backward()
-    return loss.detach()
-
-
 def compile_loss(model: GPT) -> None:
     """Let training steps run the training loss compiled, as one graph of all that follows the embedding.
 
     The gradient of a compiled embedding is summed in no fixed order: no run would be equal to its repetition.
     """
     model.loss_in_parts = False
-    model.loss = torch.compile(model.loss)
+    model.after_embedding = torch.compile(model.after_embedding)
 
 
 def split_batch(

@@ -1,4 +1,4 @@
-"""The mirror of a folder in wandb. It never blocks for long, never asks, and never ends what it mirrors."""
+"""Mirrors a run in wandb. It never blocks for long, never asks for input, and never ends the run."""
 
 import contextlib
 import math
@@ -11,17 +11,18 @@ from typing import Any, Self
 
 from training.config import RunConfig, WandbConfig, tree
 
-ID = re.compile(r"[\w-][\w.-]{0,63}")  # of a run: it becomes part of a path
+ID = re.compile(r"[\w-][\w.-]{0,63}")  # of a wandb run; it becomes part of a path
 
 
 class WandbMirror:
     """A wandb run, or nothing at all: the first failure turns it off with one warning.
 
-    WANDB_MODE decides, then `where.mode`. `auto` is online for those who are logged in and offline for others. `about`
-    is what wandb shall know from the start: `job_type`, `config`, `tags`.
+    The environment variable WANDB_MODE decides, then `where.mode`. `auto` means online if the user is logged in, else
+    offline. `about` goes to `wandb.init`: `job_type`, `config`, `tags`.
     """
 
-    unreachable = False  # going online failed in this process: those that follow do not wait for it again
+    # Going online has failed in this process, so that further runs do not wait for it again.
+    unreachable = False
 
     def __init__(self, where: WandbConfig, folder: Path, run_id: str | None, say: Callable[[str], None], **about: Any):
         self.run: Any = None
@@ -37,7 +38,7 @@ class WandbMirror:
     def of_run(
         cls, config: RunConfig, folder: Path, run_id: str | None, best: float | None, say: Callable[[str], None]
     ) -> Self:
-        """Mirror a training run; its `id` and `best` are kept in checkpoints, so that a resumed run continues it."""
+        """Mirror a training run. Checkpoints keep its `id` and `best`, so that a resumed run continues it."""
         tags = [config.model.activation[:64], config.data.corpus[:64]]
         mirror = cls(config.wandb, folder, run_id, say, job_type="train", tags=tags, config=tree(config))
         mirror.best = best
@@ -50,16 +51,17 @@ class WandbMirror:
 
     def _start(self, where: WandbConfig, folder: Path, mode: str, about: dict[str, Any]) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # a silent server would hold the process for 10 s more
-        import wandb  # half a second
+        # Otherwise a server that does not answer holds the process for 10 s more.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb  # here, since it takes half a second
 
         if mode in ("auto", "online"):
             mode = "online" if not WandbMirror.unreachable and self._can_log_in(wandb) else "offline"
-        # stacked runs share a process, and without create_new they would all write to the first one's
+        # Stacked runs share a process. Without create_new they would all write to the wandb run of the first.
         settings = wandb.Settings(init_timeout=8, console="off", x_disable_stats=True, reinit="create_new")
-        given = os.environ.get("WANDB_RUN_ID", "")  # a sweep's agent sets it
+        given = os.environ.get("WANDB_RUN_ID", "")  # set by the agent of a sweep
         if given and not ID.fullmatch(given):
-            self.say(f"wandb: WANDB_RUN_ID = {given!r} is no id that a checkpoint can keep; this run gets another")
+            self.say(f"wandb: WANDB_RUN_ID = {given!r} cannot be part of a path; this run gets another id")
             given = ""
         self.id = self.id or given or uuid.uuid4().hex[:8]
         arguments: dict[str, Any] = about | {
@@ -80,7 +82,7 @@ class WandbMirror:
             self.say(f"wandb: cannot go online ({type(error).__name__}); this run is kept offline")
             arguments.pop("resume")
             WandbMirror.unreachable = True
-            wandb.teardown()  # else the id counts as taken
+            wandb.teardown()  # otherwise the id counts as taken
             self.run = wandb.init(mode="offline", **arguments)
         if self.run.settings.mode != "online":
             self.say(f"wandb: offline; to upload it later: wandb sync {Path(self.run.dir).parent}")
@@ -103,7 +105,7 @@ class WandbMirror:
             self._guard(self.run.summary.update, summary)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Show a table; logged again, it takes the former one's place."""
+        """Show a table. Logged again under its name, it replaces the former one."""
 
         def log() -> None:
             import wandb
@@ -127,7 +129,8 @@ class WandbMirror:
             import wandb
 
             artifact = wandb.Artifact(f"model-{self.id}", "model", metadata={"val/loss": self.best})
-            artifact.add_dir(str(checkpoint))  # copied: it may be dropped here before it is there
+            # A copy is made, since the checkpoint may be deleted before it is uploaded.
+            artifact.add_dir(str(checkpoint))
             self.run.log_artifact(artifact, aliases=["best"])
 
         if self.run is not None:
@@ -149,7 +152,7 @@ class WandbMirror:
                 self._forget()
 
     def _forget(self) -> None:
-        """Let go of a process that has died: wandb would look for it when this one ends, and print a traceback."""
+        """Forget wandb's own process, which has died: at the end wandb would look for it and print a traceback."""
         with contextlib.suppress(Exception):
             import wandb
 

@@ -253,8 +253,9 @@ def _signs(where: str, seen: Seen, gradients: Mapping[str, Tensor]) -> dict[str,
 
 @torch.no_grad()
 def _head(model: GPT, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
-    z_BTV = model.scores(model.states(model.embed(x_BT)))
-    logits_BTV = model.head(z_BTV)
+    with watch({"head": model.head}) as seen:
+        logits_BTV = model(x_BT)
+    z_BTV, _ = seen["head"]
     figures = {"head/sum_sigma": (z_BTV + getattr(model.head, "bias", 0.0)).sigmoid().sum(-1).mean()}
     for name, value in calibration(logits_BTV.flatten(0, 1), y_BT.flatten()).items():
         figures[f"head/{name}"] = value
