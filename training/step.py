@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from data.batches import train_batch
-from model.gpt import GPT
+from model.gpt import GPT, Cache
 from training.config import RunConfig
 from training.ddp import ONE_PROCESS, OneProcess
 from training.device import autocast, moved
@@ -70,10 +70,19 @@ def train_step(
 def compile_loss(model: GPT) -> None:
     """Let training steps run the training loss compiled, as one graph of all that follows the embedding.
 
-    The gradient of a compiled embedding is summed in no fixed order: no run would be equal to its repetition.
+    The gradient of a compiled embedding is summed in no fixed order: no run would be equal to its repetition. Scores
+    and samples stay as written, since each of their shapes would be compiled by itself.
     """
+    as_written, compiled = model.after_embedding, torch.compile(model.after_embedding)
+
+    def after_embedding(
+        x_BTD: Tensor, targets_BT: Tensor | None, cache: Cache | None = None, per_token: bool = False
+    ) -> Tensor:
+        chosen = as_written if targets_BT is None or per_token else compiled
+        return chosen(x_BTD, targets_BT, cache, per_token)
+
+    model.after_embedding = after_embedding
     model.loss_in_parts = False
-    model.after_embedding = torch.compile(model.after_embedding)
 
 
 def split_batch(
