@@ -33,7 +33,6 @@ def next_token(
     return (drawn_B1 if order_BK is None else order_BK.gather(1, drawn_B1)).squeeze(1)
 
 
-@torch.inference_mode()
 def generate(
     model: GPT,
     prompt_BT: Tensor,
@@ -50,14 +49,16 @@ def generate(
     has seen, and the cache is rebuilt only now and then.
     """
     (batch, length), context = prompt_BT.shape, model.config.context
+    # Made outside of inference mode, so that a model can be trained on the tokens.
     tokens_BT = torch.cat((prompt_BT, prompt_BT.new_empty(batch, n_tokens)), dim=1)
-    cache = Cache(model.config, batch, prompt_BT.device)
     unread = max(length - context, 0)  # the first position that the model has not read
-    for end in range(length, length + n_tokens):
-        if cache.length + end - unread > context:
-            cache.length = 0
-            unread = end - max(context // 2, 1)
-        logits_BTV = model(tokens_BT[:, unread:end], cache=cache)
-        tokens_BT[:, end] = next_token(logits_BTV[:, -1], temperature, top_k, top_p, generator)
-        unread = end
+    with torch.inference_mode():
+        cache = Cache(model, batch)
+        for end in range(length, length + n_tokens):
+            if cache.length + end - unread > context:
+                cache.length = 0
+                unread = end - max(context // 2, 1)
+            logits_BTV = model(tokens_BT[:, unread:end], cache=cache)
+            tokens_BT[:, end] = next_token(logits_BTV[:, -1], temperature, top_k, top_p, generator)
+            unread = end
     return tokens_BT[:, length:]

@@ -78,12 +78,13 @@ class Cache:
     With a cache, a model reads the first positions together and every further one by itself.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, device: torch.device):
+    def __init__(self, model: "GPT", batch: int):
+        config, weight = model.config, model.embedding.weight
         # Attention stores what it computes with: bf16 under autocast, else the dtype of the weights.
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else torch.get_default_dtype()
+        autocast = torch.is_autocast_enabled(weight.device.type)
+        dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
         shape = (2, batch, config.n_head, config.context, config.d_model // config.n_head)
-        self.layers = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.layers = [torch.empty(shape, device=weight.device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = 0
 
 
@@ -188,11 +189,14 @@ class GPT(nn.Module):
         return the cross-entropy of each target, nats, BT: all heads are scored on it.
 
         Raises:
-            ValueError: more positions than `config.context`.
+            ValueError: more positions than `config.context`, or than one where the cache holds some already.
         """
-        length = tokens_BT.shape[1] + (cache.length if cache else 0)
-        if length > self.config.context:
-            raise ValueError(f"{length} tokens exceed the context of {self.config.context}")
+        T, cached = tokens_BT.shape[1], cache.length if cache else 0
+        if cached + T > self.config.context:
+            raise ValueError(f"{cached + T} tokens exceed the context of {self.config.context}")
+        # The causal mask of `attend` is that of T = S: it would let several further positions see the wrong ones.
+        if cached and T > 1:
+            raise ValueError(f"{T} tokens after {cached} in the cache. Read further tokens one at a time.")
         return self.after_embedding(self.embedding(tokens_BT), targets_BT, cache, per_token)
 
     def after_embedding(

@@ -82,8 +82,8 @@ def _trial(act: nn.Module) -> str:
     if not isinstance(act, nn.Module):
         return f"the factory made {act!r}"
     u_BTF = torch.linspace(-3, 3, 64).view(2, 4, 8).requires_grad_()
-    given_BTF = u_BTF + 0  # not a leaf, so that an in-place operation is possible, and seen
-    inputs = (given_BTF, u_BTF + 0) if isinstance(act, Gated) else (given_BTF,)
+    # Not leaves, so that an in-place operation is possible, and seen.
+    inputs = [u_BTF + 0 for _ in range(2 if isinstance(act, Gated) else 1)]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         h_BTF = act(*inputs)
     if not isinstance(h_BTF, Tensor) or h_BTF.shape != u_BTF.shape:
@@ -92,4 +92,6 @@ def _trial(act: nn.Module) -> str:
         return f"it turns {u_BTF.dtype} into {h_BTF.dtype}"
     if not h_BTF.requires_grad:
         return "what it returns has no gradient"
-    return "" if given_BTF.equal(u_BTF) else "it changes its input (inplace=True)"
+    if not all(given_BTF.equal(u_BTF) for given_BTF in inputs):
+        return "it changes its input (inplace=True)"
+    return ""
