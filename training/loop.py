@@ -68,23 +68,25 @@ def train_loop(runs: Sequence[Run], engine: Engine, interrupt: Interrupt, proces
     for step in range(min(run.start for run in runs), steps + 1):
         last = step == steps
         signum = process.any_signal(interrupt.signum)
-        # A resumed run waits until the others have reached its step, whose record it has written already.
-        due = [run for run in runs if not run.failed and (step > run.start or (step == run.start and not run.resumed))]
-        scored = [run for run in due if run.is_scored(step)]
-        for run, score_of_run in zip(scored, engine.score(scored, "val"), strict=True):
-            run.score = score_of_run
+        # A resumed run waits until the others have reached its step.
+        active = [run for run in runs if run.start <= step and not run.failed]
+        due = [run for run in active if not run.has_record_of(step)]
+        if due and due[0].is_scored(step):
+            for run, score_of_run in zip(due, engine.score(due, "val"), strict=True):
+                run.score = score_of_run
         for run in due:
-            run.record(step, stopping=signum > 0)
-        active = [run for run in runs if not run.failed and step >= run.start]
-        if signum and not last:
+            run.record(step, stopping=signum > 0)  # metrics, probes, and a checkpoint where one is due
+        if last:
+            break
+        active = [run for run in active if not run.failed]
+        if signum:
             for run in active:
                 run.interrupt(step, signum)
             raise Interrupted(signum, "stopped; the same command resumes")
-        if last or not active:
-            break
-        for run in active:
-            run.probes.keep_before(step + 1)
-        engine.step(active, step)
+        if active:
+            for run in active:
+                run.probes.keep_before(step + 1)
+            engine.step(active, step)
 
     finished = [run for run in runs if not run.failed]
     # Runs of one shape have one data set, so that all of them have a test split or none.

@@ -173,6 +173,10 @@ class Run:
         """Return the learning rate of a step, counted from 0."""
         return self.config.train.lr * lr_factor(step, self.config.steps, self.config.train)
 
+    def has_record_of(self, step: int) -> bool:
+        """Whether the record of that step is in the folder: a checkpoint is written after the record of its step."""
+        return self.resumed and step == self.start
+
     def is_scored(self, step: int) -> bool:
         """Whether the validation split is scored at that step."""
         every = self.config.train.eval_every
@@ -194,7 +198,6 @@ class Run:
             self.metrics.log(place | record)
             self.display.update(place | record)
         self.figures = {}
-        # A checkpoint comes after the record of its step: a resumed run starts with the next one.
         due = step > 0 and step % c.checkpoint_every == 0
         if (due or stopping or step == self.config.steps) and self.process.main:
             lowest = scored and self.metrics.mirror.is_lowest(self.val["val/loss"])
