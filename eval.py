@@ -106,7 +106,7 @@ def main() -> None:
             raise UserError("--reference goes with a study or several runs; a claim names its arms itself.")
         report_claims(only, command.out)
         return
-    from study.plan.claims import claims_in
+    from study.plan.plan import claims_in
     from study.report.compare import compare
 
     compare(command.paths, command.reference, command.out, command.plugin)

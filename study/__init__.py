@@ -1,1 +1,1 @@
-"""Many runs: grid, executor, results, report."""
+"""Many runs: `command.py` runs whole commands over plan (what), run (trained), judge (effects), report (pages)."""

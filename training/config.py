@@ -172,6 +172,8 @@ def explain(problem: Any, section: str, part: Any) -> str:
     if kind == "literal_error":
         literal, *_ = get_args(part.__dataclass_fields__[path[1]].type)  # of Annotated[Literal[...], Field]
         return f"{key}: " + unknown(path[-1], str(given), get_args(literal))
+    if kind == "missing":
+        return f"{key}: is missing."
     if kind == "value_error":
         return f"{key}: {problem['ctx']['error']}"
     return f"{key} = {given!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}."

@@ -12,10 +12,11 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
+from study.plan.config import SMALLEST
+
 Verdict = Literal["supported", "refuted", "not shown"]
 Curve = Sequence[tuple[float, float]]  # (tokens, loss in nats per token), in order of tokens
 
-SMALLEST = 0.01  # nats per token: the smallest effect that matters, 1 % of perplexity
 MINIMUM_SEEDS = 5  # of a verdict
 
 

@@ -3,17 +3,18 @@
 import math
 import statistics
 import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
 from data.dataset import Dataset, prepare
+from model.config import ModelConfig
 from model.gpt import GPT
-from study.plan.config import Tree
-from study.plan.grid import expand, study_config
-from study.plan.tuning import arm_of, arms, tuning_runs
-from study.run.display import match
-from study.run.executor import at_once, placed
-from study.run.protocol import pick_engine
+from model.size import size
+from study.plan.engine import count_parallel, pick_engine, place
+from study.plan.plan import Plan
+from study.plan.tuning import tuning_runs
 from training.config import RunConfig
 from training.device import keep_memory, pick_device, pick_precision
 from training.evaluate import score
@@ -21,64 +22,104 @@ from training.optim import build_optimizers
 from training.run import check_available
 from training.step import compile_loss, train_step
 
-STEPS = 8  # timed steps of each arm, after two that are not
-START_SECONDS = 1.5  # of a run: its process, checkpoint and sample; measured on 2 cores
+STEPS = 8  # timed steps of each arm, after two that are not timed
+START_SECONDS = 1.5  # for the process, checkpoint and sample of a run; measured on 2 cores
 
 
-def dry_run(tree: Tree, source: str, counted: set[RunConfig]) -> float:
-    """Print the runs, the match of the arms in parameters and FLOPs, and the hours that the study takes; return these.
+class Seconds(NamedTuple):
+    """What a run costs on this machine: to start it, a training step, a score of the validation split."""
 
-    It times a few steps and one evaluation of each arm on a run's share of the cores. The text is fetched and prepared
-    for that, nothing is trained or written. A learning-rate grid that must be extended takes longer; stacked runs,
-    counted one after another, take less, as do those on a cluster, of which this machine alone is counted. Runs in
-    `counted`, to which these are added, cost nothing: a study of the same command has them.
+    start: float
+    step: float
+    score: float
+
+
+def size_lines(plan: Plan, data: Mapping[str, Dataset]) -> list[str]:
+    """Return a line for each different network: its arm, parameters and FLOPs, and how they match the first line's.
+
+    `data` holds the prepared data of each arm. Arms with the same network share a line.
     """
-    study = study_config(tree, source)
-    runs, compared = expand(tree, source), arms(tree, source)
-    trials = {name: tuning_runs(name, config, its, its.lr) for name, (config, its) in compared.items()}
-    for config in runs.values():
-        check_available(config)
-    engine = pick_engine(study.engine, runs.values())
-    parallel = 1 if engine == "stacked" else at_once(runs.values())
-    keep_memory()
-    data = {config: prepare(config) for config in {run.data for run in runs.values()}}
-    print(*match((c.model, data[c.data].tokenizer.n_vocab) for c, _ in compared.values()), sep="\n")
-    seconds = 0.0
-    for name, (config, _) in compared.items():
-        start, step, scoring = _measure(placed(config, source, parallel), data[config.data])
-        mine = [run for run in runs.values() if arm_of(run, compared) == name]
-        tuning = [run for _, run in trials[name].values()]
-        for run in {*mine, *tuning} - counted:
-            every = run.train.eval_every or run.steps  # 0: scored after its last step alone
-            scores = math.ceil(run.steps / every) + (run.train.eval_every > 0) + (run.data.test_fraction > 0)
-            seconds += start + run.steps * step + scores * scoring
-        counted.update(mine, tuning)
-        speed = f"{config.tokens_per_step / step:,.0f} tokens/s"
-        print(f"{name or config.model.activation}: {len(tuning)} tuning runs, {len(mine)} runs, {speed}")
-    hours = seconds / parallel / 3600
-    how = "or less, since runs are stacked" if engine == "stacked" else f"{parallel} runs at a time"
-    how += " on this machine alone" if engine == "ray" else ""
-    print(f"estimated time of {source}: {hours:.2f} h, {how}")
-    return hours
+    arms: dict[tuple[ModelConfig, int], list[str]] = {}
+    for name, arm in plan.arms.items():
+        arms.setdefault((arm.config.model, data[name].tokenizer.n_vocab), []).append(name)
+    sizes = {names[0]: size(model, n_vocab) for (model, n_vocab), names in arms.items()}
+    labels = [names[0] + f" and {len(names) - 1} more" * (len(names) > 1) for names in arms.values()]
+    width = max(12, *map(len, labels))
+    first = next(iter(sizes.values()))
+    return [
+        f"{label:>{width}}  {cost.total:>12,} parameters ({cost.total / first.total - 1:+.2%})  "
+        f"{cost.flops_per_token / 1e6:>9,.1f} MFLOP per training token "
+        f"({cost.flops_per_token / first.flops_per_token - 1:+.2%})"
+        for label, cost in zip(labels, sizes.values(), strict=True)
+    ]
 
 
-def _measure(config: RunConfig, data: Dataset) -> tuple[float, float, float]:
-    """Return the seconds that a run takes to begin, for a training step and for a score of the validation split."""
+def prepare_arms(plan: Plan) -> dict[str, Dataset]:
+    """Return the data of each arm, prepared once for all arms that share it."""
+    data = {config: prepare(config) for config in {arm.config.data for arm in plan.arms.values()}}
+    return {name: data[arm.config.data] for name, arm in plan.arms.items()}
+
+
+def measure(config: RunConfig, data: Dataset) -> Seconds:
+    """Time a few training steps and one score of a run, on the threads that its config gives it."""
     torch.set_num_threads(config.train.threads)
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     model = GPT(config.model, data.tokenizer.n_vocab).to(device)
     optimizers = build_optimizers(model, config.train)
     if config.train.compile:
-        torch.compiler.reset()  # else it counts the arms before, and from the ninth on compiles no more
+        torch.compiler.reset()  # the compiler gives up after eight networks in one process, unless it forgets them
         compile_loss(model)
     times = []
     for step in range(STEPS + 2):
-        began = time.perf_counter()
+        start = time.perf_counter()
         train_step(model, optimizers, data.train.tokens_N, config, step, 0.0, precision)
-        times.append(time.perf_counter() - began)
-    began = time.perf_counter()
+        times.append(time.perf_counter() - start)
+    start = time.perf_counter()
     score(model, data.val, config, precision)
-    scoring = time.perf_counter() - began
+    scoring = time.perf_counter() - start
     step = statistics.median(times[2:])
-    return START_SECONDS + sum(times[:2]) - 2 * step, step, scoring
+    # The first two steps hold what a run does once, compiling above all.
+    return Seconds(START_SECONDS + sum(times[:2]) - 2 * step, step, scoring)
+
+
+def dry_run(plan: Plan, counted: set[RunConfig], measure: Callable[[RunConfig, Dataset], Seconds] = measure) -> float:
+    """Print the runs, the size of the arms' networks, and the hours that the study takes; return the hours.
+
+    `measure` times each arm on a run's share of the cores. The text is fetched and prepared for that; nothing is
+    trained or written. A grid of learning rates that must be extended takes longer. Stacked runs take less than the
+    hours printed, since they are counted one after another; so do runs on a cluster, of which only this machine is
+    counted. Runs in `counted` cost nothing, since another study of the same command trains them; the runs of this
+    study are added to it.
+    """
+    runs = list(plan.runs.values())
+    for config in runs:
+        check_available(config)
+    engine = pick_engine(plan.study.engine, runs)
+    parallel = 1 if engine == "stacked" else count_parallel(runs)
+    keep_memory()
+    data = prepare_arms(plan)
+    print(*size_lines(plan, data), sep="\n")
+    seconds = 0.0
+    for name, arm in plan.arms.items():
+        cost = measure(place(arm.config, plan.source, parallel), data[name])
+        tuning = list(tuning_runs(name, arm, arm.study.lr).values())
+        final = [run for run_name, run in plan.runs.items() if plan.arm_of[run_name] == name]
+        for run in {*final, *tuning} - counted:
+            seconds += cost.start + run.steps * cost.step + _count_scores(run) * cost.score
+        counted.update(final, tuning)
+        speed = arm.config.tokens_per_step / cost.step
+        print(f"{name}: {len(tuning)} tuning runs, {len(final)} runs, {speed:,.0f} tokens/s")
+    hours = seconds / parallel / 3600
+    how = "or less, since runs are stacked" if engine == "stacked" else f"{parallel} runs at a time"
+    if engine == "ray":
+        how += " on this machine alone"
+    print(f"estimated time of {plan.source}: {hours:.2f} h, {how}")
+    return hours
+
+
+def _count_scores(run: RunConfig) -> int:
+    """Return how often a run scores: at step 0 and every `eval_every` steps, at the last step, and the test split."""
+    every = run.train.eval_every
+    validation = 1 + math.ceil(run.steps / every) if every else 1
+    return validation + (run.data.test_fraction > 0)

@@ -1,34 +1,31 @@
-"""Runs of a study over the machines of a Ray cluster, each a task (Moritz et al., 2018).
+"""The engine of a Ray cluster: each run is a task on one of its machines (Moritz et al., 2018).
 
-All machines see one file system: a run is its folder, wherever it trains, and goes on from it elsewhere if its machine
-dies.
+All machines see one file system. A run is its folder, wherever it trains: if its machine dies, it goes on elsewhere.
 """
 
 import importlib
 import os
 import signal
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from errors import Interrupted, UserError
-from model.plugin import load_plugin
-from study.run.display import StudyDisplay
-from study.run.executor import ORPHAN_SECONDS, POLL_SECONDS, Job, placed
+from errors import UserError
+from study.plan.engine import place
+from study.run.child import train_with_log
+from study.run.executor import execute
+from study.run.job import Job
 from training.config import RunConfig
 from training.device import cores
-from training.folder import read_summary
 from training.interrupt import Interrupt
-from training.loop import train
 
 RETRIES = 10  # of a run whose machine or process dies
 CODE = str(Path(__file__).resolve().parents[2])
-HANDED_ON = ("ACTGPT_CACHE", "HF_HUB_OFFLINE", "WANDB_MODE")  # settings of the user's shell that hold everywhere
+HANDED_ON = ("ACTGPT_CACHE", "HF_HUB_OFFLINE", "WANDB_MODE")  # settings of the user's shell that every machine gets
 
 
-def package() -> Any:
+def import_ray() -> Any:
     """Return the module `ray`.
 
     Raises:
@@ -45,37 +42,30 @@ def package() -> Any:
 def execute_ray(
     runs: dict[str, RunConfig], folder: Path, group: str, plugin: Path | None, interrupt: Interrupt
 ) -> list[str]:
-    """Train every run that is not finished, as `study.run.executor.execute` does, on the machines of a Ray cluster.
+    """Train as `study.run.processes.execute_processes`, on the machines of a Ray cluster.
 
     Raises:
-        UserError: there is no ray, or no cluster.
+        UserError: ray is not installed, or there is no cluster.
         Interrupted: a signal came; every run has written a checkpoint.
     """
-    jobs = [Job(name, placed(config, group, cores()), folder / name) for name, config in runs.items()]
-    for job in jobs:
-        job.status = "finished" if read_summary(job.folder) else "running"
-    ray = package()
-    with _connected(ray):
-        total = ray.cluster_resources()
-        gpu = bool(total.get("GPU")) and any(config.train.device != "cpu" for config in runs.values())
-        threads = max((job.config.train.threads for job in jobs), default=1)
-        parallel = int(total["GPU"] if gpu else total.get("CPU", 1) // threads)
-        with StudyDisplay(folder.name, jobs, max(1, min(parallel, len(jobs)))) as display:
-            _run_jobs(ray, jobs, gpu, plugin, interrupt, display)
-    if interrupt.signum:
-        raise Interrupted(interrupt.signum, f"{group}: stopped; the same command resumes it")
-    return [job.name for job in jobs if job.status == "failed"]
+    jobs = []
+    for number, (name, config) in enumerate(runs.items()):
+        # A run takes one core of its machine, unless its config asks for more.
+        jobs.append(Job(name, place(config, group, parallel=cores()), folder / name, stack=number))
+    ray = import_ray()
+    with _connect(ray):
+        return execute(jobs, Cluster(ray, jobs, plugin), folder, interrupt)
 
 
 @contextmanager
-def _connected(ray: Any) -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names, or that of this machine; signals stay ours."""
+def _connect(ray: Any) -> Iterator[None]:
+    """Join the cluster that RAY_ADDRESS names, or that of this machine. Ray's own handler of signals is taken out."""
     handler = signal.getsignal(signal.SIGTERM)
     settings = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
     settings["PYTHONPATH"] = os.pathsep.join(filter(None, [CODE, os.environ.get("PYTHONPATH")]))
     try:
         ray.init(address="auto", runtime_env={"env_vars": settings}, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError:  # at once where there is none, after minutes where RAY_ADDRESS names one that is gone
+    except ConnectionError:  # at once if there is no cluster; after minutes if the one in RAY_ADDRESS is gone
         raise UserError(
             "study.engine = 'ray' found no cluster: start one (ray start --head, then ray start --address=… on the "
             "other machines), or name it in RAY_ADDRESS."
@@ -89,53 +79,48 @@ def _connected(ray: Any) -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _run_jobs(
-    ray: Any, jobs: list[Job], gpu: bool, plugin: Path | None, interrupt: Interrupt, display: StudyDisplay
-) -> None:
-    # a process for each run, as everywhere: its peak memory is its own
-    task = ray.remote(max_calls=1, max_retries=RETRIES)(_train)
-    pending = {
-        task.options(
-            name=job.name, num_cpus=job.config.train.threads, num_gpus=int(gpu and job.config.train.device != "cpu")
-        ).remote(job.config, job.folder, plugin, Path.cwd()): job
-        for job in jobs
-        if job.status == "running"
-    }
-    asked = False
-    while pending:
-        if interrupt.signum and not asked:
-            asked = True
-            for reference in pending:
-                ray.cancel(reference)  # as Ctrl-C would: it saves and ends
-        done, _ = ray.wait(list(pending), timeout=POLL_SECONDS)
-        for job in pending.values():
-            if records := job.read_new():
-                display.follow(job, records)
-        for reference in done:
-            job = pending.pop(reference)
-            job.status = "finished" if read_summary(job.folder) else "waiting" if asked else "failed"
-            if job.status == "failed":
-                try:
-                    ray.get(reference)
-                except Exception as error:  # it never came to write a log, or died once too often
-                    display.say(f"{job.name}: {type(error).__name__}: {error}")
-            display.follow(job, job.read_new())
+class Cluster:
+    """The tasks of a cluster. All of them are submitted at the start: Ray decides when and where each one runs."""
+
+    def __init__(self, ray: Any, jobs: list[Job], plugin: Path | None):
+        self.ray, self.plugin = ray, plugin
+        self.slots = len(jobs)
+        # A process for each task: its peak memory is its own.
+        self.task = ray.remote(max_calls=1, max_retries=RETRIES)(_train)
+        self.references: dict[str, Any] = {}  # by the name of the job
+        total = ray.cluster_resources()
+        self.gpu = bool(total.get("GPU")) and any(job.config.train.device != "cpu" for job in jobs)
+        threads = max(job.config.train.threads for job in jobs)
+        tasks = int(total["GPU"] if self.gpu else total.get("CPU", 1) // threads)
+        self.parallel = max(1, min(tasks, len(jobs)))
+
+    def start(self, stack: list[Job]) -> None:
+        """Submit the only run of a stack."""
+        (job,) = stack
+        gpus = int(self.gpu and job.config.train.device != "cpu")
+        task = self.task.options(name=job.name, num_cpus=job.config.train.threads, num_gpus=gpus)
+        self.references[job.name] = task.remote(job.config, job.folder, self.plugin, Path.cwd())
+
+    def ended(self, jobs: list[Job]) -> list[Job]:
+        """Return those of these jobs whose task has ended."""
+        references = [self.references[job.name] for job in jobs]
+        done, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
+        return [job for job in jobs if self.references[job.name] in done]
+
+    def stop(self, jobs: list[Job]) -> None:
+        """Ask the tasks of these jobs to save and end, as Ctrl-C would."""
+        for job in jobs:
+            self.ray.cancel(self.references[job.name])
+
+    def fault(self, job: Job) -> str:
+        """Return why a task failed that never wrote a log, or whose machine died once too often; else nothing."""
+        try:
+            self.ray.get(self.references[job.name])
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
 
 
 def _train(config: RunConfig, folder: Path, plugin: Path | None, cwd: Path) -> None:
-    """Train in a process of the cluster, its output in log.txt of the run's folder."""
     os.chdir(cwd)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        (folder / "log.txt").open("a", encoding="utf-8", buffering=1) as log,
-        redirect_stdout(log),
-        redirect_stderr(log),
-    ):
-        try:
-            if plugin:
-                load_plugin(plugin)
-            train(config, folder, ORPHAN_SECONDS)
-        except (UserError, FloatingPointError, Interrupted) as error:
-            print(error)
-        except Exception:
-            traceback.print_exc()
+    train_with_log({folder: config}, plugin)

@@ -1,0 +1,37 @@
+"""How the runs of a study share a machine: the engine, the number of processes, the cores of each."""
+
+import dataclasses
+from collections.abc import Collection
+
+from errors import UserError
+from training.config import RunConfig
+from training.device import cores, pick_device
+
+
+def pick_engine(name: str, runs: Collection[RunConfig]) -> str:
+    """Return the engine of that name; `auto` stacks on a GPU, which a small run alone cannot keep busy.
+
+    Raises:
+        UserError: runs that are to be compiled are to be stacked.
+    """
+    compiled = any(run.train.compile for run in runs)
+    if name == "stacked" and compiled:
+        raise UserError("train.compile = true does not go with stacked runs. Give --study.engine=processes.")
+    if name != "auto":
+        return name
+    on_gpu = all(pick_device(run.train.device).type == "cuda" for run in runs)
+    return "stacked" if on_gpu and not compiled else "processes"
+
+
+def count_parallel(runs: Collection[RunConfig]) -> int:
+    """Return how many runs train at the same time, each in a process: one for each core, or one on a GPU."""
+    on_cpu = all(pick_device(run.train.device).type == "cpu" for run in runs)
+    return min(len(runs), cores()) if on_cpu else 1
+
+
+def place(config: RunConfig, group: str, parallel: int) -> RunConfig:
+    """Give a run its share of the cores and its study's name as wandb group, unless its config sets them."""
+    threads = config.train.threads or max(1, cores() // parallel)
+    train = dataclasses.replace(config.train, threads=threads)
+    wandb = dataclasses.replace(config.wandb, group=config.wandb.group or group)
+    return dataclasses.replace(config, train=train, wandb=wandb)

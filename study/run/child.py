@@ -1,0 +1,64 @@
+"""A run, or a stack of runs, in a process of its own: all that it prints goes to log.txt."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from errors import Interrupted, UserError
+from model.plugin import load_plugin
+from training.config import RunConfig
+from training.loop import train, train_stack
+
+ORPHAN_SECONDS = 60.0  # in which a run whose study was killed saves and releases its folder
+
+
+def train_with_log(runs: Mapping[Path, RunConfig], plugin: Path | None) -> int:
+    """Train one run, or several as a stack, by their folders, and return the exit code of this process.
+
+    The output and the reason of a failure go to log.txt of the first folder: a message for a mistake, a signal or
+    numbers that are not finite, and a traceback for any other fault.
+    """
+    folder, config = next(iter(runs.items()))
+    folder.mkdir(parents=True, exist_ok=True)
+    with _output_to(folder / "log.txt"):
+        try:
+            if plugin:
+                load_plugin(plugin)
+            if len(runs) > 1:
+                train_stack(runs, ORPHAN_SECONDS)
+            else:
+                train(config, folder, ORPHAN_SECONDS)
+        except Interrupted as stopped:
+            print(stopped)
+            return stopped.code
+        except UserError as error:
+            print(error)
+            return 2
+        except FloatingPointError as error:
+            print(error)
+            return 1
+        except Exception:
+            traceback.print_exc()
+            return 1
+    return 0
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Send what this process prints to the end of a file, what torch and other libraries of C++ print too."""
+    streams = [sys.stdout, sys.stderr]
+    before = [os.dup(stream.fileno()) for stream in streams]
+    with path.open("ab") as log:
+        for stream in streams:
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
+    try:
+        yield
+    finally:
+        for stream, old in zip(streams, before, strict=True):
+            stream.flush()
+            os.dup2(old, stream.fileno())
+            os.close(old)

@@ -1,0 +1,47 @@
+"""A run of a study while it trains: what the study knows of it is read from its folder."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.config import RunConfig
+
+
+@dataclass
+class Job:
+    """A run in a process of its own, or in one that it shares with the other runs of its `stack`."""
+
+    name: str
+    config: RunConfig
+    folder: Path
+    stack: int = 0
+    status: str = "waiting"  # then running, finished or failed
+    record: dict[str, Any] = field(default_factory=dict)  # the newest value of each metric
+    offset: int = 0  # bytes of metrics.jsonl that are read
+
+    @property
+    def steps_left(self) -> int:
+        """Steps still to train."""
+        return 0 if self.status in ("finished", "failed") else self.config.steps - self.record.get("step", 0)
+
+    def read_new(self) -> list[dict[str, Any]]:
+        """Return the records written since the last call."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self.offset:  # a resumed run cuts the file back
+                self.offset = 0
+            file.seek(self.offset)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        try:
+            records = [json.loads(line) for line in whole.splitlines()]
+        except ValueError:  # the file was cut back and grew again between two calls: read it from the start next time
+            self.offset = 0
+            return []
+        self.offset += len(whole + newline)
+        for record in records:
+            self.record |= record
+        return records

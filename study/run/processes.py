@@ -1,0 +1,110 @@
+"""The engine of one machine: a process for each run, or for each stack of runs."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from study.plan.engine import count_parallel, place
+from study.run.child import train_with_log
+from study.run.executor import execute
+from study.run.job import Job
+from training.config import RunConfig
+from training.interrupt import Interrupt
+from training.stack import shape
+
+# torch and wandb import these late, which would cost each run two seconds
+LATE_IMPORTS = ("torch._dynamo", "wandb.apis.public", "wandb.sdk.launch")
+
+
+def execute_processes(
+    runs: dict[str, RunConfig], folder: Path, group: str, plugin: Path | None, interrupt: Interrupt
+) -> list[str]:
+    """Train every run that is not finished, in `folder/<name>`; return the names of those that failed.
+
+    Each run has a process of its own, as many at a time as there are cores, or one at a time on a GPU. `group` is the
+    study's name in wandb.
+
+    Raises:
+        Interrupted: a signal came; every run has written a checkpoint.
+    """
+    parallel = count_parallel(runs.values())
+    jobs = []
+    for number, (name, config) in enumerate(runs.items()):
+        jobs.append(Job(name, place(config, group, parallel), folder / name, stack=number))
+    return execute(jobs, Processes(parallel, plugin), folder, interrupt)
+
+
+def execute_stacked(
+    runs: dict[str, RunConfig], folder: Path, group: str, plugin: Path | None, interrupt: Interrupt
+) -> list[str]:
+    """Train as `execute_processes`, but runs that differ only in seed and learning rate as one batched program.
+
+    One stack at a time, in a process that has all cores.
+    """
+    configs = {name: place(config, group, parallel=1) for name, config in runs.items()}
+    shapes = list(dict.fromkeys(shape(config) for config in configs.values()))
+    jobs = []
+    for name, config in configs.items():
+        jobs.append(Job(name, config, folder / name, stack=shapes.index(shape(config))))
+    return execute(jobs, Processes(1, plugin), folder, interrupt)
+
+
+class Processes:
+    """Processes that are forked from one that holds torch already, so that a run starts at once."""
+
+    def __init__(self, parallel: int, plugin: Path | None):
+        self.slots = self.parallel = parallel
+        self.plugin = plugin
+        self.processes: dict[str, BaseProcess] = {}  # by the name of the job
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["study.run.child", *LATE_IMPORTS])
+        resource_tracker.ensure_running()  # or the server would start it, with its own handling of signals
+        # The server and its children ignore Ctrl-C, until a run handles signals itself: the study asks each run once.
+        main = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+        try:
+            forkserver.ensure_running()
+        finally:
+            if main:
+                signal.signal(signal.SIGINT, handler)
+
+    def start(self, stack: list[Job]) -> None:
+        """Start the runs of a stack in one process."""
+        runs = {job.folder: job.config for job in stack}
+        process = self.context.Process(target=_child, args=(runs, self.plugin))
+        process.start()
+        for job in stack:
+            self.processes[job.name] = process
+
+    def ended(self, jobs: list[Job]) -> list[Job]:
+        """Return those of these jobs whose process has ended."""
+        return [job for job in jobs if not self.processes[job.name].is_alive()]
+
+    def stop(self, jobs: list[Job]) -> None:
+        """Ask the processes of these jobs to save and end."""
+        for process in {self.processes[job.name] for job in jobs}:
+            process.terminate()
+
+    def fault(self, job: Job) -> str:
+        """Return the signal that killed the process of a job, as the kernel's when memory is short; else nothing."""
+        code = self.processes[job.name].exitcode or 0
+        return f"its process was killed by signal {-code}" if code < 0 else ""
+
+
+def _child(runs: dict[Path, RunConfig], plugin: Path | None) -> None:
+    os.environ.pop("WANDB_RUN_ID", None)  # a sweep's agent sets one id, and a study has many runs
+    os.setsid()  # Ctrl-C on the terminal reaches only the study, which asks each process once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(train_with_log(runs, plugin))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
