@@ -7,7 +7,7 @@ import torch
 from data.dataset import prepare
 from model.gpt import GPT
 from study.plan.config import Tree, merge
-from study.plan.grid import expand
+from study.plan.plan import make_plan
 from training.config import RunConfig
 from training.device import pick_precision
 from training.optim import build_optimizers
@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 def runs_of(study: str, changes: Tree | None = None) -> dict[str, RunConfig]:
     """Return the runs of a study in configs/, by name, with other settings where `changes` has some."""
-    return expand(merge(CONFIGS / f"{study}.toml", changes or {}), study)
+    return make_plan(merge(CONFIGS / f"{study}.toml", changes or {}), study).runs
 
 
 def run_named(study: str, run: str = "") -> RunConfig:

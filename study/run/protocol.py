@@ -126,7 +126,7 @@ def _losses(trial: dict[str, RunConfig], folder: Path) -> dict[float, list[float
     losses: dict[float, list[float]] = {}
     for name, run in trial.items():
         summary = read_summary(folder / name)
-        finished = summary is not None and summary["status"] == "finished"
+        finished = summary is not None and summary.get("status") != "diverged"
         losses.setdefault(run.train.lr, []).append(summary["val/loss"] if finished else math.inf)
     return losses
 

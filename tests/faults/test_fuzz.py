@@ -1,8 +1,8 @@
 """Configs and flags at random: a run that could begin, or code 2 and the name of what is wrong; never a traceback.
 
-The path is the real one from the command line up to the moment of training: files, folders, locks and data are real,
-and only the training itself (`loop._run`, and `protocol._stages` of a study) and what reads its results are left out. A
-small network computes once, so that its shape is one that can be.
+The path is the real one from the command line up to the moment of training: files, folders, locks and data are real.
+Only the training itself (`loop._run`, and `protocol._train_arms` of a study) and what reads its results are left out.
+A small network computes once, so that its shape is one that can be.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from errors import UserError
 from model.activations import ACTIVATIONS
 from model.gpt import GPT
+from study import command
 from study.plan import config as study_config
 from study.plan.config import ALL_SECTIONS, parse_command
-from study.plan.grid import expand
-from study.report import compare, mirror
+from study.plan.plan import make_plan
 from study.run import protocol
 from training import loop
 
@@ -114,9 +114,9 @@ def until_training(call, monkeypatch, corpus, tmp_path):
         return end
 
     monkeypatch.setattr(loop, "_run", ended)
-    monkeypatch.setattr(protocol, "_stages", lambda *_: [])
-    monkeypatch.setattr(compare, "compare", lambda *_, **__: [])
-    monkeypatch.setattr(mirror, "mirror_study", lambda *_, **__: None)
+    monkeypatch.setattr(protocol, "_train_arms", lambda *_: [])
+    monkeypatch.setattr(command, "compare", lambda *_, **__: [])
+    monkeypatch.setattr(command, "mirror_study", lambda *_, **__: None)
 
     def run(tree, flags, raw=b""):
         laid = {**tree, "data": {"corpus": str(corpus), "tokenizer": "bytes"} | tree.get("data", {})}
@@ -195,7 +195,7 @@ def vocabularies():
 
 def suggested_in_a_file(tree):
     try:
-        expand(tree, "it") if tree.keys() - {"study"} else protocol.study_config(tree, "it")
+        make_plan(tree, "it")
     except UserError as error:
         return str(error)
     return ""

@@ -1,15 +1,13 @@
 import pytest
 
-from model.config import ModelConfig
-from model.size import size
-from study.run.display import StudyDisplay, match
-from study.run.executor import Job
+from study.run.display import StudyDisplay
+from study.run.job import Job
 from training.progress import Display
 
 
 @pytest.fixture
 def jobs(tiny, tmp_path):
-    """Two runs of 20 steps each, one of which has trained 5 of them."""
+    """Two runs of 20 steps each; one of them has trained 5 steps."""
     return [Job("relu", tiny(), tmp_path / "relu", record={"step": 5}), Job("gelu", tiny(), tmp_path / "gelu")]
 
 
@@ -19,13 +17,13 @@ def test_without_a_terminal_each_validation_loss_is_a_plain_line(jobs, capsys):
         display.update({"step": 8, "val/loss": 2.5})
     with StudyDisplay("study", jobs, 2) as display:
         display.follow(jobs[0], [{"step": 6, "time": 1.0}, {"step": 8, "time": 2.0, "val/loss": 2.25}])
-    assert capsys.readouterr().out.splitlines() == [
-        "one  step 8/20  loss 3.000  val 2.500",
-        "relu  step 8/20  val 2.250",
-    ]
+        jobs[0].record = {"step": 8}
+        assert display.seconds_left() == 20 / 2  # two steps a second; the longer of the two runs has 20 left
+    lines = ["one  step 8/20  loss 3.000  val 2.500", "relu  step 8/20  val 2.250"]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
-def test_on_a_terminal_a_study_has_a_bar_for_its_steps_in_all_and_one_for_each_run(jobs, monkeypatch, capsys):
+def test_on_a_terminal_a_study_has_a_bar_for_all_steps_and_one_for_each_run(jobs, monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     with StudyDisplay("study", jobs, 2) as display:
         assert display.bar
@@ -39,10 +37,3 @@ def test_on_a_terminal_a_study_has_a_bar_for_its_steps_in_all_and_one_for_each_r
     shown = capsys.readouterr().out
     assert "val 2.250" in shown
     assert "gelu failed; the others go on" in shown
-
-
-def test_each_model_has_a_line_at_each_vocabulary():
-    small, large = (ModelConfig(activation=name) for name in ("gelu", "swiglu"))
-    lines = match([(small, 257), (large, 257), (small, 257), (small, 1000)])
-    expected = [size(model, n_vocab).total for model, n_vocab in ((small, 257), (large, 257), (small, 1000))]
-    assert [int(line.split()[1].replace(",", "")) for line in lines] == expected

@@ -1,43 +1,41 @@
-import json
+"""Studies that train: in processes, as stacks, beside another study, stopped and killed."""
+
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import begin, records, run_flags, until
 
 from errors import Interrupted, UserError
-from study.plan.grid import expand
-from study.run.protocol import COPYING, pick_engine, run_study
+from study.plan.engine import pick_engine
+from study.plan.plan import make_plan
+from study.run.protocol import run_plan, run_study
 from training.config import tree as plain
 from training.folder import read_run_config, read_summary
 from training.loop import train
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
 def study(tiny):
-    """Return a function from axes to the tree of a study of tiny runs."""
+    """Return a function from activations and changes to the tree of a study of tiny runs."""
 
-    def make(activation=("relu", "gelu", "swiglu"), **changes):
+    def make(*activations, **changes):
         tree = plain(tiny(**changes))
-        tree["model"]["activation"] = list(activation)
+        tree["model"]["activation"] = list(activations)
         return tree
 
     return make
 
 
-def stop_once(path_in, folder):
-    """Send this process SIGTERM as soon as such a path is in the folder."""
+def stop_once(pattern, folder):
+    """Send this process SIGTERM as soon as a path of that pattern is in the folder."""
 
     def watch():
         deadline = time.monotonic() + 250
-        while not any(folder.glob(path_in)) and time.monotonic() < deadline:
+        while not any(folder.glob(pattern)) and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -45,172 +43,130 @@ def stop_once(path_in, folder):
 
 
 def losses(folder):
-    return [json.loads(line).get("train/loss") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["train/loss"] for record in records(folder) if "train/loss" in record]
 
 
 def test_a_study_is_its_runs_each_as_if_alone(study, tmp_path, capfd):
-    tree = study()
-    runs = expand(tree, "it")
-    assert run_study(tree, tmp_path / "study") == []
-    for name, config in runs.items():
+    tree = study("relu", "swiglu")
+    folder = tmp_path / "study"
+    folder.mkdir()
+    for name in (".lock", ".holder"):  # left by a process that was killed before it wrote study.toml
+        (folder / name).write_text("")
+    assert run_study(tree, folder) == []
+    for name, config in make_plan(tree).runs.items():
         train(config, tmp_path / "alone" / name)
-        assert losses(tmp_path / "study" / name) == losses(tmp_path / "alone" / name)
-    shown = capfd.readouterr().out
-    assert "parameters (+0.00%)" in shown
-    before = (tmp_path / "study" / "relu" / "metrics.jsonl").stat().st_mtime_ns
-    assert run_study(tree, tmp_path / "study") == []  # finished runs are skipped
-    assert (tmp_path / "study" / "relu" / "metrics.jsonl").stat().st_mtime_ns == before
+        assert records(folder / name) == records(tmp_path / "alone" / name)
+    assert "parameters (+0.00%)" in capfd.readouterr().out
+    before = (folder / "relu" / "metrics.jsonl").stat().st_mtime_ns
+    assert run_study(tree, folder) == []  # finished runs are skipped
+    assert (folder / "relu" / "metrics.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"model.activation: \['relu', 'swiglu'\] in the folder, \['relu'\] asked for"):
+        run_study(study("relu"), folder)
+
+
+def test_a_folder_of_something_else_is_left_alone(study, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_bytes(b"")
+    with pytest.raises(UserError, match="is not a study"):
+        run_study(study("relu"), tmp_path / "photos")
+    plan = tmp_path / "plan" / "study.toml"
+    plan.parent.mkdir()
+    plan.write_text("# my plan\n[train]\nlr = 0.01\n")
+    with pytest.raises(UserError, match=r"study\.toml is not of a study"):
+        run_study(study("relu"), plan.parent)
+    assert plan.read_text().startswith("# my plan")
 
 
 def test_what_a_study_beside_has_finished_is_copied_and_nothing_else(study, tmp_path, capfd):
-    tuned = {"study": {"lr": [1e-3, 2e-3, 4e-3], "tune_share": 0.5}}
-    for name, tree, beside in (
-        ("first", study(["relu", "gelu"]), []),
-        ("second", study(["relu", "silu"]), ["first"]),
-        ("alone", study(["relu", "silu"]), []),
-        ("other", study(["relu", "silu"], train={"tokens": 16 * 4 * 3}), ["first"]),
-    ):
-        (tmp_path / name / COPYING).mkdir(parents=True)  # of a process that died while copying
-        (tmp_path / name / "study.toml").touch()
-        assert run_study(tree | tuned, tmp_path / name, beside=[tmp_path / b for b in beside]) == []
-        assert (tmp_path / name / COPYING).exists() == (not beside)
-    written = {
-        name: {str(f.relative_to(tmp_path / name)): f.read_bytes() for f in (tmp_path / name).rglob("summary.json")}
-        for name in ("first", "second", "alone", "other")
-    }
-    assert written["second"].keys() == written["alone"].keys()
-    equal = {name for name, text in written["second"].items() if text == written["first"].get(name)}  # their times too
-    assert equal == {name for name in written["second"] if "relu" in name}
-    assert not any(text == written["first"].get(name) for name, text in written["other"].items())
-    for name in written["alone"]:
-        ours, theirs = ((tmp_path / f / name).parent for f in ("second", "alone"))
-        assert losses(ours) == losses(theirs)
-    assert "runs are copied from" in capfd.readouterr().out
-    (tmp_path / "first" / "relu" / "wandb").mkdir()
-    (tmp_path / "first" / "relu" / "wandb" / "latest-run").symlink_to("cleaned")  # as `wandb clean` leaves it
-    assert run_study(study(["relu"]) | tuned, tmp_path / "last", beside=[tmp_path / "first"]) == []
-    assert losses(tmp_path / "last" / "relu") == losses(tmp_path / "first" / "relu")
+    tuned = {"study": {"lr": [1e-3, 2e-3, 4e-3], "tune_share": 0.5, "engine": "stacked"}}
+    short = {"tokens": 16 * 4 * 4}
+    first, second, other = (tmp_path / name for name in ("first", "second", "other"))
+    assert run_study(study("relu", train=short) | tuned, first) == []
+    (first / "relu" / "wandb").mkdir()
+    (first / "relu" / "wandb" / "latest-run").symlink_to("cleaned")  # as `wandb clean` leaves it
+    (second / ".copying").mkdir(parents=True)  # left by a process that died while copying
+    (second / "study.toml").touch()
+    assert run_plan(make_plan(study("relu", "silu", train=short) | tuned), second, beside=[first]) == []
+    assert "1 of 2 runs are copied from" in capfd.readouterr().out
+    for folder, count in ((second, 2), (second / "tune", 6)):
+        finished = list(folder.glob("[!.]*/summary.json"))
+        assert len(finished) >= count
+        for path in finished:  # a copy holds the times of the original, to the last digit
+            twin = first / path.relative_to(second)
+            assert ("relu" in path.parent.name) == (twin.exists() and path.read_bytes() == twin.read_bytes())
+    shorter = study("relu", train={"tokens": 16 * 4 * 3}) | tuned
+    assert run_plan(make_plan(shorter), other, beside=[first]) == []
+    assert "copied" not in capfd.readouterr().out
 
 
-def test_a_run_that_fails_is_reported_and_the_others_go_on(study, tmp_path, capfd):
-    plugin = tmp_path / "acts.py"
+def test_a_run_that_fails_is_reported_with_its_traceback_and_the_others_go_on(study, tmp_path, capfd):
+    plugin = tmp_path / "fails.py"  # in the process of one run, and in no other
     plugin.write_text(
-        "import torch\nfrom model.activations import Activation, pointwise\n"
-        "ACTIVATIONS = {'broken': Activation(pointwise(lambda u: u @ u))}\n"
+        "from training import step\n"
+        "ACTIVATIONS, whole = {}, step.train_batch\n"
+        "def batch(tokens_N, seed, *rest):\n"
+        "    if seed == 3:\n"
+        "        raise RuntimeError('an internal fault')\n"
+        "    return whole(tokens_N, seed, *rest)\n"
+        "step.train_batch = batch\n"
     )
-    code = (
-        "import sys; from pathlib import Path; from model.activations import load_plugin\n"
-        "from study.run.protocol import run_study; import json\n"
-        "if __name__ == '__main__':\n"
-        "    load_plugin(Path(sys.argv[1])); tree = json.loads(sys.argv[2])\n"
-        "    print('FAILED', run_study(tree, Path(sys.argv[3]), Path(sys.argv[1])))\n"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    tree = study(["relu", "broken", "gelu"])
-    command = [sys.executable, str(script), str(plugin), json.dumps(tree), str(tmp_path / "study")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert "FAILED ['broken']" in done.stdout, done.stdout + done.stderr
-    assert "broken failed; the others go on" in done.stdout
-    assert read_summary(tmp_path / "study" / "relu")
-    assert read_summary(tmp_path / "study" / "gelu")
-    assert "RuntimeError" in (tmp_path / "study" / "broken" / "log.txt").read_text()
+    tree = study("relu")
+    tree["train"]["seed"] = [2, 3]
+    assert run_study(tree, tmp_path / "study", plugin) == ["relu-seed3"]
+    said = capfd.readouterr().out
+    assert "relu-seed3 failed; the others go on" in said
+    assert "ends with: RuntimeError: an internal fault" in said
+    assert "Traceback" not in said
+    assert "Traceback" in (tmp_path / "study" / "relu-seed3" / "log.txt").read_text()
+    assert read_summary(tmp_path / "study" / "relu-seed2")
 
 
 def test_a_stacked_study_is_stopped_and_goes_on_under_either_engine(study, tmp_path, capfd):
-    tree = study(["relu", "swiglu"], train={"checkpoint_every": 3, "lr": 1e-3, "tokens": 16 * 4 * 60})
+    tree = study("relu", "swiglu", train={"checkpoint_every": 3, "lr": 1e-3, "tokens": 16 * 4 * 40})
     tree["train"]["seed"] = [0, 1]
-    stop_once("*/checkpoints/step-*", tmp_path / "study")
+    folder = tmp_path / "study"
+    stop_once("*/checkpoints/step-*", folder)
     with pytest.raises(Interrupted) as stopped:
-        run_study(tree | {"study": {"engine": "stacked"}}, tmp_path / "study")
+        run_study(tree | {"study": {"engine": "stacked"}}, folder)
     assert stopped.value.code == 143
-    begun = {p.parent.parent.name for p in (tmp_path / "study").glob("*/checkpoints/step-*")}
-    assert begun == {"relu-seed0", "relu-seed1"}  # one stack after another
-    assert run_study(tree | {"study": {"engine": "processes"}}, tmp_path / "study") == []
-    assert "relu-seed1: resumed at step" in (tmp_path / "study" / "relu-seed1" / "log.txt").read_text()
-    (tmp_path / "study" / "swiglu-seed0" / "summary.json").unlink()
-    (tmp_path / "study" / "swiglu-seed1" / "summary.json").unlink()
-    assert run_study(tree | {"study": {"engine": "stacked"}}, tmp_path / "study") == []
-    for name, config in expand(tree, "it").items():
+    saved = {path.parent.parent.name for path in folder.glob("*/checkpoints/step-*")}
+    assert saved == {"relu-seed0", "relu-seed1"}  # one stack after another
+    assert run_study(tree | {"study": {"engine": "processes"}}, folder) == []
+    assert "relu-seed1: resumed at step" in (folder / "relu-seed1" / "log.txt").read_text()
+    (folder / "swiglu-seed0" / "summary.json").unlink()
+    (folder / "swiglu-seed1" / "summary.json").unlink()
+    assert run_study(tree | {"study": {"engine": "stacked"}}, folder) == []
+    for name, config in make_plan(tree).runs.items():
         train(config, tmp_path / "alone" / name)
-        got, expected = ([v for v in losses(tmp_path / f / name) if v] for f in ("study", "alone"))
-        assert got == pytest.approx(expected, abs=1e-4)
-    assert "relu-seed1  step 60/60" in capfd.readouterr().out
+        assert losses(folder / name) == pytest.approx(losses(tmp_path / "alone" / name), abs=1e-4)
+    assert "relu-seed1  step 40/40" in capfd.readouterr().out
 
 
 def test_the_engine_is_chosen_by_the_device_unless_by_hand(tiny, monkeypatch):
     runs = [tiny(), tiny(train={"seed": 1})]
     assert pick_engine("auto", runs) == "processes"
-    monkeypatch.setattr("study.run.protocol.pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("study.plan.engine.pick_device", lambda _: torch.device("cuda"))
     assert pick_engine("auto", runs) == "stacked"
     assert pick_engine("processes", runs) == "processes"
 
 
-def test_a_plan_that_somebody_wrote_is_left_alone(study, tmp_path):
-    path = tmp_path / "study" / "study.toml"
-    path.parent.mkdir()
-    path.write_text("# my plan\n[train]\nlr = 0.01\n")
-    with pytest.raises(UserError, match=r"study\.toml is not of a study"):
-        run_study(study(), path.parent)
-    assert path.read_text().startswith("# my plan")
-
-
-def test_another_study_in_the_folder_is_refused(study, tmp_path):
-    tree = study(["relu"])
-    run_study(tree, tmp_path / "study")
-    other = study(["relu", "gelu"])
-    with pytest.raises(UserError, match=r"model.activation: \['relu'\] in the folder, \['relu', 'gelu'\] asked for"):
-        run_study(other, tmp_path / "study")
-    (tmp_path / "killed").mkdir()
-    for name in (".lock", ".holder"):  # what a process leaves that is killed before it writes study.toml
-        (tmp_path / "killed" / name).write_text("")
-    assert run_study(tree, tmp_path / "killed") == []
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.png").write_bytes(b"")
-    with pytest.raises(UserError, match="is not a study"):
-        run_study(tree, tmp_path / "photos")
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """The command of a small tuned study, without --out, and the results of one that ran in peace."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "corpus.txt").write_text("\n".join(f"the {n} of the {n * n % 97}" for n in range(3000)))
-    flags = [f"--data.corpus={folder / 'corpus.txt'}", "--data.tokenizer=bytes", '--model.activation=["relu", "gelu"]']
-    flags += ["--model.d_model=24", "--model.n_layer=2", "--model.context=16", "--train.batch_size=4"]
-    flags += ["--train.tokens=25600", "--train.checkpoint_every=20", "--train.threads=1", "--train.eval_every=50"]
-    flags += ["--study.lr=[4e-3, 64e-3, 1.0]", "--study.tune_share=0.2"]
-    command = [sys.executable, "train.py", "configs/quick.toml", *flags]
-    env = os.environ | {"ACTGPT_CACHE": str(folder / "cache")}
-    subprocess.run([*command, f"--out={folder / 'study'}"], cwd=ROOT, check=True, capture_output=True, env=env)
-    return command, env, results(folder / "study")
-
-
-def results(folder):
-    """Training losses and learning rate of every run, tuning runs too."""
-    return {
-        path.parent.relative_to(folder).as_posix(): (losses(path.parent), read_run_config(path.parent).train.lr)
-        for path in folder.rglob("summary.json")
-    }
-
-
-@pytest.mark.parametrize(
-    ("moment", "signum", "code"),
-    [
+def test_a_study_that_is_killed_and_then_stopped_ends_in_the_same_results(corpus, tmp_path, call):
+    flags = ['--model.activation=["relu", "gelu"]', "--study.lr=[4e-3, 64e-3, 1.0]", "--train.tokens=6400"]
+    folder, whole = tmp_path / "study", tmp_path / "whole"
+    for moment, signum, code in (
         ("tune/*/checkpoints/step-*", signal.SIGKILL, -9),
         ("*/checkpoints/step-*", signal.SIGTERM, 143),
-    ],
-)
-def test_a_study_that_is_stopped_or_killed_ends_in_the_same_results(uninterrupted, tmp_path, moment, signum, code):
-    command, env, expected = uninterrupted
-    command = [*command, f"--out={tmp_path / 'study'}"]
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 100
-    while not any((tmp_path / "study").glob(moment)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signum)
-    process.communicate(timeout=100)
-    assert process.returncode == code
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert results(tmp_path / "study") == expected
+    ):
+        process = begin(corpus, folder, *flags)
+        until(process, lambda moment=moment: any(folder.glob(moment)))
+        process.send_signal(signum)
+        _, error = process.communicate(timeout=100)
+        assert process.returncode == code, error
+    for out in (folder, whole):
+        code, said = call("train", "configs/single.toml", *run_flags(corpus), *flags, f"--out={out}")
+        assert code == 0, said
+    paths = [path.parent.relative_to(whole) for path in whole.rglob("summary.json")]
+    assert sum(path.parts[0] == "tune" for path in paths) >= 6
+    for path in paths:
+        assert records(folder / path) == records(whole / path)
+        assert read_run_config(folder / path).train == read_run_config(whole / path).train

@@ -1,21 +1,21 @@
 """A study on a Ray cluster of two machines, both of them this one. Skipped where ray is not installed."""
 
 import importlib
-import json
 import os
 import signal
 import threading
 import time
 
 import pytest
+from helpers import records
 
 from errors import Interrupted, UserError
-from study.plan.grid import expand
+from study.plan.plan import make_plan
 from study.run.protocol import run_study
 from training.config import tree as plain
 from training.loop import train
 
-# each run holds in two of its steps, until the file go-<step> is there or it is asked to stop
+# Each run waits in two of its steps, until the file go-<step> is there or it is asked to stop.
 HOLD = """
 import pathlib, signal, time
 from training import step
@@ -63,11 +63,6 @@ def once(folder, pattern, count, act):
     threading.Thread(target=wait, daemon=True).start()
 
 
-def records(folder):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in ("time", "perf/tokens_per_s")} for line in lines]
-
-
 @pytest.mark.filterwarnings("ignore")  # ray's own
 def test_a_study_that_is_stopped_and_loses_a_machine_ends_in_the_results_of_one_process(study, cluster, tmp_path):
     folder, plugin = tmp_path / "study", tmp_path / "hold.py"
@@ -85,14 +80,15 @@ def test_a_study_that_is_stopped_and_loses_a_machine_ends_in_the_results_of_one_
 
     once(tmp_path, "held-14-*", 2, lose)
     assert run_study(study, folder, plugin) == []
-    assert len([*tmp_path.glob("held-14-*")]) > 4  # a run came there twice
-    for name, config in expand(study, "it").items():
+    assert len([*tmp_path.glob("held-14-*")]) > 4  # one run came there twice
+    for name, config in make_plan(study).runs.items():
         train(config, tmp_path / "alone" / name)
         assert records(folder / name) == records(tmp_path / "alone" / name)
+        assert "step 20/20" in (folder / name / "log.txt").read_text()
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_without_a_cluster_the_way_to_one_is_told(study, tmp_path, monkeypatch):
+def test_without_a_cluster_the_message_names_the_way_to_one(study, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(UserError, match="ray start --head"):

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from errors import Interrupted, UserError
 from model import gpt
-from study.run.protocol import pick_engine
+from study.plan.engine import pick_engine
 from training import loop
 from training.loop import train
 
@@ -95,5 +95,5 @@ def test_compiled_runs_are_not_stacked(tiny, monkeypatch):
     runs = [tiny(train={"compile": True})]
     with pytest.raises(UserError, match="does not go with stacked runs"):
         pick_engine("stacked", runs)
-    monkeypatch.setattr("study.run.protocol.pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("study.plan.engine.pick_device", lambda _: torch.device("cuda"))
     assert pick_engine("auto", runs) == "processes"

@@ -1,0 +1,75 @@
+"""Claims as they are read from TOML; what the runs say of them is in test_claims.py."""
+
+from pathlib import Path
+
+import pytest
+from helpers import CLAIM, plan, write_plan
+
+from errors import UserError
+from study.plan.config import merge
+from study.plan.plan import claims_in, make_plan
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "claims"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_shipped_claim_speaks_of_arms_that_its_study_has(path):
+    made = make_plan(merge(path, {}), str(path))
+    assert made.claim is not None
+    assert path.stem.startswith(made.claim.name.lower())
+    assert len(made.claim.prediction) == len(made.tree["prediction"])
+    assert all(sum(arm == name for arm in made.arm_of.values()) == 5 for name in made.arms)  # seeds
+
+
+def test_a_claim_is_read_with_its_predictions_and_defaults():
+    claim = make_plan(plan({"predicts": "not above", "at": 0}, {"predicts": "below", "aside": True})).claim
+    assert claim is not None
+    assert (claim.name, claim.told) == (CLAIM["name"], CLAIM["told"])
+    first, second = claim.prediction
+    assert (first.predicts, first.at, first.smallest, first.aside) == ("not above", 0, 0.01, False)
+    assert (second.plus, second.minus) == (({"activation": "sigmoid"},), ({"activation": "gelu"},))
+    assert make_plan({"model": {"activation": ["gelu", "relu"]}}).claim is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plus": [{"activation": "relu"}]}, "describes 0 arms"),
+        ({"plus": [{"n_layer": 4}]}, "describes 2 arms"),
+        ({"plus": [{"activashun": "relu"}]}, "Did you mean 'activation'"),
+        ({"predicts": "abov"}, r"prediction 1\.predicts: unknown predicts 'abov'\. Did you mean 'above'"),
+        ({"metrik": "val/loss"}, "Did you mean 'metric'"),
+        ({"at": 2}, r"prediction 1\.at = 2"),
+        ({"plus": [{"activation": "sigmoid", "at": "early"}]}, "at = 'early'"),
+        ({"aside": True}, "no aside"),
+        ({"plus": [{"activation": "sigmoid"}, {"activation": "gelu"}]}, "plus and minus name equally many"),
+    ],
+)
+def test_a_prediction_that_cannot_be_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(plan({"predicts": "above"} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"activation": "gelu"}, "train": {}}, "this is a single run"),
+        ({"claim": CLAIM | {"name": "a/b"}}, r"claim\.name = 'a/b'"),
+        ({"claim": {key: value for key, value in CLAIM.items() if key != "told"}}, r"it:\n  claim\.told: is missing"),
+    ],
+)
+def test_a_claim_that_cannot_be_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(plan({"predicts": "above"}) | change, "it")
+
+
+def test_a_prediction_needs_a_claim_and_a_claim_a_name_of_its_own(tmp_path):
+    tree = plan({"predicts": "above"})
+    with pytest.raises(UserError, match="without a"):
+        make_plan({name: part for name, part in tree.items() if name != "claim"})
+    for name in ("c1", "c2"):
+        write_plan(tmp_path / name, **tree)
+    write_plan(tmp_path / "other", model={"activation": ["a-plugin-that-is-not-loaded"]})
+    with pytest.raises(UserError, match="two claims have the name C0"):
+        claims_in(tmp_path)
+    assert list(claims_in(tmp_path / "c1")) == [tmp_path / "c1"]
