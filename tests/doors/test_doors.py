@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pty
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,6 @@ from pathlib import Path
 import pytest
 
 import errors
-import eval as eval_door  # the builtin keeps its name
-import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,16 +70,6 @@ def test_what_stdout_cannot_encode_is_replaced(run):
     assert door("sample.py", run, "--prompt=日本", "--tokens=3", PYTHONIOENCODING="ascii").stdout.startswith("??")
 
 
-def test_nor_do_the_processes_of_a_study_end_by_it(flags, tmp_path):
-    (tmp_path / "acts.py").write_text(
-        "from torch import nn\nfrom model.activations import Activation\nACTIVATIONS = {'ü': Activation(nn.ReLU)}\n"
-    )
-    arguments = ["configs/single.toml", *flags, f"--plugin={tmp_path / 'acts.py'}", '--model.activation=["ü"]']
-    done = door("train.py", *arguments, f"--out={tmp_path / 'study'}", PYTHONIOENCODING="ascii")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "study" / "ü" / "summary.json").exists()
-
-
 def test_a_prompt_that_begins_with_a_dash_is_given_with_an_equals_sign(run):
     done = door("sample.py", run, "--prompt=-x y", "--tokens=3")
     assert done.stdout.startswith("-x y"), done.stderr
@@ -111,49 +98,6 @@ def test_that_nobody_reads_the_output_is_said_and_the_run_goes_on_with_the_same_
     assert unread("sample.py", tmp_path / "run", "--tokens=3") == (1, gone)  # what is written last
 
 
-def test_a_study_ends_with_its_table_and_report(flags, tmp_path, corpus):
-    done = door("train.py", *flags, f"--out={tmp_path / 'quick'}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("sigmoid", "relu", "gelu", "silu", "swiglu"):
-        assert name in done.stdout
-    assert "plotly" in (tmp_path / "quick" / "report.html").read_text(encoding="utf-8").lower()
-    corpus.unlink()  # what is finished needs it no longer
-    for again in (("eval.py", tmp_path / "quick"), ("train.py", *flags, f"--out={tmp_path / 'quick'}")):
-        (tmp_path / "quick" / "report.html").unlink()
-        done = door(*again)
-        assert done.returncode == 0, done.stderr
-        assert (tmp_path / "quick" / "report.html").exists()
-    several = door(
-        "eval.py", tmp_path / "quick" / "relu", tmp_path / "quick" / "gelu", f"--out={tmp_path / 'two.html'}"
-    )
-    assert several.returncode == 0, several.stderr
-    assert (tmp_path / "two.html").exists()
-
-
-def test_a_study_is_mirrored_in_wandb_once_it_is_trained_and_not_when_it_is_compared(flags, tmp_path, monkeypatch):
-    seen, plugin = [], tmp_path / "acts.py"
-    plugin.write_text("ACTIVATIONS = {}")
-    monkeypatch.setattr(
-        "study.report.mirror.mirror_study", lambda *given, **named: seen.append((given[0], given[1:], named))
-    )
-    arguments = [
-        "configs/single.toml",
-        *flags,
-        '--model.activation=["relu", "gelu"]',
-        "--wandb.project=mine",
-        f"--plugin={plugin}",
-    ]
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, f"--out={tmp_path / 'study'}"])
-    assert train.main() == 0
-    ((rows, (folder, where), named),) = seen
-    assert [row.arm.label for row in rows] == ["relu", "gelu"]
-    assert (folder, where.project, named) == (tmp_path / "study", "mine", {"failed": False})
-    assert f"--plugin={plugin}" in (folder / "report.html").read_text(encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["eval.py", str(tmp_path / "study")])
-    eval_door.main()
-    assert len(seen) == 1
-
-
 def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_path):
     plugin = tmp_path / "acts.py"
     plugin.write_text(
@@ -175,19 +119,6 @@ def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_p
 
 
 MISTAKES = {
-    "train.py --model.activation=rellu": "Did you mean 'relu'?",
-    "train.py --model.activaton=relu": "--model.activation",
-    "train.py --data.corpus=shakespear": "Did you mean 'shakespeare'?",
-    "train.py --data.corpus=nowhere.txt": "no such file",
-    "train.py --data.tokenizer=gtp2": "Did you mean 'gpt2'?",
-    "train.py --train.optimizer=admw": "Did you mean 'adamw'?",
-    "train.py --train.tokens=0": "train.tokens",
-    "train.py --train.lr=high": "train.lr",
-    "train.py --model.n_head=7": "7 heads",
-    "train.py configs/quikc.toml": "Did you mean 'configs/quick.toml'?",
-    "train.py --train.device=mps configs/single.toml": "not on this machine",
-    "train.py --out=pyproject.toml": "pyproject.toml",
-    "train.py configs/single.toml --study.engine=ray": "--study.engine goes with a study",
     "eval.py": "name a run",
     "eval.py nowhere": "nowhere",
     "eval.py configs": "configs",
@@ -204,11 +135,7 @@ MISTAKES = {
 
 
 LIMITS = {
-    "train.py configs/single.toml --out=" + "x" * 300: "longer than the file system allows",
-    "train.py configs/quick.toml --out=" + "x" * 300: "longer than the file system allows",
     "eval.py " + "x" * 300: "longer than the file system allows",
-    f"train.py configs/single.toml --train.device=cpu --train.batch_size={10**15}": "not enough memory",
-    f"train.py configs/single.toml --train.device=cpu --model.d_model={2 * 10**9}": "not enough memory",
 }
 
 
@@ -276,48 +203,11 @@ def test_no_color_is_honoured(arguments):
     assert colour not in on_a_terminal(*arguments.split(), TERM="xterm", NO_COLOR="1")
 
 
-def test_help_documents_every_field_with_its_default():
-    text = " ".join(door("train.py", "--help").stdout.split())
-    for part in (
-        "--train.lr FLOAT",
-        "(default: 0.001)",
-        "budget, tokens",
-        "--data.corpus",
-        "--model.activation",
-        "--wandb.mode",
-    ):
-        assert part in text
-
-
 def test_numbers_that_are_no_run(tmp_path):
     (tmp_path / "config.toml").write_text("[model]\nn_layer = 'many'")
     done = door("sample.py", tmp_path)
     assert done.returncode == 2
     assert "model.n_layer" in done.stderr
-
-
-def test_the_claims_run_from_end_to_end(wheels, tmp_path):
-    """All five at a size of no meaning: every arm once, untuned. One seed shows nothing, and they say so."""
-    draw = random.Random(0)
-    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 7))) for _ in range(6000)]
-    text = tmp_path / "text.txt"
-    text.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(8000)))
-    data = [f"--data.corpus={text}", "--data.val_fraction=0.002", "--data.test_fraction=0"]
-    size = ["--model.context=8", "--model.d_model=16", "--model.n_head=2", "--train.batch_size=2", "--train.tokens=32"]
-    once = ["--train.seed=[0]", "--study.lr=[]", "--train.eval_every=9", "--train.threads=1"]
-    done = door("train.py", "configs/claims", *data, *size, *once, f"--out={tmp_path / 'claims'}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("C")]
-    assert [line[:3] for line in lines] == ["C1 ", "C2 ", "C3 ", "C4 ", "C5 "]
-    assert all("NOT SHOWN" in line and "n = 1" in line for line in lines)
-    assert (tmp_path / "claims" / "report.html").is_file()
-
-    one = tmp_path / "claims" / "c3-quality"  # by itself it has a verdict too, beside its report
-    again = door("train.py", "configs/claims/c3-quality.toml", *data, *size, *once, f"--out={one}")
-    for done in (again, door("eval.py", one)):
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "C3 Empirically worse: NOT SHOWN" in done.stdout
-        assert done.stdout.splitlines()[-1] == f"report: {one / 'verdict.html'}"
 
 
 @pytest.mark.parametrize("out", [None, io.StringIO()], ids=["closed", "replaced"])

@@ -1,0 +1,184 @@
+"""train.py as a user types it: in this process, or in one of its own where the process is the point."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+SMALL = ["--model.n_layer=1", "--model.n_head=2", "--model.d_model=24", "--model.context=16"]
+
+
+def process(*arguments, **env):
+    """Run a door in a process of its own."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | env)
+
+
+@pytest.fixture
+def flags(corpus):
+    return [f"--data.corpus={corpus}", "--data.tokenizer=bytes", *SMALL, "--train.tokens=1280", "--train.threads=1"]
+
+
+def test_a_run_ends_with_its_figures_and_the_same_command_shows_them_again(call, flags, corpus, tmp_path):
+    command = ["train", "configs/single.toml", *flags, f"--out={tmp_path / 'run'}"]
+    code, said = call(*command)
+    assert code == 0, said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    figures = f"finished: {tmp_path / 'run'}  val loss {summary['val/loss']:.4f} nats/token"
+    assert figures in said
+    corpus.unlink()  # a finished run needs it no longer
+    code, said = call(*command)
+    assert (code, said.startswith(figures)) == (0, True)
+
+
+def test_a_study_ends_with_its_table_and_report_and_a_plugin_is_part_of_it(call, flags, corpus, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("study.command.mirror_study", lambda rows, *given, **named: seen.append((rows, given, named)))
+    plugin, folder = tmp_path / "acts.py", tmp_path / "study"
+    plugin.write_text(
+        "import torch\nfrom model.activations import Activation, pointwise\n"
+        "ACTIVATIONS = {'sine': Activation(pointwise(torch.sin))}\n"
+    )
+    study = ["configs/single.toml", *flags, '--model.activation=["gelu", "sine"]', "--wandb.project=mine"]
+    code, said = call("train", *study, f"--out={folder}")
+    assert (code, "unknown activation 'sine'" in said, folder.exists()) == (2, True, False)
+
+    command = ["train", *study, f"--plugin={plugin}", f"--out={folder}"]
+    code, said = call(*command)
+    assert code == 0, said
+    assert said.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    assert all(name in said for name in ("gelu", "sine"))
+    assert f"--plugin={plugin}" in (folder / "report.html").read_text(encoding="utf-8")
+    ((rows, (where, wandb), named),) = seen
+    assert [row.arm.label for row in rows] == ["gelu", "sine"]
+    assert (where, wandb.project, named) == (folder, "mine", {"failed": False})
+
+    corpus.unlink()  # a finished study needs it no longer
+    (folder / "report.html").unlink()
+    code, said = call(*command)
+    assert code == 0, said
+    assert (folder / "report.html").exists()
+
+
+def test_a_study_with_runs_that_failed_ends_with_code_1_and_their_names(call, flags, tmp_path):
+    study = ["configs/single.toml", *flags, "--train.lr=[1e-3, 1e30]", f"--out={tmp_path / 'study'}"]
+    code, said = call("train", *study)
+    assert code == 1
+    assert "failed: lr1e+30. The reason is in log.txt" in said
+    assert (tmp_path / "study" / "report.html").exists()
+
+
+def test_a_dry_run_estimates_every_study_of_a_folder_and_writes_nothing(call, flags, tmp_path):
+    configs, out = tmp_path / "configs", tmp_path / "out"
+    configs.mkdir()
+    (configs / "a.toml").write_text('[model]\nactivation = ["gelu", "relu"]')
+    (configs / "b.toml").write_text('[model]\nactivation = ["gelu", "silu"]')
+    code, said = call("train", configs, *flags, "--dry-run", f"--out={out}")
+    assert code == 0, said
+    assert [line.split(":")[0] for line in said.splitlines() if "tuning runs" in line] == [
+        "gelu",
+        "relu",
+        "gelu",
+        "silu",
+    ]
+    assert f"all of {configs}: 0.00 h" in said
+    assert not out.exists()
+    (configs / "c.toml").write_text('[model]\nactivation = "gelu"')
+    code, said = call("train", configs, *flags, f"--out={out}")
+    assert (code, "c.toml is a single run: a folder of configs holds studies" in said) == (2, True)
+
+
+def test_the_claims_run_from_end_to_end(call, wheels, tmp_path):
+    """All five at a size of no meaning: every arm once, untuned. One seed shows nothing, and they say so."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 7))) for _ in range(6000)]
+    text, out = tmp_path / "text.txt", tmp_path / "claims"
+    text.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(8000)))
+    data = [f"--data.corpus={text}", "--data.val_fraction=0.002", "--data.test_fraction=0"]
+    size = ["--model.context=8", "--model.d_model=16", "--model.n_head=2", "--train.batch_size=2", "--train.tokens=32"]
+    flags = [*data, *size, "--train.seed=[0]", "--study.lr=[]", "--train.eval_every=9", "--train.threads=1"]
+    code, said = call("train", "configs/claims", *flags, f"--out={out}")
+    assert code == 0, said
+    verdicts = [line for line in said.splitlines() if line.startswith("C")]
+    assert [line[:3] for line in verdicts] == ["C1 ", "C2 ", "C3 ", "C4 ", "C5 "]
+    assert all("NOT SHOWN" in line and "n = 1" in line for line in verdicts)
+    assert "runs are copied from" in said  # C5 shares runs with C3
+    assert (out / "report.html").is_file()
+    # One claim by itself has a verdict too, beside its report.
+    code, said = call("train", "configs/claims/c3-quality.toml", *flags, f"--out={out / 'c3-quality'}")
+    assert code == 0, said
+    assert "C3 Empirically worse: NOT SHOWN" in said
+    assert said.splitlines()[-1] == f"report: {out / 'c3-quality' / 'verdict.html'}"
+
+
+MISTAKES = {
+    "--model.activation=rellu": "Did you mean 'relu'?",
+    "--model.activaton=relu": "--model.activation",
+    "--data.corpus=shakespear": "Did you mean 'shakespeare'?",
+    "--data.corpus=nowhere.txt": "no such file",
+    "--data.tokenizer=gtp2": "Did you mean 'gpt2'?",
+    "--train.optimizer=admw": "Did you mean 'adamw'?",
+    "--train.tokens=0": "train.tokens",
+    "--train.lr=high": "train.lr",
+    "--model.n_head=7": "7 heads",
+    "configs/quikc.toml": "Did you mean 'configs/quick.toml'?",
+    "configs/single.toml --train.device=mps": "not on this machine",
+    "configs/single.toml --study.engine=ray": "--study.engine goes with a study",
+    "--out=pyproject.toml": "pyproject.toml",
+    "configs/quick.toml --out=" + "x" * 300: "longer than the file system allows",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES, ids=lambda command: command[:40])
+def test_a_mistake_ends_with_code_2_and_a_hint_before_anything_is_done(call, command, cache, tmp_path):
+    fresh = [] if "--out" in command else [f"--out={tmp_path / 'run'}"]
+    code, said = call("train", *command.split(), *fresh)
+    assert code == 2, said
+    assert MISTAKES[command] in said
+    assert not list(cache.rglob("*.whl"))  # nothing was fetched
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", [f"--train.batch_size={10**15}", f"--model.d_model={2 * 10**9}"])
+def test_a_run_that_no_memory_holds_is_refused(call, flags, flag, tmp_path):
+    code, said = call("train", "configs/single.toml", *flags, "--train.device=cpu", flag, f"--out={tmp_path / 'run'}")
+    assert code == 2, said
+    assert "not enough memory" in said
+
+
+def test_help_documents_every_field_with_its_default_and_imports_nothing_slow():
+    done = process("-X", "importtime", "train.py", "--help")
+    assert done.returncode == 0
+    for slow in ("torch", "wandb", "datasets", "plotly", "pandas", "scipy", "transformers"):
+        assert f"| {slow}\n" not in done.stderr
+    text = " ".join(done.stdout.split())
+    for part in ("--train.lr FLOAT", "(default: 0.001)", "--data.corpus", "--model.activation", "--wandb.mode"):
+        assert part in text
+
+
+def test_the_processes_of_a_study_do_not_end_by_a_name_that_stdout_cannot_encode(flags, tmp_path):
+    (tmp_path / "acts.py").write_text(
+        "from torch import nn\nfrom model.activations import Activation\nACTIVATIONS = {'ü': Activation(nn.ReLU)}\n"
+    )
+    study = [f"--plugin={tmp_path / 'acts.py'}", '--model.activation=["ü"]', f"--out={tmp_path / 'study'}"]
+    done = process("train.py", "configs/single.toml", *flags, *study, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "study" / "ü" / "summary.json").exists()
+
+
+def test_a_run_whose_output_nobody_reads_stops_and_goes_on_with_the_same_command(call, flags, tmp_path):
+    command = ["configs/single.toml", *flags, f"--out={tmp_path / 'run'}"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    arguments = [sys.executable, "train.py", *command]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=-1, stderr=-1, text=True, env=env) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()  # as after `| head`
+        said = running.stderr.read()
+    assert (running.returncode, said.startswith("stopped: the reader of the output has gone")) == (1, True)
+    code, said = call("train", *command)
+    assert code == 0, said
