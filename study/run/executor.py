@@ -28,12 +28,14 @@ class Engine(Protocol):
 
     def ended(self, jobs: list[Job]) -> list[Job]:
         """Return those of these jobs whose process has ended."""
+        ...
 
     def stop(self, jobs: list[Job]) -> None:
         """Ask the processes of these jobs to save and end."""
 
     def fault(self, job: Job) -> str:
         """Return why a job failed, where its log cannot say it; else nothing."""
+        ...
 
 
 def execute(jobs: list[Job], engine: Engine, folder: Path, interrupt: Interrupt) -> list[str]:

@@ -126,8 +126,8 @@ def _losses(trial: dict[str, RunConfig], folder: Path) -> dict[float, list[float
     losses: dict[float, list[float]] = {}
     for name, run in trial.items():
         summary = read_summary(folder / name)
-        finished = summary is not None and summary.get("status") != "diverged"
-        losses.setdefault(run.train.lr, []).append(summary["val/loss"] if finished else math.inf)
+        loss = summary["val/loss"] if summary and summary["status"] == "finished" else math.inf
+        losses.setdefault(run.train.lr, []).append(loss)
     return losses
 
 

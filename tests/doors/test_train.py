@@ -9,6 +9,8 @@ import sys
 import pytest
 from helpers import ROOT
 
+from model.plugin import load_plugin
+
 SMALL = ["--model.n_layer=1", "--model.n_head=2", "--model.d_model=24", "--model.context=16"]
 
 
@@ -40,8 +42,7 @@ def test_a_study_ends_with_its_table_and_report_and_a_plugin_is_part_of_it(call,
     monkeypatch.setattr("study.command.mirror_study", lambda rows, *given, **named: seen.append((rows, given, named)))
     plugin, folder = tmp_path / "acts.py", tmp_path / "study"
     plugin.write_text(
-        "import torch\nfrom model.activations import Activation, pointwise\n"
-        "ACTIVATIONS = {'sine': Activation(pointwise(torch.sin))}\n"
+        "import torch\nfrom model.activations import pointwise\nACTIVATIONS = {'sine': pointwise(torch.sin)}\n"
     )
     study = ["configs/single.toml", *flags, '--model.activation=["gelu", "sine"]', "--wandb.project=mine"]
     code, said = call("train", *study, f"--out={folder}")
@@ -62,6 +63,8 @@ def test_a_study_ends_with_its_table_and_report_and_a_plugin_is_part_of_it(call,
     code, said = call(*command)
     assert code == 0, said
     assert (folder / "report.html").exists()
+    plugin.write_text("ACTIVATIONS = {}")
+    load_plugin(plugin)  # takes back what the file added: the registry is this process's
 
 
 def test_a_study_with_runs_that_failed_ends_with_code_1_and_their_names(call, flags, tmp_path):
@@ -126,7 +129,7 @@ MISTAKES = {
     "--train.lr=high": "train.lr",
     "--model.n_head=7": "7 heads",
     "configs/quikc.toml": "Did you mean 'configs/quick.toml'?",
-    "configs/single.toml --train.device=mps": "not on this machine",
+    "configs/single.toml --train.device=mps": "this machine does not have it",
     "configs/single.toml --study.engine=ray": "--study.engine goes with a study",
     "--out=pyproject.toml": "pyproject.toml",
     "configs/quick.toml --out=" + "x" * 300: "longer than the file system allows",
@@ -161,9 +164,7 @@ def test_help_documents_every_field_with_its_default_and_imports_nothing_slow():
 
 
 def test_the_processes_of_a_study_do_not_end_by_a_name_that_stdout_cannot_encode(flags, tmp_path):
-    (tmp_path / "acts.py").write_text(
-        "from torch import nn\nfrom model.activations import Activation\nACTIVATIONS = {'ü': Activation(nn.ReLU)}\n"
-    )
+    (tmp_path / "acts.py").write_text("from torch import nn\nACTIVATIONS = {'ü': nn.ReLU}\n", encoding="utf-8")
     study = [f"--plugin={tmp_path / 'acts.py'}", '--model.activation=["ü"]', f"--out={tmp_path / 'study'}"]
     done = process("train.py", "configs/single.toml", *flags, *study, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -46,24 +46,6 @@ def losses(folder):
     return [record["train/loss"] for record in records(folder) if "train/loss" in record]
 
 
-def test_a_study_is_its_runs_each_as_if_alone(study, tmp_path, capfd):
-    tree = study("relu", "swiglu")
-    folder = tmp_path / "study"
-    folder.mkdir()
-    for name in (".lock", ".holder"):  # left by a process that was killed before it wrote study.toml
-        (folder / name).write_text("")
-    assert run_study(tree, folder) == []
-    for name, config in make_plan(tree).runs.items():
-        train(config, tmp_path / "alone" / name)
-        assert records(folder / name) == records(tmp_path / "alone" / name)
-    assert "parameters (+0.00%)" in capfd.readouterr().out
-    before = (folder / "relu" / "metrics.jsonl").stat().st_mtime_ns
-    assert run_study(tree, folder) == []  # finished runs are skipped
-    assert (folder / "relu" / "metrics.jsonl").stat().st_mtime_ns == before
-    with pytest.raises(UserError, match=r"model.activation: \['relu', 'swiglu'\] in the folder, \['relu'\] asked for"):
-        run_study(study("relu"), folder)
-
-
 def test_a_folder_of_something_else_is_left_alone(study, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_bytes(b"")
@@ -84,18 +66,19 @@ def test_what_a_study_beside_has_finished_is_copied_and_nothing_else(study, tmp_
     assert run_study(study("relu", train=short) | tuned, first) == []
     (first / "relu" / "wandb").mkdir()
     (first / "relu" / "wandb" / "latest-run").symlink_to("cleaned")  # as `wandb clean` leaves it
-    (second / ".copying").mkdir(parents=True)  # left by a process that died while copying
+    (second / ".relu.partial" / "old").mkdir(parents=True)  # left by a process that died while copying
     (second / "study.toml").touch()
     assert run_plan(make_plan(study("relu", "silu", train=short) | tuned), second, beside=[first]) == []
     assert "1 of 2 runs are copied from" in capfd.readouterr().out
+    assert not (second / ".relu.partial").exists()
+    assert not (second / "relu" / "old").exists()
     for folder, count in ((second, 2), (second / "tune", 6)):
         finished = list(folder.glob("[!.]*/summary.json"))
         assert len(finished) >= count
         for path in finished:  # a copy holds the times of the original, to the last digit
             twin = first / path.relative_to(second)
             assert ("relu" in path.parent.name) == (twin.exists() and path.read_bytes() == twin.read_bytes())
-    shorter = study("relu", train={"tokens": 16 * 4 * 3}) | tuned
-    assert run_plan(make_plan(shorter), other, beside=[first]) == []
+    assert run_plan(make_plan(study("relu", train={"tokens": 16 * 4 * 3})), other, beside=[first]) == []
     assert "copied" not in capfd.readouterr().out
 
 
@@ -150,9 +133,9 @@ def test_the_engine_is_chosen_by_the_device_unless_by_hand(tiny, monkeypatch):
     assert pick_engine("processes", runs) == "processes"
 
 
-def test_a_study_that_is_killed_and_then_stopped_ends_in_the_same_results(corpus, tmp_path, call):
-    flags = ['--model.activation=["relu", "gelu"]', "--study.lr=[4e-3, 64e-3, 1.0]", "--train.tokens=6400"]
-    folder, whole = tmp_path / "study", tmp_path / "whole"
+def test_a_study_that_is_killed_and_then_stopped_is_its_runs_each_as_if_alone(corpus, tmp_path, call):
+    flags = ['--model.activation=["relu", "gelu"]', "--study.lr=[4e-3, 64e-3, 1.0]", "--train.tokens=3200"]
+    folder = tmp_path / "study"
     for moment, signum, code in (
         ("tune/*/checkpoints/step-*", signal.SIGKILL, -9),
         ("*/checkpoints/step-*", signal.SIGTERM, 143),
@@ -162,11 +145,20 @@ def test_a_study_that_is_killed_and_then_stopped_ends_in_the_same_results(corpus
         process.send_signal(signum)
         _, error = process.communicate(timeout=100)
         assert process.returncode == code, error
-    for out in (folder, whole):
-        code, said = call("train", "configs/single.toml", *run_flags(corpus), *flags, f"--out={out}")
-        assert code == 0, said
-    paths = [path.parent.relative_to(whole) for path in whole.rglob("summary.json")]
-    assert sum(path.parts[0] == "tune" for path in paths) >= 6
-    for path in paths:
-        assert records(folder / path) == records(whole / path)
-        assert read_run_config(folder / path).train == read_run_config(whole / path).train
+    command = ["train", "configs/single.toml", *run_flags(corpus), *flags, f"--out={folder}"]
+    code, said = call(*command)
+    assert code == 0, said
+    assert "parameters (+0.00%)" in said
+    tuning, final = ([path.parent for path in folder.glob(p)] for p in ("tune/*/summary.json", "*/summary.json"))
+    assert len(tuning) >= 6
+    assert [run.name for run in sorted(final)] == ["gelu", "relu"]
+    for run in (*tuning, *final):
+        train(read_run_config(run), tmp_path / "alone" / run.name)
+        assert records(run) == records(tmp_path / "alone" / run.name)
+
+    before = (folder / "relu" / "metrics.jsonl").stat().st_mtime_ns
+    assert call(*command)[0] == 0
+    assert (folder / "relu" / "metrics.jsonl").stat().st_mtime_ns == before  # finished runs are skipped
+    code, said = call(*command, '--model.activation=["relu"]')
+    assert code == 2
+    assert "model.activation: ['relu', 'gelu'] in the folder, ['relu'] asked for" in said
