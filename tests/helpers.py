@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from data.tokenizer import Tokenizer, train_tokenizer
+from model.config import ModelConfig
+from model.gpt import GPT
 from study.judge.effects import compare_arms
 from study.judge.results import load_study
 from training import checkpoint
@@ -208,3 +210,25 @@ def step(model, optimizers, seed):
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
+
+
+# Networks, for tests/model.
+TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
+
+
+def loud_model(name: str = "gelu", **changes) -> GPT:
+    """A small network in float64, its matrices far above their initial size: attention is sharp, neurons are bent."""
+    config = ModelConfig(activation=name, **{"n_layer": 2, "n_head": 2, "d_model": 12, "context": 8, **changes})
+    model = GPT(config, n_vocab=11).double()
+    with torch.no_grad():
+        for i, (key, weight) in enumerate(model.named_parameters()):
+            if weight.ndim == 2:
+                weight *= 30 if "blocks" in key else 10
+            elif weight.ndim == 1 and ".act." not in key:
+                weight[:] = torch.linspace(0.5, 2, len(weight)).roll(i)  # no two norms are alike
+    return model
+
+
+def without_gradient(model: GPT) -> list[str]:
+    """The names of the parameters that a backward pass did not reach."""
+    return [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
