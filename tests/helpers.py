@@ -221,10 +221,11 @@ def loud_model(name: str = "gelu", **changes) -> GPT:
     config = ModelConfig(activation=name, **{"n_layer": 2, "n_head": 2, "d_model": 12, "context": 8, **changes})
     model = GPT(config, n_vocab=11).double()
     with torch.no_grad():
-        for i, (key, weight) in enumerate(model.named_parameters()):
+        weights = [(key, weight) for key, weight in model.named_parameters() if ".act." not in key]
+        for i, (key, weight) in enumerate(weights):
             if weight.ndim == 2:
                 weight *= 30 if "blocks" in key else 10
-            elif weight.ndim == 1 and ".act." not in key:
+            elif weight.ndim == 1:
                 weight[:] = torch.linspace(0.5, 2, len(weight)).roll(i)  # no two norms are alike
     return model
 

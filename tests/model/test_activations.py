@@ -1,37 +1,30 @@
 """Every name of the registry against its closed form in float64, written here a second time with numpy and scipy.
 
-Adding an activation takes one line here too: its formula, or in GATED that of its gate.
+Adding an activation takes one line here too: its formula, or in GATES that of its gate.
 """
 
 from collections.abc import Callable
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import TOKENS, loud_model, without_gradient
 from numpy.typing import NDArray
+from scipy.integrate import quad
 from scipy.special import expit, ndtr
+from scipy.stats import norm
 from torch.func import functional_call
 
 from errors import UserError
-from model.activations import ACTIVATIONS, Activation, check_name, load_plugin
-from model.config import ModelConfig
-from model.ffn import FFN
-from model.gpt import GPT
+from model.activations import ACTIVATIONS, check_name, is_gated
+from model.moments import moments
 
 Formula = Callable[[NDArray], NDArray]
 
 
 def softplus(x: NDArray) -> NDArray:
     return np.logaddexp(0, x)
-
-
-def hidden(name: str, u: NDArray, gate: NDArray | None = None) -> NDArray:
-    """The hidden units of an FFN of that name."""
-    if gate is None:
-        return FORMULAS[name](u)
-    return FORMULAS[name](gate) * ON_UP.get(name, lambda v: v)(u)
 
 
 FORMULAS: dict[str, Formula] = {
@@ -53,7 +46,7 @@ FORMULAS: dict[str, Formula] = {
     "leaky_relu": lambda u: np.where(u > 0, u, 0.01 * u),
     "elu": lambda u: np.where(u > 0, u, np.expm1(np.minimum(u, 0))),
     "selu": lambda u: 1.0507009873554805 * np.where(u > 0, u, 1.6732632423543772 * np.expm1(np.minimum(u, 0))),
-    "celu": lambda u: np.where(u > 0, u, 2 * np.expm1(np.minimum(u, 0) / 2)),
+    "celu": lambda u: np.where(u > 0, u, np.expm1(np.minimum(u, 0))),
     "softplus": lambda u: np.logaddexp(0, u),
     "gelu_plus": lambda u: u * ndtr(u) + 1.129,
     "gelu_centered": lambda u: u * ndtr(u) - 0.28209479177387814,
@@ -66,10 +59,10 @@ FORMULAS: dict[str, Formula] = {
     "relu2": lambda u: np.maximum(0, u) ** 2,
 }
 
-# the learned ones, from their weights in the order of the module: where they start, and the formula
+# The learned ones, from their weights in the order of the module: where they start, and the formula.
 LEARNED: dict[str, tuple[NDArray, Callable[..., NDArray]]] = {
     "prelu": (np.array([0.25]), lambda u, a: np.where(u > 0, u, a * u)),
-    "swish_beta": (np.array([1.25]), lambda u, beta: u * expit(beta * u)),
+    "swish_beta": (np.array([1.0]), lambda u, beta: u * expit(beta * u)),
     "xielu": (
         np.log(np.expm1([0.8, 0.3])).astype(np.float32),
         lambda u, p, n: (
@@ -81,14 +74,14 @@ LEARNED: dict[str, tuple[NDArray, Callable[..., NDArray]]] = {
         lambda u, a, b, c, d: a + b * np.maximum(0, u) + c * np.maximum(0, u) ** 2 + d * np.maximum(0, u) ** 3,
     ),
     "dyt": (np.array([0.5, 1, 0]), lambda u, alpha, gamma, beta: gamma * np.tanh(alpha * u) + beta),
-    "sigmoid_affine": (np.array([1, 1.25, 0, 0]), lambda u, a, b, c, d: a * expit(b * u + c) + d),
+    "sigmoid_affine": (np.array([1.0, 1, 0, 0]), lambda u, a, b, c, d: a * expit(b * u + c) + d),
     "snake": (np.array([1.0]), lambda u, alpha: u + np.sin(alpha * u) ** 2 / alpha),
 }
 FORMULAS |= {
     name: lambda u, formula=formula, start=start: formula(u, *start.astype(float))
     for name, (start, formula) in LEARNED.items()
 }
-GATED: dict[str, Formula] = {
+GATES: dict[str, Formula] = {
     "swiglu": FORMULAS["silu"],
     "glu": FORMULAS["sigmoid"],
     "bilinear": FORMULAS["identity"],
@@ -96,122 +89,145 @@ GATED: dict[str, Formula] = {
     "geglu": FORMULAS["gelu"],
     "tanhglu": FORMULAS["tanh"],
     "relu2glu": FORMULAS["relu2"],
-    "swiglu_clamped": lambda u: np.minimum(u, 7) * expit(1.702 * np.minimum(u, 7)),
+    "swiglu_clamped": lambda g: np.minimum(g, 7) * expit(1.702 * np.minimum(g, 7)),
 }
-FORMULAS |= GATED
-ON_UP: dict[str, Formula] = {"swiglu_clamped": lambda v: np.clip(v, -7, 7) + 1}  # what is done to the other factor
+START_EQUAL = [("sigmoid", "sigmoid_affine"), ("silu", "swish_beta"), ("elu", "celu")]
 GRID = np.arange(-8, 8, 0.05) + 0.01  # no kink of any formula (at whole numbers) is nearer than this offset
-
-# u ~ N(0, 1): E φ, E φ², E φ', E φ'²
-MOMENTS = {
-    "sigmoid": (0.5000, 0.2934, 0.2066, 0.0448),
-    "sigmoid_centered": (0, 0.0434, 0.2066, 0.0448),
-    "sigmoid_unit": (0, 0.6941, 0.8265, 0.7174),
-    "tanh": (0, 0.3943, 0.6057, 0.4644),
-    "relu": (0.3989, 0.5000, 0.5000, 0.5000),
-    "elu": (0.1605, 0.6449, 0.7616, 0.6681),
-    "selu": (0, 1.000, 0.9852, 1.0716),
-    "gelu": (0.2821, 0.4252, 0.5000, 0.4559),
-    "silu": (0.2066, 0.3558, 0.5000, 0.3795),
-    "mish": (0.2404, 0.4523, 0.5637, 0.4791),
-    "softplus": (0.8061, 0.9212, 0.5000, 0.2934),
-    "softsign": (0, 0.1830, 0.4128, 0.2277),
-    "relu2": (0.5000, 1.500, 0.7979, 2.000),
-    "hard_swish": (0.1662, 0.3316, 0.5000, 0.3585),
-}
-
 
 every_name = pytest.mark.parametrize("name", ACTIVATIONS)
 
 
-def value_and_derivative(name: str, u: NDArray, dtype=torch.float64) -> tuple[NDArray, NDArray]:
-    act, u_N = ACTIVATIONS[name].factory().to(dtype), torch.tensor(u, dtype=dtype, requires_grad=True)
-    h_N = act(u_N)
-    (slope_N,) = torch.autograd.grad(h_N.sum(), u_N)
-    assert h_N.dtype == slope_N.dtype == dtype
-    assert torch.equal(u_N, torch.tensor(u, dtype=dtype)), "changed in place"
-    return h_N.detach().double().numpy(), slope_N.double().numpy()
+def other_factor(name: str, v: NDArray) -> NDArray:
+    """What multiplies the gate."""
+    return np.clip(v, -7, 7) + 1 if name == "swiglu_clamped" else v
+
+
+def hidden(name: str, *inputs: NDArray) -> NDArray:
+    """The hidden units of an FFN of that name, from u or from the gate and u."""
+    if name in GATES:
+        gate, u = inputs
+        return GATES[name](gate) * other_factor(name, u)
+    return FORMULAS[name](*inputs)
+
+
+def inputs_of(name: str, grid: NDArray = GRID) -> list[NDArray]:
+    """One input, or two that meet each other's every sign and size."""
+    return [grid, np.roll(grid[::-1], len(grid) // 3)] if name in GATES else [grid]
+
+
+def value_and_slopes(name: str, inputs: list[NDArray], dtype=torch.float64) -> tuple[NDArray, list[NDArray]]:
+    act, tensors = ACTIVATIONS[name]().to(dtype), [torch.tensor(u, dtype=dtype, requires_grad=True) for u in inputs]
+    h_N = act(*tensors)
+    slopes = torch.autograd.grad(h_N.sum(), tensors)
+    assert {t.dtype for t in (h_N, *slopes)} == {dtype}
+    assert all(torch.equal(t, torch.tensor(u, dtype=dtype)) for t, u in zip(tensors, inputs, strict=True))
+    return h_N.detach().double().numpy(), [slope_N.double().numpy() for slope_N in slopes]
 
 
 @every_name
 def test_value_and_derivative_are_the_closed_form(name):
-    f, d = FORMULAS[name], 1e-3
-    value, slope = value_and_derivative(name, GRID)
-    np.testing.assert_allclose(value, f(GRID), rtol=1e-12, atol=1e-13)
-    difference = (f(GRID - 2 * d) - 8 * f(GRID - d) + 8 * f(GRID + d) - f(GRID + 2 * d)) / (12 * d)  # error O(d⁴)
-    np.testing.assert_allclose(slope, difference, rtol=0, atol=1e-10)
+    inputs, d = inputs_of(name), 1e-3
+    value, slopes = value_and_slopes(name, inputs)
+    np.testing.assert_allclose(value, hidden(name, *inputs), rtol=1e-12, atol=1e-13)
+
+    def at(i: int, offset: float) -> NDArray:
+        return hidden(name, *(u + offset if j == i else u for j, u in enumerate(inputs)))
+
+    for i, slope in enumerate(slopes):
+        difference = (at(i, -2 * d) - 8 * at(i, -d) + 8 * at(i, d) - at(i, 2 * d)) / (12 * d)  # error O(d⁴)
+        np.testing.assert_allclose(slope, difference, rtol=1e-11, atol=1e-10)
 
 
 @every_name
-def test_gradcheck_of_input_and_weights(name):
-    act = ACTIVATIONS[name].factory().double()
+def test_gradcheck_of_inputs_and_weights(name):
+    act = ACTIVATIONS[name]().double()
     weights = {n: p.detach().requires_grad_() for n, p in act.named_parameters()}
-    u_N = torch.tensor([-6.3, -2.1, -0.4, 0.3, 1.7, 5.2, 7.1], dtype=torch.float64, requires_grad=True)
+    grid = np.array([-6.3, -2.1, -0.4, 0.3, 1.7, 5.2, 7.1])
+    inputs = [torch.from_numpy(u.copy()).requires_grad_() for u in inputs_of(name, grid)]
 
-    def call(u_N, *values):
-        return functional_call(act, dict(zip(weights, values, strict=True)), (u_N,))
+    def call(*values):
+        given, own = values[: len(inputs)], values[len(inputs) :]
+        return functional_call(act, dict(zip(weights, own, strict=True)), given)
 
-    assert torch.autograd.gradcheck(call, (u_N, *weights.values()))
+    assert torch.autograd.gradcheck(call, (*inputs, *weights.values()))
 
 
 @every_name
 def test_is_pointwise_in_any_shape(name):
-    act, u_N = ACTIVATIONS[name].factory().double(), torch.from_numpy(GRID)
-    h_N = act(u_N)
-    assert torch.equal(act(u_N.view(4, 5, -1)), h_N.view(4, 5, -1))
-    assert torch.equal(act(u_N.flip(0)), h_N.flip(0))
+    act, inputs = ACTIVATIONS[name]().double(), [torch.from_numpy(u.copy()) for u in inputs_of(name)]
+    h_N = act(*inputs)
+    assert torch.equal(act(*(u.view(4, 5, -1) for u in inputs)), h_N.view(4, 5, -1))
+    assert torch.equal(act(*(u.flip(0) for u in inputs)), h_N.flip(0))
 
 
 @every_name
 def test_bf16_keeps_its_type_and_its_two_digits(name):
-    u = torch.tensor(GRID, dtype=torch.bfloat16).double().numpy()
-    value, _ = value_and_derivative(name, u, torch.bfloat16)
+    inputs = [torch.tensor(u, dtype=torch.bfloat16).double().numpy() for u in inputs_of(name)]
+    value, _ = value_and_slopes(name, inputs, torch.bfloat16)
     atol = 8e-3 if name == "xielu" else 2e-3  # below 0 it is a difference of numbers near 1
-    np.testing.assert_allclose(value, FORMULAS[name](u), rtol=2**-6, atol=atol)
+    np.testing.assert_allclose(value, hidden(name, *inputs), rtol=2**-6, atol=atol)
 
 
 @every_name
 def test_far_out_it_stays_finite(name):
-    value, slope = value_and_derivative(name, np.array([-1e4, -100, 100, 1e4]), torch.float32)
-    assert np.isfinite([value, slope]).all()
+    value, slopes = value_and_slopes(name, inputs_of(name, np.array([-1e4, -100, 100, 1e4])), torch.float32)
+    assert np.isfinite([value, *slopes]).all()
 
 
 @every_name
-def test_each_layer_has_a_module_of_its_own(name):
-    model = GPT(ModelConfig(activation=name, n_layer=3, n_head=1, d_model=6, context=4), n_vocab=5)
-    acts = [module.act for module in model.modules() if isinstance(module, FFN)]
-    assert len(acts) == 3
+def test_ffn_is_matrices_around_the_formula(name):
+    ffn = loud_model(name).get_submodule("blocks.0.ffn")
+    x_ND = np.random.default_rng(0).standard_normal((40, 12))
+    weight = {key: w.numpy() for key, w in ffn.state_dict().items()}
+    inputs = [x_ND @ weight[f"{key}.weight"].T for key in (("gate", "up") if name in GATES else ("up",))]
+    assert all(u_NF.min() < -5 and u_NF.max() > 5 for u_NF in inputs)
+    y_ND = ffn(torch.from_numpy(x_ND).view(5, 8, 12)).detach().view(40, 12)
+    np.testing.assert_allclose(y_ND, hidden(name, *inputs) @ weight["down.weight"].T, rtol=1e-9, atol=1e-9)
+
+
+@every_name
+def test_every_weight_of_a_network_learns(name):
+    model = loud_model(name)
+    model(TOKENS[:, :-1], TOKENS[:, 1:]).backward()
+    assert without_gradient(model) == []
+
+
+@every_name
+def test_each_layer_has_an_instance_of_its_own(name):
+    model = loud_model(name, n_layer=3)
+    acts = [model.get_submodule(f"blocks.{i}.ffn.act") for i in range(3)]
+    assert len({id(module) for act in acts for module in act.modules()}) == 3 * len(list(acts[0].modules()))
     for a, b in combinations(acts, 2):
-        assert a is not b
         assert {p.data_ptr() for p in a.parameters()}.isdisjoint(p.data_ptr() for p in b.parameters())
+
+
+@torch.no_grad()
+def test_every_name_gives_other_logits_but_those_that_start_equal():
+    logits = {name: loud_model(name)(TOKENS) for name in ACTIVATIONS}  # weights are equal where shapes are
+    same = [(a, b) for a, b in combinations(logits, 2) if (logits[a] - logits[b]).abs().max() < 1e-5]
+    assert sorted(same) == sorted(START_EQUAL)
 
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_learned_ones_use_what_they_learned(name):
-    act, (start, formula) = ACTIVATIONS[name].factory().double(), LEARNED[name]
+    act, (start, formula) = ACTIVATIONS[name]().double(), LEARNED[name]
     learned = -0.6 + 0.35 * np.arange(len(start))
     torch.nn.utils.vector_to_parameters(torch.from_numpy(learned), act.parameters())
     np.testing.assert_allclose(act(torch.from_numpy(GRID)).detach(), formula(GRID, *learned), rtol=1e-12, atol=1e-13)
 
 
-def test_the_rest_learns_nothing():
-    assert {name for name, activation in ACTIVATIONS.items() if list(activation.factory().parameters())} == set(LEARNED)
+@pytest.mark.parametrize("name", LEARNED)
+def test_learned_ones_start_in_every_layer_as_their_formula_says(name):
+    model = loud_model(name)
+    for i in range(2):
+        own = torch.nn.utils.parameters_to_vector(model.get_submodule(f"blocks.{i}.ffn.act").parameters())
+        np.testing.assert_allclose(own.detach(), LEARNED[name][0], rtol=1e-7)
 
 
-def test_other_factor_of_a_gate_is_the_closed_form():
-    for name, activation in ACTIVATIONS.items():
-        v = activation.on_up(torch.from_numpy(GRID)).numpy()
-        np.testing.assert_allclose(v, ON_UP.get(name, lambda v: v)(GRID), rtol=1e-14)
-
-
-def test_something_done_to_a_factor_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match="gated=True"):
-        Activation(torch.nn.ReLU, on_up=torch.abs)
-
-
-def test_which_ones_come_first_and_which_gate():
+def test_which_ones_come_first_which_learn_and_which_gate():
     assert list(ACTIVATIONS)[:5] == ["sigmoid", "relu", "gelu", "silu", "swiglu"]
-    assert {name for name, activation in ACTIVATIONS.items() if activation.gated} == set(GATED)
+    assert {name for name, factory in ACTIVATIONS.items() if list(factory().parameters())} == set(LEARNED)
+    assert {name for name in ACTIVATIONS if is_gated(name)} == set(GATES)
 
 
 @pytest.mark.parametrize(("given", "nearest"), [("rellu", "relu"), ("GELU", "gelu"), ("swigu", "swiglu")])
@@ -227,91 +243,55 @@ def test_far_off_name_suggests_none_and_lists_all():
     assert ", ".join(ACTIVATIONS) in str(error.value)
 
 
-@pytest.fixture
-def registry():
-    before = dict(ACTIVATIONS)
-    yield ACTIVATIONS
-    ACTIVATIONS.clear()
-    ACTIVATIONS.update(before)
+# --- Gaussian moments
 
 
-def plugin(folder: Path, text: str) -> Path:
-    path = folder / "my_acts.py"
-    head = "from functools import partial\nimport torch\nfrom torch import nn\n"
-    path.write_text(f"{head}from model.activations import Activation, pointwise\n{text}")
-    return path
+def integral(f) -> float:
+    """E f(u), interval by interval: every kink is at a whole number, and a Gaussian holds less than 1e-20 beyond 10."""
+    return sum(quad(lambda u: f(u) * norm.pdf(u), a, a + 1, epsabs=1e-12)[0] for a in range(-10, 10))
 
 
-def test_plugin_adds_names_that_train(registry, tmp_path):
-    names = list(registry)
-    text = "ACTIVATIONS = {'shrink': Activation(nn.Tanhshrink), 'hardglu': Activation(nn.Hardtanh, gated=True)}"
-    load_plugin(plugin(tmp_path, text))
-    assert list(registry) == [*names, "shrink", "hardglu"]
-    for name, kind in (("shrink", torch.nn.Tanhshrink), ("hardglu", torch.nn.Hardtanh)):
-        model = GPT(ModelConfig(activation=name, n_layer=1, n_head=1, d_model=6, context=4), n_vocab=5)
-        assert any(isinstance(module, kind) for module in model.modules())
-        model.loss(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long)).backward()
-        assert all(p.grad is not None for p in model.parameters())
+def moments_of(phi: Formula) -> NDArray:
+    d = 1e-4
+    mean, second = integral(phi), integral(lambda u: phi(u) ** 2)
+    slope_mean = integral(lambda u: u * phi(u))  # Stein's lemma: E φ' = E uφ
+    slope_second = integral(lambda u: ((phi(u + d) - phi(u - d)) / (2 * d)) ** 2)  # a kink costs about d
+    return np.array([mean, second, slope_mean, slope_second])
 
 
-# none could be a run's folder, or what else lies beside those of a study
-NO_NAMES = ["", ".", "..", ".hid", "-x", "a\n", "tune", "Wandb", "report.html", "a/b.CSV", "x" * 300]
+@every_name
+def test_moments_are_those_of_adaptive_quadrature(name):
+    expected = moments_of(GATES.get(name) or FORMULAS[name])
+    if name in GATES:  # the two inputs are independent, so that every moment is a sum of products
+        other = moments_of(lambda v: other_factor(name, v))
+        both = expected[1] * other[3] + expected[3] * other[1]
+        expected = np.array([*expected[:3] * [other[0], other[1], other[0]], both])
+    found = moments(ACTIVATIONS[name])
+    np.testing.assert_allclose(found[:3], expected[:3], rtol=0, atol=3e-6)
+    np.testing.assert_allclose(found[3], expected[3], rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("ACTIVATIONS = {'new': Activation(nn.ReLU), 'relu': Activation(nn.ReLU)}", "already has relu;"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-        ("def broken(:", "SyntaxError"),
-        ("import no_such_package_anywhere", "ModuleNotFoundError.*no_such_package_anywhere"),
-        ("", "must define ACTIVATIONS"),
-        ("ACTIVATIONS = [Activation(nn.ReLU)]", "must define ACTIVATIONS"),
-        ("ACTIVATIONS = {'new': nn.ReLU}", "must define ACTIVATIONS"),
-        ("ACTIVATIONS = {3: Activation(nn.ReLU)}", "must define ACTIVATIONS"),
-        ("ACTIVATIONS = {'new': Activation(nn.ReLU())}", r"new: factory\(\) must make an nn\.Module"),
-        ("ACTIVATIONS = {'new': Activation(nn.functional.relu)}", r"new: factory\(\) must make an nn\.Module"),
-        ("ACTIVATIONS = {'new': Activation(lambda: 3)}", r"must make an nn\.Module.* but gave 3\."),
-        ("import sys; sys.exit(3)", "SystemExit: 3"),
-        ("import sys; ACTIVATIONS = {'new': Activation(sys.exit)}", r"must make an nn\.Module.* but gave SystemExit"),
-        ("one = nn.ReLU(); ACTIVATIONS = {'new': Activation(lambda: one)}", "new: .*a module of its own"),
-        ("ACTIVATIONS = {'new': Activation(nn.GLU)}", "new: .*of the shape that it is given"),
-        ("ACTIVATIONS = {'new': Activation(pointwise(lambda u: 3))}", "new: .*of the shape that it is given"),
-        ("ACTIVATIONS = {'new': Activation(nn.SiLU, True, lambda v: v.clamp_(-1, 1))}", "new: .*inplace=False"),
-        ("ACTIVATIONS = {'new': Activation(partial(nn.ReLU, inplace=True))}", "new: .*inplace=False"),
-        ("ACTIVATIONS = {'new': Activation(lambda: nn.Hardtanh(0, torch.rand(1).item()))}", "new: .*not read values"),
-        ("ACTIVATIONS = {'new': Activation(pointwise(lambda u: (u > 0) * 1.0))}", "new: .*must have a gradient"),
-        *((f"ACTIVATIONS = {{{name!r}: Activation(nn.ReLU)}}", "a name has") for name in NO_NAMES),
-    ],
-)
-def test_bad_plugin_is_refused_and_adds_nothing(registry, tmp_path, text, message):
-    names = list(registry)
-    with pytest.raises(UserError, match=rf"(?s)--plugin .*my_acts\.py: .*{message}"):
-        load_plugin(plugin(tmp_path, text))
-    assert list(registry) == names
+@pytest.mark.parametrize("name", ["swiglu", "swiglu_clamped"])
+def test_gated_moments_are_those_of_random_inputs(name):
+    gate, u = np.random.default_rng(0).standard_normal((2, 1_000_000))
+    value, slopes = value_and_slopes(name, [gate, u])
+    samples = [value, value**2, slopes[0], slopes[0] ** 2 + slopes[1] ** 2]
+    for found, sample in zip(moments(ACTIVATIONS[name]), samples, strict=True):
+        assert abs(found - sample.mean()) < 5 * sample.std() / 1000
 
 
-def test_plugin_may_name_in_any_language(registry, tmp_path):
-    text = "ACTIVATIONS = {name: Activation(nn.ReLU) for name in ('λ-relu_0.5+', 'a/b (c)', 'tuned')}"
-    load_plugin(plugin(tmp_path, text))
-    assert {"λ-relu_0.5+", "a/b (c)", "tuned"} <= set(registry)
+def test_moments_are_the_same_inside_other_modes_of_torch():
+    expected = moments(torch.nn.PReLU)
+    with torch.device("meta"), torch.no_grad():
+        assert moments(torch.nn.PReLU) == expected
+    with torch.inference_mode():
+        assert moments(torch.nn.PReLU) == expected
 
 
-def test_plugin_may_be_any_python(registry, tmp_path):
-    path = tmp_path / "typed.py"
-    path.write_text(
-        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-        "from torch import nn\nfrom model.activations import Activation\n"
-        "@dataclass\nclass Slope:\n    value: float = 0.2\n"
-        "ACTIVATIONS = {'leaky': Activation(lambda: nn.LeakyReLU(Slope().value))}\n"
+def test_controls_have_the_moments_that_they_are_made_for():
+    sigmoid, gelu, plus, centered = (
+        moments(ACTIVATIONS[name]) for name in ("sigmoid", "gelu", "gelu_plus", "gelu_centered")
     )
-    load_plugin(path)
-    assert registry["leaky"].factory()(torch.tensor(-1.0)) == pytest.approx(-0.2)
-
-
-def test_plugin_that_is_no_python_file_is_refused(registry, tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.py: there is no such file"):
-        load_plugin(tmp_path / "nowhere.py")
-    (tmp_path / "acts.txt").write_text("ACTIVATIONS = {}")
-    with pytest.raises(UserError, match=r"acts\.txt: a Python file"):
-        load_plugin(tmp_path / "acts.txt")
+    assert plus.mean**2 / plus.second == pytest.approx(sigmoid.mean**2 / sigmoid.second, abs=1e-3)
+    assert plus[2:] == centered[2:] == gelu[2:]
+    assert centered.mean == pytest.approx(0, abs=1e-9)

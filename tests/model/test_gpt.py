@@ -270,7 +270,7 @@ def test_positions_that_a_cache_cannot_give_are_refused():
     model = loud_model()
     cache = Cache(model, 2)
     model(TOKENS[:, :3], cache=cache)
-    with pytest.raises(ValueError, match="2 tokens after 3 in the cache. Read further tokens one at a time"):
+    with pytest.raises(ValueError, match="2 tokens after 3 in the cache"):
         model(TOKENS[:, 3:5], cache=cache)  # they would see each other wrongly
     cache.length = 8
     with pytest.raises(ValueError, match="9 tokens exceed the context of 8"):

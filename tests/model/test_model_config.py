@@ -10,9 +10,8 @@ from model.activations import ACTIVATIONS
 from model.config import ModelConfig
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_every_name_is_valid(name):
-    assert ModelConfig(activation=name).activation == name
+def test_every_name_is_valid():
+    assert [ModelConfig(activation=name).activation for name in ACTIVATIONS] == list(ACTIVATIONS)
 
 
 @pytest.mark.timeout(5)
@@ -28,7 +27,8 @@ def test_every_name_is_valid(name):
         ({"d_model": 1_000_000_002, "n_head": 7}, r"Nearest n_head that fits: 3\."),
         ({"d_model": 2**62 + 2, "n_head": 3}, r"less than 2147483648"),
         ({"d_model": 4, "n_head": 10**9}, r"Nearest n_head that fits: 2\."),
-        ({"norm": "batch"}, "norm\n.*'rms', 'layer' or 'none'"),
+        ({"norm": "batch"}, "norm\n.*'rms' or 'none'"),
+        ({"norm": "layer"}, "norm\n.*'rms' or 'none'"),  # it was allowed once
         ({"init": "xavier"}, "init\n.*'gpt2', 'second_moment' or 'slope'"),
         ({"head": "softmx"}, "head\n.*'softmax', 'sigmoid', 'normalized_sigmoid' or 'sigsoftmax'"),
         ({"ffn_bias": "some"}, "ffn_bias\n.*valid boolean"),
