@@ -75,12 +75,6 @@ def test_text_in_bf16_is_as_likely_as_that_of_float32(activation):
     assert (gap_BT == 0).float().mean() > 0.9
 
 
-def test_rows_of_a_batch_are_as_alone():
-    model, prompt_BT = loud_model(), prompts(5, 4)
-    alone = [generate(model, row[None], 20, temperature=0)[0].tolist() for row in prompt_BT]
-    assert generate(model, prompt_BT, 20, temperature=0).tolist() == alone
-
-
 def test_no_tokens():
     assert generate(loud_model(), prompts(2, 3), 0).shape == (2, 0)
 
@@ -95,14 +89,6 @@ def test_seed_fixes_the_text():
     torch.manual_seed(99)
     assert text(1) == first
     assert text(2) != first
-
-
-def test_generating_leaves_no_trace_in_the_model():
-    model, prompt_BT = loud_model(), prompts(2, 4)
-    before = model(prompt_BT)
-    assert not generate(model, prompt_BT, 20).requires_grad
-    assert torch.equal(model(prompt_BT), before)
-    assert before.requires_grad
 
 
 def test_generated_tokens_can_be_trained_on():
@@ -133,17 +119,12 @@ def test_four_ways_to_take_the_likeliest(rule):
     [
         ({}, [1, 3, 4, 2, 0]),
         ({"temperature": 2.0}, [1, 3, 4, 2, 0]),
-        ({"temperature": 0.5}, [1, 3, 4, 2, 0]),
         ({"top_k": 2}, [1, 3]),
-        ({"top_k": 4}, [1, 3, 4, 2]),
         ({"top_k": 99}, [1, 3, 4, 2, 0]),
         ({"top_p": 0.3}, [1]),
-        ({"top_p": 0.6}, [1, 3]),
         ({"top_p": 0.7}, [1, 3, 4]),
-        ({"top_p": 0.9}, [1, 3, 4, 2]),
         ({"top_p": 0.55, "temperature": 0.5}, [1]),  # squares: .16 of .27
         ({"top_k": 2, "top_p": 0.6}, [1]),  # of the two kept, the first has 62 %
-        ({"top_k": 3, "top_p": 0.6}, [1, 3]),
     ],
 )
 def test_draws_follow_the_softmax_of_the_kept_tokens(rule, kept):

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from model.activations import ACTIVATIONS, is_gated
 from model.config import ModelConfig
 from model.gpt import GPT
-from model.moments import moments
 
 
 def weights(
@@ -133,10 +132,3 @@ def test_norm_of_the_gradient_goes_through_unchanged(name):
     x_ND.requires_grad_()
     (gradient_ND,) = torch.autograd.grad(scaled_ffn(name, "slope")(x_ND), x_ND, y_ND)
     assert gradient_ND.square().mean().item() == pytest.approx(1, rel=0.08)
-
-
-def test_schemes_differ_by_the_ratio_of_the_moments():
-    down = "blocks.0.ffn.down.weight"
-    act = moments(ACTIVATIONS["sigmoid"])
-    ratio = weights("sigmoid", init="slope")[down] / weights("sigmoid", init="second_moment")[down]
-    torch.testing.assert_close(ratio, torch.full_like(ratio, math.sqrt(act.second / act.slope_second)))

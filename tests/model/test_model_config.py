@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 import subprocess
 import sys
@@ -19,11 +18,8 @@ def test_every_name_is_valid():
     ("given", "message"),
     [
         ({"n_head": 3}, r"d_model 128 does not split into 3 heads.*Nearest n_head that fits: 2\."),
-        ({"d_model": 192, "n_head": 7}, r"Nearest n_head that fits: 6\."),
         ({"d_model": 12, "n_head": 4}, r"4 heads of an even width.*Nearest n_head that fits: 3\."),
-        ({"d_model": 16, "n_head": 99}, r"Nearest n_head that fits: 8\."),
         ({"d_model": 129, "n_head": 1}, r"d_model must be even"),
-        ({"d_model": 1_000_000_001}, r"d_model must be even"),
         ({"d_model": 1_000_000_002, "n_head": 7}, r"Nearest n_head that fits: 3\."),
         ({"d_model": 2**62 + 2, "n_head": 3}, r"less than 2147483648"),
         ({"d_model": 4, "n_head": 10**9}, r"Nearest n_head that fits: 2\."),
@@ -33,7 +29,6 @@ def test_every_name_is_valid():
         ({"head": "softmx"}, "head\n.*'softmax', 'sigmoid', 'normalized_sigmoid' or 'sigsoftmax'"),
         ({"ffn_bias": "some"}, "ffn_bias\n.*valid boolean"),
         ({"activation": "rellu"}, r"unknown activation 'rellu'\. Did you mean 'relu'\?"),
-        ({"activation": "Sigmoid"}, r"Did you mean 'sigmoid'\?"),
         ({"activation": ""}, r"unknown activation ''\. Allowed: sigmoid, relu"),
         ({"n_layers": 3}, "n_layers\n.*[Uu]nexpected keyword"),
     ],
@@ -66,13 +61,6 @@ def test_sizes_are_positive_whole_numbers(field, value):
 def test_activation_is_a_name(value):
     with pytest.raises(ValidationError, match=r"\nactivation\n.*valid string"):
         ModelConfig(**{"activation": value})
-
-
-def test_is_frozen_and_compares_by_value():
-    config = ModelConfig(n_layer=2)
-    assert config == ModelConfig(n_layer=2) != ModelConfig(n_layer=3)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.n_layer = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_is_free_of_torch_until_one_is_made():

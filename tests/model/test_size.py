@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.activations import ACTIVATIONS, is_gated
 from model.config import ModelConfig
-from model.gpt import GPT, ffn_width
+from model.gpt import GPT
 from model.size import size
 
 SMALL = ModelConfig(n_layer=2, n_head=1, d_model=6, context=4)
@@ -59,12 +59,6 @@ def test_flops_are_those_that_a_counter_sees(name):
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(tokens_BT).sum().backward()
     assert counter.get_total_flops() == 4 * size(config, n_vocab=64).flops_per_token
-
-
-@pytest.mark.parametrize("d_model", [6, 96, 192, 384, 768])
-def test_gated_width_is_two_thirds(d_model):
-    assert ffn_width(d_model, gated=False) == 4 * d_model
-    assert 3 * ffn_width(d_model, gated=True) == 2 * ffn_width(d_model, gated=False)
 
 
 def shapes() -> dict[str, ModelConfig]:
