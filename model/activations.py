@@ -36,7 +36,10 @@ def pointwise(formula: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
 
 
 class Gated(nn.Module):
-    """A gated activation: act(gate) · up. The FFN then has a third matrix, and 2/3 of the width."""
+    """A gated activation: act(gate) · up. The FFN then has a third matrix, and 2/3 of the width.
+
+    A subclass may change the formula, but calls `self.act`: the probes measure the gate there.
+    """
 
     def __init__(self, factory: Callable[[], nn.Module]):
         super().__init__()

@@ -84,8 +84,13 @@ def _trial(act: nn.Module) -> str:
     u_BTF = torch.linspace(-3, 3, 64).view(2, 4, 8).requires_grad_()
     # Not leaves, so that an in-place operation is possible, and seen.
     inputs = [u_BTF + 0 for _ in range(2 if isinstance(act, Gated) else 1)]
+    gates = []
+    if isinstance(act, Gated):
+        act.act.register_forward_hook(lambda module, given, gate: gates.append(gate))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         h_BTF = act(*inputs)
+    if isinstance(act, Gated) and not gates:
+        return "it is gated and does not call self.act, which the probes measure"
     if not isinstance(h_BTF, Tensor) or h_BTF.shape != u_BTF.shape:
         return "it does not return a tensor of the shape that it is given"
     if h_BTF.dtype != u_BTF.dtype:

@@ -44,7 +44,7 @@ class Clamped(Gated):
         super().__init__(nn.SiLU)
 
     def forward(self, gate, up):
-        return self.act(gate) * (up.{clamp}(-1, 1) + 1)
+        return {act}(gate) * (up.{clamp}(-1, 1) + 1)
 
 ACTIVATIONS = {{"clamped": Clamped}}
 """
@@ -52,7 +52,11 @@ ACTIVATIONS = {{"clamped": Clamped}}
 
 def test_plugin_adds_names_that_train(tmp_path):
     before = list(ACTIVATIONS)
-    load(tmp_path, CLAMPED.format(clamp="clamp") + "ACTIVATIONS |= {'shrink': nn.Tanhshrink, 'tan': gated(nn.Tanh)}")
+    load(
+        tmp_path,
+        CLAMPED.format(act="self.act", clamp="clamp")
+        + "ACTIVATIONS |= {'shrink': nn.Tanhshrink, 'tan': gated(nn.Tanh)}",
+    )
     assert list(ACTIVATIONS) == [*before, "clamped", "shrink", "tan"]
     assert [is_gated(name) for name in ("clamped", "shrink", "tan")] == [True, False, True]
     for name in ("clamped", "shrink", "tan"):
@@ -103,7 +107,8 @@ BAD_FACTORIES = {
     [
         *BAD_FILES,
         *((f"ACTIVATIONS = {{'new': {factory}}}", f"{ONE_MESSAGE}{fault}") for factory, fault in BAD_FACTORIES.items()),
-        (CLAMPED.format(clamp="clamp_"), r"'clamped' .*it changes its input"),  # the other input of a gate
+        (CLAMPED.format(act="self.act", clamp="clamp_"), "'clamped' .*it changes its input"),  # the one that is no gate
+        (CLAMPED.format(act="torch.tanh", clamp="clamp"), r"'clamped' .*does not call self\.act"),
     ],
 )
 def test_bad_plugin_is_refused_and_adds_nothing(tmp_path, text, message):
