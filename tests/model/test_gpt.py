@@ -170,9 +170,9 @@ def test_attention_is_the_formula_in_float64(T, causal, dtype):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])  # torch's own attention, the one that is written out
 def test_mask_lets_a_position_see_itself_and_earlier_ones_only(activation, precision):
     model = loud_model(activation).float()
-    x_BTD = model.embed(TOKENS[:1]).detach().requires_grad_()
+    x_BTD = model.embedding(TOKENS[:1]).detach().requires_grad_()
     with autocast(precision, x_BTD.device):
-        z_TV = model.scores(model.states(x_BTD))[0]
+        z_TV = model.after_embedding(x_BTD, None)[0]
     for t in range(8):
         (gradient_BTD,) = torch.autograd.grad(z_TV[t] @ torch.arange(11).to(z_TV), x_BTD, retain_graph=True)
         reached = (gradient_BTD[0] != 0).any(1).tolist()

@@ -90,8 +90,12 @@ def test_bf16_scores_lose_no_more_than_their_own_rounding(name):
 @every_head
 def test_training_is_on_the_objective_and_scoring_on_the_cross_entropy(name):
     model, x_BT, y_BT = loud_model(head=name), TOKENS[:, :-1], TOKENS[:, 1:]
-    z_BTV = model.scores(model.states(model.embed(x_BT)))
-    assert torch.equal(model(x_BT), model.head(z_BTV))
+    scores = []
+    handle = model.head.register_forward_pre_hook(lambda head, inputs: scores.append(inputs[0]))
+    logits_BTV = model(x_BT)
+    handle.remove()
+    (z_BTV,) = scores
+    assert torch.equal(logits_BTV, model.head(z_BTV))
     loss = model(x_BT, y_BT)
     torch.testing.assert_close(loss, model.head.loss(z_BTV.flatten(0, 1), y_BT.flatten()).mean())
     surprisal_BT = -model(x_BT).log_softmax(-1).gather(-1, y_BT[..., None]).squeeze(-1)
