@@ -97,7 +97,7 @@ def test_content_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
     assert events == [".partial", "rename b.json"]
 
 
-def test_processes_that_replace_one_file_at_once_do_not_mix(tmp_path):
+def test_processes_that_replace_one_file_at_once_do_not_mix(tmp_path, small_files):
     path = tmp_path / "report.html"
     script = "import sys; from pathlib import Path; from files import replacing\n"
     script += "with replacing(Path(sys.argv[1])) as temporary: temporary.write_text('theirs')"
@@ -106,9 +106,8 @@ def test_processes_that_replace_one_file_at_once_do_not_mix(tmp_path):
         subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT, check=True)
         assert path.read_text() == "theirs"
     assert path.read_text() == "ours"
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
+    with pytest.raises(OSError, match="File too large"), replacing(path) as temporary:
+        temporary.write_bytes(bytes(2000))
     assert path.read_text() == "ours"
     assert names(tmp_path) == ["report.html"]
 
