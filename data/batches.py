@@ -8,21 +8,16 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from errors import UserError
-
 
 def train_batch(
     tokens_N: np.ndarray, seed: int, step: int, batch_size: int, context: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (x_BT, y_BT), int64: windows that start anywhere, drawn from (seed, step) and nothing else.
+    """Return (x_BT, y_BT), int64: windows that start anywhere in the split.
 
-    Raises:
-        UserError: the split is shorter than one window.
+    They depend on (seed, step) alone, so that a resumed run sees the same batches. The split must be longer than the
+    context.
     """
-    if len(tokens_N) <= context:
-        raise UserError(
-            f"a context of {context} tokens needs {context + 1}, but the training split has {len(tokens_N)}."
-        )
+    # The last window starts at N - context - 1, since y_BT is one token later.
     starts_B = np.random.default_rng([seed, step]).integers(len(tokens_N) - context, size=batch_size)
     positions_BT = starts_B[:, None] + np.arange(context)
     return _tensor(tokens_N[positions_BT]), _tensor(tokens_N[positions_BT + 1])
@@ -31,17 +26,18 @@ def train_batch(
 def eval_windows(tokens_N: np.ndarray, context: int, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield (x_BT, y_BT), int64: consecutive windows in which every token but the first is a target exactly once.
 
-    The last window may be shorter than the context: it is a batch of its own, as is the last incomplete batch.
+    The last window may be shorter than the context, and is then a batch of its own.
     """
     n_targets = len(tokens_N) - 1
-    n_even = n_targets - n_targets % context
-    for start in range(0, n_even, batch_size * context):
-        stop = min(start + batch_size * context, n_even)
+    n_full = n_targets - n_targets % context
+    for start in range(0, n_full, batch_size * context):
+        stop = min(start + batch_size * context, n_full)
         x_BT = _tensor(tokens_N[start:stop].reshape(-1, context))
         yield x_BT, _tensor(tokens_N[start + 1 : stop + 1].reshape(-1, context))
-    if n_even < n_targets:
-        yield _tensor(tokens_N[None, n_even:n_targets]), _tensor(tokens_N[None, n_even + 1 :])
+    if n_full < n_targets:
+        yield _tensor(tokens_N[None, n_full:n_targets]), _tensor(tokens_N[None, n_full + 1 :])
 
 
 def _tensor(tokens: np.ndarray) -> torch.Tensor:
+    # torch cannot embed the 16-bit ids of the files.
     return torch.from_numpy(tokens.astype(np.int64))

@@ -8,7 +8,8 @@ from pydantic.dataclasses import dataclass
 
 from errors import UserError, unknown
 
-MIN_BPE, MAX_BPE = 257, 65_536  # 256 bytes and <|endoftext|>; the most ids that fit 16 bits
+# The smallest BPE has the 256 bytes and <|endoftext|>. The largest has all ids that fit into 16 bits.
+MIN_BPE, MAX_BPE = 257, 65_536
 
 
 def parse_tokenizer(spec: str) -> tuple[str, int]:
@@ -19,9 +20,8 @@ def parse_tokenizer(spec: str) -> tuple[str, int]:
     number = re.fullmatch(r"bpe:(\d+)", spec)
     if number and MIN_BPE <= int(number[1]) <= MAX_BPE:
         return "bpe", int(number[1])
-    if number:
-        raise UserError(f"tokenizer {spec!r}: N of bpe:N must be from {MIN_BPE} to {MAX_BPE}, such as bpe:1024.")
-    raise UserError(unknown("tokenizer", spec, [*fixed, "bpe:N"]) + f" N is from {MIN_BPE} to {MAX_BPE}.")
+    names = unknown("tokenizer", spec, [*fixed, "bpe:N"])
+    raise UserError(f"{names} N is from {MIN_BPE} to {MAX_BPE}, such as bpe:1024.")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -48,15 +48,15 @@ class DataConfig:
         int,
         Field(
             ge=0,
-            description="0: the whole corpus. Else, before the split, its first documents, the last one cut, that hold "
-            "about so many tokens of `tokenizer`, judged by their size in its first 4 MiB, which are read in any case.",
+            description="Use about this many tokens, from the start of the corpus, before it is split. "
+            "0 uses all of it.",
         ),
     ] = 0
     val_fraction: Annotated[
-        float, Field(gt=0, lt=1, description="Validation split: share of the corpus's bytes, above 0 and below 1.")
+        float, Field(gt=0, lt=1, description="Share of the corpus's bytes for validation, above 0 and below 1.")
     ] = 0.03
     test_fraction: Annotated[
-        float, Field(ge=0, lt=1, description="Test split: share of the corpus's bytes, below 1; 0 makes none.")
+        float, Field(ge=0, lt=1, description="Share of the corpus's bytes for the test split, below 1. 0 makes none.")
     ] = 0.03
 
     def __post_init__(self) -> None:

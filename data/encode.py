@@ -9,29 +9,20 @@ from pathlib import Path
 import numpy as np
 
 from data.documents import Corpus
-from data.splits import Plan, utf8
+from data.splits import Plan
 from data.tokenizer import Tokenizer
 from errors import UserError
 
-CHUNK = 1 << 22  # characters encoded at a time; longer documents whole
+CHUNK = 1 << 22  # characters encoded at a time, so that all cores have work; a longer document is encoded whole
 
 
 @dataclass(frozen=True)
 class Split:
-    """Tokens of a split, N of them, read-only on disk; each document starts with <|endoftext|>. `n_bytes` of UTF-8."""
+    """The N tokens of a split, read-only on disk. Each document starts with <|endoftext|>. `n_bytes` is their UTF-8."""
 
     tokens_N: np.ndarray
     n_bytes: int
     n_documents: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one document gives to a split."""
-
-    name: str
-    split: str
-    text: str
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype:
@@ -47,24 +38,33 @@ def write_splits(
     tokenizer: Tokenizer,
     advance: Callable[[int], None],
 ) -> dict[str, dict[str, int]]:
-    """Write {split}.bin, and documents.jsonl with the place of each part; return the counts of each split.
+    """Write {split}.bin, and documents.jsonl with the place of each part. Return the counts of each split.
 
-    `advance` is told the bytes of each part as it is written.
+    `advance` is called with the bytes of each part after it is written.
+
+    Raises:
+        UserError: a split is empty.
     """
     dtype = dtype_of(tokenizer)
+    start = np.array([tokenizer.eot], dtype).tobytes()
     counts = {split: {"tokens": 0, "bytes": 0, "documents": 0} for split in splits}
     with ExitStack() as stack:
-        bins = {split: stack.enter_context((folder / f"{split}.bin").open("wb")) for split in splits}
+        token_files = {split: stack.enter_context((folder / f"{split}.bin").open("wb")) for split in splits}
         index = stack.enter_context((folder / "documents.jsonl").open("w", encoding="utf-8"))
-        for chunk in _parts(corpus, plan):
-            for part, ids in zip(chunk, tokenizer.encode_batch([part.text for part in chunk]), strict=True):
-                bins[part.split].write(np.array([tokenizer.eot], dtype).tobytes() + ids.astype(dtype).tobytes())
-                count, size = counts[part.split], {"tokens": len(ids) + 1, "bytes": len(utf8(part.text))}
-                place = {"name": part.name, "split": part.split, "offset": count["tokens"], **size}
-                index.write(json.dumps(place) + "\n")
-                for key, amount in {**size, "documents": 1}.items():
-                    count[key] += amount
-                advance(size["bytes"])
+        for chunk in _chunks(corpus, plan):
+            encoded = tokenizer.encode_batch([text for _, _, text in chunk])
+            for (name, split, text), ids in zip(chunk, encoded, strict=True):
+                token_files[split].write(start + ids.astype(dtype).tobytes())
+                count, n_tokens, n_bytes = counts[split], len(ids) + 1, len(text.encode())
+                place = {"offset": count["tokens"], "tokens": n_tokens, "bytes": n_bytes}
+                index.write(json.dumps({"name": name, "split": split, **place}) + "\n")
+                count["tokens"] += n_tokens
+                count["bytes"] += n_bytes
+                count["documents"] += 1
+                advance(n_bytes)
+    if empty := [split for split in splits if not counts[split]["tokens"]]:
+        way_out = "Use a larger corpus, or a larger --data.max_tokens where it is limited."
+        raise UserError(f"corpus {corpus.name!r} is too small: {' and '.join(empty)} is empty. {way_out}")
     return counts
 
 
@@ -77,21 +77,20 @@ def encode_whole(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Split:
     """Return all documents of a corpus as one split, whose file is written into the folder.
 
     Raises:
-        UserError: the corpus is empty, or as when its documents are read.
+        UserError: the corpus is empty or cannot be read.
     """
-    counts = write_splits(folder, ("all",), corpus, lambda text: [("all", text)], tokenizer, lambda size: None)["all"]
-    if not counts["tokens"]:
-        raise UserError(f"corpus {corpus.name!r} is empty: it holds no text.")
-    return open_split(folder / "all.bin", dtype_of(tokenizer).name, counts)
+    name = "text"
+    counts = write_splits(folder, (name,), corpus, lambda text: [(name, text)], tokenizer, lambda n_bytes: None)
+    return open_split(folder / f"{name}.bin", dtype_of(tokenizer).name, counts[name])
 
 
-def _parts(corpus: Corpus, plan: Plan) -> Iterator[list[Part]]:
-    """Yield the documents' parts, some at a time, so that memory stays constant and all cores encode."""
+def _chunks(corpus: Corpus, plan: Plan) -> Iterator[list[tuple[str, str, str]]]:
+    """Yield about CHUNK characters at a time: (name, split, text) of what each document gives to a split."""
     chunk, size = [], 0
     for document in corpus.documents():
         for split, text in plan(document.text):
             if text:
-                chunk.append(Part(document.name, split, text))
+                chunk.append((document.name, split, text))
                 size += len(text)
         if size >= CHUNK:
             yield chunk

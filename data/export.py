@@ -7,17 +7,17 @@ from data.tokenizer import END_OF_TEXT, Tokenizer, byte_characters
 
 
 def to_tokenizers(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the content of a tokenizer.json that gives the same ids, "<|endoftext|>" in a text apart.
+    """Return the content of a tokenizer.json that gives the same ids, except for "<|endoftext|>" in a text.
 
-    That is the one special token: `tokenizers` turns it into `eot`, as its users expect, `Tokenizer` never does.
+    `tokenizers` turns that special token into `eot`, as its users expect. `Tokenizer` takes it as text.
 
     Raises:
-        ValueError: merging never gives one of the tokens.
+        ValueError: no merge gives one of the tokens.
     """
-    character = byte_characters()
+    character_of = byte_characters()
 
-    def written(token: bytes) -> str:
-        return "".join(character[byte] for byte in token)
+    def printable(token: bytes) -> str:
+        return "".join(character_of[byte] for byte in token)
 
     order = sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
     merges = [_last_merge(token, tokenizer.ranks) for token in order if len(token) > 1]
@@ -41,20 +41,22 @@ def to_tokenizers(tokenizer: Tokenizer) -> dict[str, Any]:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": True,  # a piece that is a token is that token, as in tiktoken
-            "vocab": {written(token): tokenizer.ranks[token] for token in order},
-            "merges": [[written(left), written(right)] for left, right in merges],
+            # A piece of text that is a token becomes that token, as in tiktoken, whatever the merges say.
+            "ignore_merges": True,
+            "vocab": {printable(token): tokenizer.ranks[token] for token in order},
+            "merges": [[printable(left), printable(right)] for left, right in merges],
         },
     }
 
 
 def _last_merge(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
-    """Return the two tokens that `token` is merged from: what all merges before its own leave of it."""
+    """Return the two tokens that `token` is merged from."""
+    # tiktoken keeps no merges. They follow from the ranks: all merges of a lower rank come first, and leave two parts.
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         pairs = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
-        first = min(range(len(pairs)), key=pairs.__getitem__)
-        if pairs[first] >= ranks[token]:
+        if min(pairs) >= ranks[token]:
             raise ValueError(f"no merge gives the token {token!r}")
+        first = pairs.index(min(pairs))
         parts[first : first + 2] = [parts[first] + parts[first + 1]]
     return parts[0], parts[1]

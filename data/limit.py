@@ -1,39 +1,39 @@
-"""The first documents of a corpus, about as many tokens as asked for."""
+"""The first documents of a corpus, with about as many tokens as asked for."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 from data.config import DataConfig
 from data.documents import Corpus, Document
-from data.splits import line_start, utf8
+from data.splits import line_start
 from data.tokenizer import train_at_most
 
-SAMPLE = 1 << 22  # bytes from which the size of a token is judged
+SAMPLE = 1 << 22  # bytes from which the size of a token is estimated
 
 
 def limit_tokens(corpus: Corpus, config: DataConfig) -> Corpus:
-    """Return the documents from the first on that hold about `max_tokens` tokens, the last cut to fit.
+    """Return the first documents, with about `max_tokens` tokens. The last document is cut to fit.
 
-    What a tokenizer trained here makes of the corpus is known only once the corpus is. So the bytes of a token are
-    those of the corpus's first 4 MiB, under a tokenizer of the same name trained on them, or of fewer tokens where they
-    give no more; <|endoftext|> counts.
+    The tokenizer is trained on the documents that this function chooses, so the bytes of a token have to be estimated:
+    by a tokenizer of the same size, trained on the corpus's first 4 MiB, or a smaller one if they are too little text.
     """
     if not config.max_tokens:
         return corpus
-    sample = [document.text for document in head(corpus.documents(), SAMPLE)]
+    sample = [document.text for document in take_bytes(corpus.documents(), SAMPLE)]
     if not sample:
         return corpus
     tokenizer = train_at_most(config.tokenizer, iter(sample))
-    n_bytes = sum(len(utf8(text)) for text in sample)
+    n_bytes = sum(len(text.encode()) for text in sample)
+    # Each document starts with <|endoftext|>, which counts too.
     n_tokens = sum(len(ids) + 1 for ids in tokenizer.encode_batch(sample))
     budget = max(1, config.max_tokens * n_bytes // n_tokens)
-    return replace(corpus, documents=lambda: head(corpus.documents(), budget))
+    return replace(corpus, documents=lambda: take_bytes(corpus.documents(), budget))
 
 
-def head(documents: Iterator[Document], n_bytes: int) -> Iterator[Document]:
-    """Yield documents that hold text until they hold `n_bytes` of it, none read beyond; the last is cut to fit."""
+def take_bytes(documents: Iterator[Document], n_bytes: int) -> Iterator[Document]:
+    """Yield documents until they hold `n_bytes`, without reading further. The last document is cut to fit."""
     for document in documents:
-        size = len(utf8(document.text))
+        size = len(document.text.encode())
         if size > n_bytes:
             end = line_start(document.text, 0, round(len(document.text) * n_bytes / size))
             yield replace(document, text=document.text[:end])
@@ -41,5 +41,6 @@ def head(documents: Iterator[Document], n_bytes: int) -> Iterator[Document]:
         if size:
             yield document
         n_bytes -= size
+        # Asking for one more document than needed could download a file.
         if not n_bytes:
             return
