@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -69,8 +68,9 @@ def row_documents(rows: Iterable[dict[str, Any]], column: str, source: str) -> I
         text = "" if row.get(column) is None else row[column]
         if not isinstance(text, str):
             raise UserError(f"corpus {source!r}: column {column!r} holds {type(text).__name__}, not text.")
-        # JSON can hold half of a character that UTF-16 writes in two. UTF-8 cannot, so U+FFFD stands for it.
-        yield Document(f"{source}:{number}", re.sub("[\ud800-\udfff]", "\ufffd", text))
+        # JSON can hold one half of a character that UTF-16 writes in two. UTF-8 cannot, so U+FFFD stands for it.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        yield Document(f"{source}:{number}", text)
 
 
 def table_rows(path: str, column: str) -> Iterator[dict[str, Any]]:

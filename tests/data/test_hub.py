@@ -93,6 +93,7 @@ for options in json.loads(sys.argv[1]):
         data = prepare(DataConfig("me/tales", "bytes", **options))
         n_tokens = sum(len(split.tokens_N) for split in (data.train, data.val, data.test))
         print(json.dumps([data.fingerprint, n_tokens]))
+        assert not (data.folder / "copy.jsonl").exists()
     except UserError as error:
         print(json.dumps(str(error)))
 """
@@ -128,7 +129,7 @@ def test_a_data_set_is_streamed_no_further_than_asked_for_and_is_known_without_t
     hub.read.clear()
     known, unknown = prepared([{"max_tokens": 3000}, {"max_tokens": 2000}], offline=True)
     assert known == first
-    assert "cannot be had" in unknown
+    assert "data set 'me/tales' cannot be read" in unknown
     assert "Ways out" in unknown
     assert not hub.read
     assert "parquet" not in {path.suffix for path in (tmp_path / "home").rglob("*")}  # nothing but the text is kept

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import tiktoken
+from helpers import ROOT
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -31,10 +32,8 @@ def test_round_trip_of_any_text(tokenizers, text):
         assert tokenizer.encode_batch([text])[0].tolist() == ids
 
 
-@pytest.mark.parametrize("share", [1, 40, 1 << 16])
-def test_many_texts_keep_their_order_however_they_are_shared_out(tokenizers, share, monkeypatch):
-    monkeypatch.setattr("data.tokenizer.SHARE", share)
-    texts = [TEXT[i : i * i] for i in range(50)]
+def test_a_batch_keeps_its_order(tokenizers):
+    texts = [TEXT[i : i * i] for i in range(200)]
     assert [ids.tolist() for ids in tokenizers[1].encode_batch(texts)] == [tokenizers[1].encode(text) for text in texts]
     assert tokenizers[1].encode_batch([]) == []
 
@@ -55,12 +54,10 @@ def test_bpe_merges_the_most_frequent_pairs():
     assert tokenizer.encode("ba") == [98, 97]
 
 
-def test_lone_surrogates_and_broken_utf8_are_replaced(tokenizers):
+def test_broken_utf8_and_half_characters_are_replaced(tokenizers):
     for tokenizer in tokenizers:
-        assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a�b"
-        assert tokenizer.decode(tokenizer.encode_batch(["a\ud800b"])[0]) == "a�b"
-        assert tokenizer.decode([0xC3]) == "�"
-    train_tokenizer("bpe:260", iter([TEXT + "\ud800"]))
+        assert tokenizer.decode([0xC3]) == "\ufffd"
+        assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"  # as a prompt from the shell may hold
 
 
 def test_save_and_load_give_the_same_ids(tokenizers, tmp_path):
@@ -92,22 +89,6 @@ def test_damaged_file_is_named(tokenizers, tmp_path, damage):
         Tokenizer.load(path)
 
 
-def test_training_is_the_same_in_another_process(tokenizers):
-    script = (
-        "import hashlib, sys; from data.tokenizer import train_tokenizer\n"
-        "print(train_tokenizer('bpe:300', iter([sys.argv[1]])).encode(sys.argv[1]))"
-    )
-    run = subprocess.run([sys.executable, "-c", script, TEXT], capture_output=True, text=True, check=True)
-    assert json.loads(run.stdout) == tokenizers[1].encode(TEXT)
-
-
-@pytest.mark.parametrize(("held", "each"), [(1, 10), (2, 1), (512, 1000)])
-def test_training_is_the_same_however_few_texts_are_held(tokenizers, held, each, monkeypatch):
-    monkeypatch.setattr("data.tokenizer.HELD", held)
-    monkeypatch.setattr("data.tokenizer.EACH", each)
-    assert train_tokenizer("bpe:300", iter([TEXT])).ranks == tokenizers[1].ranks
-
-
 HOLDS = """
 import re
 from data.tokenizer import train_tokenizer
@@ -117,45 +98,19 @@ def texts(n):
     return (("%07d " % i) + ("x" * 1023 + " ") * 1024 for i in range(n))
 train_tokenizer("bpe:270", texts(2))
 before = peak()
-train_tokenizer("bpe:270", texts(60))
+train_tokenizer("bpe:270", texts(100))
 print(peak() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_training_holds_few_long_texts_at_a_time():
-    run = subprocess.run([sys.executable, "-c", HOLDS], capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 20  # MiB; all texts together are 60
-
-
-def test_too_little_text_for_the_vocabulary_says_how_many_it_gives():
-    with pytest.raises(UserError, match="use bpe:258"):
-        train_tokenizer("bpe:1024", iter(["ab"]))
-
-
-def test_a_million_blanks_in_a_row_are_refused_with_the_way_out(tokenizers):
-    blanks = " " * 1_100_000
-    for call in (
-        lambda: train_tokenizer("bpe:300", iter([TEXT, blanks])),
-        lambda: tokenizers[1].encode(blanks),
-        lambda: tokenizers[1].encode_batch([TEXT, blanks]),
-        lambda: tokenizers[1].encode_batch([blanks + "\ud800"]),
-    ):
-        with pytest.raises(UserError, match=r"'bpe:300': a text has a million blanks .* --data\.tokenizer=bytes"):
-            call()
-    assert tokenizers[0].encode_batch([blanks])[0].tolist() == [32] * len(blanks)
-
-
-def test_texts_are_read_only_by_bpe(wheels):
-    def unread():
-        yield pytest.fail("read")
-
-    for spec in ("bytes", "gpt2"):
-        train_tokenizer(spec, unread())
+    run = subprocess.run([sys.executable, "-c", HOLDS], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 40  # MiB; all texts together are 100
 
 
 def test_gpt2_is_gpt2(wheels, monkeypatch, tmp_path):
-    tokenizer = train_tokenizer("gpt2", iter(()))
+    tokenizer = train_tokenizer("gpt2", iter(()))  # which reads no texts
     assert (tokenizer.n_vocab, tokenizer.eot) == (50257, 50256)
     assert tokenizer.encode("Hello world") == [15496, 995]
     assert tokenizer.encode("hello  world 123\n\n") == [31373, 220, 995, 17031, 628]
