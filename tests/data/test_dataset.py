@@ -119,7 +119,12 @@ def test_a_cut_document_loses_nothing(text, val, test):
 
 
 def test_only_a_long_line_is_cut_so_that_each_split_has_its_share(corpus):
-    for text in ("a line\n" * 500 + "word " * 50_000, "My Book\n" + "é" * 1000, "\n" + "x" * 100_000):
+    for lines, line in (
+        ("a line\n" * 500, "word " * 50_000),
+        ("My Book\n", "é" * 1000),
+        ("a line\n" * 9000, "x" * 37_000),
+    ):
+        text = lines + line
         for part, share in zip(cut_document(text, 0.1, 0.2), (0.7, 0.1, 0.2), strict=True):
             assert len(part) == pytest.approx(share * len(text), abs=1)
     text = corpus.read_text()
