@@ -12,7 +12,7 @@ from data.dataset import Dataset, prepare
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.size import size
-from study.plan.engine import count_parallel, pick_engine, place
+from study.plan.engine import count_parallel, pick_engine, place, speedup
 from study.plan.plan import Plan
 from study.plan.tuning import tuning_runs
 from training.config import RunConfig
@@ -110,7 +110,7 @@ def dry_run(plan: Plan, counted: set[RunConfig], measure: Callable[[RunConfig, D
         counted.update(final, tuning)
         speed = arm.config.tokens_per_step / cost.step
         print(f"{name}: {len(tuning)} tuning runs, {len(final)} runs, {speed:,.0f} tokens/s")
-    hours = seconds / parallel / 3600
+    hours = seconds / speedup(parallel) / 3600
     how = "or less, since runs are stacked" if engine == "stacked" else f"{parallel} runs at a time"
     if engine == "ray":
         how += " on this machine alone"
