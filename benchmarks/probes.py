@@ -1,73 +1,62 @@
-"""The share of training time that the probes take: the quick study's GELU run, one thread, at two widths.
+"""The share of training time that the probes take: the quick study's GELU run, one thread.
 
-Steps with probes off and on come in turn, and a measurement follows; medians of five rounds. In CPU time, which other
-processes disturb least.
+Steps without and with probes come in turn, and a measurement follows. In CPU time, which other processes disturb least.
 
-python benchmarks/probes.py [--json figures.json]
+python benchmarks/probes.py [--rounds 5] [--pairs 10]
 """
 
-import dataclasses
 import statistics
 import time
-from typing import Any
 
 import torch
 import tyro
-from ours import Training, run_named
-from rounds import ROUNDS, Output, save, say, spread
+from ours import Training, quick_run
+from rounds import ROUNDS, show
 
-from training.config import RunConfig
 from training.probes.probes import Probes, probe_steps
 
-PAIRS = 10
+
+def time_step(training: Training, probes: Probes, step: int) -> tuple[float, float]:
+    """Return the seconds of a training step that leads to that step, and those of the probes around it."""
+    started = time.process_time()
+    probes.keep_before(step)
+    training_started = time.process_time()
+    training.step()
+    training_seconds = time.process_time() - training_started
+    probes.follow()
+    probes.measure(step)
+    return training_seconds, time.process_time() - started - training_seconds
 
 
-def compare(config: RunConfig) -> dict[str, Any]:
-    """Print and return the time of the probes as a share of that of a run's training steps."""
-    run = Training(config)
-    off, on = (
-        Probes(run.model, run.optimizers, run.data.val, config.steps, factor) for factor in (0, config.train.probes)
-    )
-    moments = len(probe_steps(config.steps, config.train.probes))
+def main(rounds: int = ROUNDS, pairs: int = 10) -> None:
+    """Print the times and the share.
 
-    def step(probes: Probes, to: int) -> tuple[float, float]:
-        """Return the seconds of a training step that leads to the step `to`, and those of the probes around it."""
-        began = time.process_time()
-        probes.keep_before(to)
-        inside = time.process_time()
-        run.step()
-        inside = time.process_time() - inside
-        probes.follow()
-        probes.measure(to)
-        return inside, time.process_time() - began - inside
-
-    rounds = []
-    for _ in range(ROUNDS + 1):
-        pairs = [(step(off, -1), step(on, -1)) for _ in range(PAIRS)]
-        plain, beside = (statistics.median(pair[n][0] for pair in pairs) for n in (0, 1))
-        path = statistics.median(pair[1][1] for pair in pairs)
-        measured = statistics.median(step(on, config.steps)[1] for _ in range(3))
-        share = (path + moments * measured / config.steps) / plain
-        rounds.append((share, plain * 1e3, beside * 1e3, path * 1e3, measured * 1e3))
-    shares, *columns = zip(*rounds[1:], strict=True)
-    plain, beside, path, measured = map(statistics.median, columns)
-    share = spread(shares)
-    print(f"width {config.model.d_model}: a step {plain:.1f} ms ({beside:.1f} with probes on, their own time apart)")
-    print(f"  the path {path:.2f} ms a step, {moments} measurements of {measured:.0f} ms in {config.steps} steps")
-    say("  together, share of training", share, ".2%")
-    return {"share": share, "step, ms": plain, "path, ms": path, "measurement, ms": measured}
-
-
-def main() -> None:
-    """Compare at the quick study's width and at half of it."""
-    command = tyro.cli(Output, prog="python benchmarks/probes.py", description=__doc__)
+    Args:
+        rounds: rounds, after one to warm up
+        pairs: steps without and with probes in each round
+    """
     torch.set_num_threads(1)
-    quick, figures = run_named("quick", "gelu"), {}
-    for d_model in (192, 96):
-        network = dataclasses.replace(quick.model, d_model=d_model)
-        figures[f"width {d_model}"] = compare(dataclasses.replace(quick, model=network))
-    save(command.json, figures)
+    config = quick_run()
+    training, factor = Training(config), config.train.probes
+    made_of = training.model, training.optimizers, training.data.val, config.steps
+    off, on = Probes(*made_of, 0), Probes(*made_of, factor)
+    measurements = len(probe_steps(config.steps, factor))
+    shares, paths, measured = [], [], []
+    for n in range(rounds + 1):
+        plain, followed = [], []
+        for _ in range(pairs):
+            plain.append(time_step(training, off, -1)[0])
+            followed.append(time_step(training, on, -1)[1])
+        measuring = statistics.median(time_step(training, on, config.steps)[1] for _ in range(3))
+        path = statistics.median(followed)
+        if n > 0:
+            paths.append(path * 1e3)
+            measured.append(measuring * 1e3)
+            shares.append((path + measurements * measuring / config.steps) / statistics.median(plain))
+    show("following the path of the weights, ms a step", paths)
+    show(f"a measurement, of which a run of {config.steps} steps has {measurements}, ms", measured, ".0f")
+    show("both together, share of training", shares, ".2%")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, prog="python benchmarks/probes.py", description=__doc__)

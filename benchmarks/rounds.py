@@ -1,135 +1,106 @@
-"""What benchmarks share: works timed in turn, figures with their spread and as JSON, the machine's limits."""
+"""What the benchmarks share: work that is timed in turn, processes for it, and ratios with their spread."""
 
-import json
-import os
-import platform
+import multiprocessing
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from model.layers import linear
-from training.device import pick_precision
-
 ROUNDS = 5
 ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+Work = Callable[[], object]
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """What every benchmark takes."""
-
-    json: Path | None = None
-    """where to write the figures"""
+def run_alone(function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    """Return what a function returns in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
 
 
-def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return how long one call takes."""
-    began = clock()
-    work()
-    return clock() - began
+class OwnProcess:
+    """A process that calls `make(*arguments)` once, and then the work that it returns whenever this object is called.
+
+    Sides that shared one process would change each other's speed, by the state of its memory.
+    """
+
+    def __init__(self, make: Callable[..., Work], *arguments: object):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        # A daemon ends with this process.
+        context.Process(target=_serve, args=(theirs, make, arguments), daemon=True).start()
+        theirs.close()
+
+    def __call__(self) -> None:
+        """Let the process do its work once. A process that has died ends this one with an `EOFError`."""
+        self.connection.send("go")
+        self.connection.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self.connection.close()
 
 
-def in_turn(
-    works: Mapping[str, Callable[[], object]], rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
+def _serve(connection: Connection, make: Callable[..., Work], arguments: Sequence[object]) -> None:
+    work = make(*arguments)
+    while True:
+        try:
+            connection.recv()
+        except EOFError:  # closed by the other end
+            return
+        work()
+        connection.send("done")
+
+
+def time_in_turn(
+    works: Mapping[str, Work], rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Call every work once to warm up, then all of them in turn; return the seconds of each, by round.
+    """Call every work once to warm up, then all of them in turn. Return the seconds of each, one for each round.
 
-    By `time.process_time` other processes disturb least.
+    Other processes disturb `time.process_time` least.
     """
     for work in works.values():
         work()
-    times: dict[str, list[float]] = {name: [] for name in works}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            times[name].append(seconds(work, clock))
-    return times
+            started = clock()
+            work()
+            seconds[name].append(clock() - started)
+    return seconds
 
 
-@contextmanager
-def process(module: str, *arguments: str, tree: Path = ROOT) -> Iterator[Callable[[], str]]:
-    """Yield what has a process of its own take one turn of the work that `work` of a benchmark returns.
+def ratio(ones: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Return one / other of each round."""
+    return [one / other for one, other in zip(ones, others, strict=True)]
 
-    Each side has its process, as it would have one where it is used: in one for all they change each other's speed. The
-    code is that of a tree, the benchmarks are those of this one.
+
+def show(what: str, values: Sequence[float], form: str = ".2f") -> None:
+    """Print the median, the lowest and the highest of a figure's rounds."""
+    median, lowest, highest = (format(f(values), form) for f in (statistics.median, min, max))
+    print(f"{what}: {median} ({lowest} to {highest}, n = {len(values)})", flush=True)
+
+
+def compare(
+    what: str, make: Callable[[Any], Work], ours: Sequence[object], others: Sequence[object], tokens: int, rounds: int
+) -> None:
+    """Print the tokens/s of each side, timed in turn, and the speed of each of ours against each of the others.
+
+    `make(side)` returns a turn of `tokens` tokens; it is called in a process of the side's own.
     """
-    # -P: else what lies in the current folder would come before either
-    code = f"import rounds, {module}; rounds.serve({module}.work(*{arguments!r}))"
-    command = [sys.executable, "-P", "-c", code]
-    environment = os.environ | {"PYTHONPATH": f"{tree}{os.pathsep}{ROOT / 'benchmarks'}"}
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        asked, told = server.stdin, server.stdout
-        assert asked is not None
-        assert told is not None
-
-        def turn() -> str:
-            print(file=asked, flush=True)
-            return told.readline() or sys.exit(f"the process of {module}.work{arguments} has ended")
-
-        yield turn
-
-
-def serve(turn: Callable[[], object]) -> None:
-    """Take one turn for each line that comes in, and answer with a line."""
-    for _ in sys.stdin:
-        turn()
-        print(flush=True)
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the median, lowest and highest of a figure's rounds, and their number."""
-    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values), "n": len(values)}
-
-
-def ratio(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """Return the spread of one / other, round by round."""
-    return spread([a / b for a, b in zip(one, other, strict=True)])
-
-
-def say(what: str, figures: Mapping[str, float], form: str = ".2f") -> None:
-    """Print a figure with its spread."""
-    median, lowest, highest = (format(figures[key], form) for key in ("median", "lowest", "highest"))
-    print(f"{what}: {median} ({lowest} to {highest})", flush=True)
-
-
-def auto_dtype() -> torch.dtype:
-    """Return what a run's matrices are multiplied in on this processor."""
-    return torch.bfloat16 if pick_precision("auto", torch.device("cpu")) == "bf16" else torch.float32
-
-
-def gemm_flops(dtype: torch.dtype, size: int = 2048) -> float:
-    """Return the peak of a square matrix product on this machine, FLOP/s: the best of several, by torch and by ours."""
-    a, b = torch.randn(2, size, size).to(dtype)
-    times = in_turn({"torch": lambda: torch.nn.functional.linear(a, b), "ours": lambda: linear(a, b)}, rounds=10)
-    return 2 * size**3 / min(*times["torch"], *times["ours"])
-
-
-def copy_bandwidth(megabytes: int = 256) -> float:
-    """Return how many bytes a second a copy reads and writes: the best of several."""
-    source = torch.ones(megabytes << 18)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / min(in_turn({"copy": lambda: target.copy_(source)}, rounds=10)["copy"])
-
-
-def machine() -> dict[str, Any]:
-    """Measure this machine's limits, print them and return them, with what it is."""
-    figures = {
-        "gemm_bf16_flops": gemm_flops(torch.bfloat16),
-        "gemm_fp32_flops": gemm_flops(torch.float32),
-        "copy_bytes_per_s": copy_bandwidth(),
-    }
-    print("  ".join(f"{name} {value / 1e9:.0f} G" for name, value in figures.items()), flush=True)
-    return figures | {"torch": torch.__version__, "threads": torch.get_num_threads(), "platform": platform.platform()}
-
-
-def save(path: Path | None, figures: Mapping[str, Any]) -> None:
-    """Write the figures as JSON, if a path is given."""
-    if path:
-        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    processes = {str(side): OwnProcess(make, side) for side in [*ours, *others]}
+    seconds = time_in_turn(processes, rounds)
+    for name, process in processes.items():
+        process.close()
+        print(f"{what}  {name:20s} {tokens / statistics.median(seconds[name]):9,.0f} tokens/s")
+    for other in others:
+        for side in ours:
+            show(f"{what}  {side} against {other}", ratio(seconds[str(other)], seconds[str(side)]))
