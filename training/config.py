@@ -189,25 +189,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) <= LARGEST:
-            return parse_toml(content.decode())
+            return tomllib.loads(content.decode())
     except FileNotFoundError:
         others = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         raise UserError(unknown("config file", str(path), others) if others else f"no such file: {path}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}") from None
     raise UserError(f"{path} is no config: it has more than {LARGEST:,} bytes.")
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """Return what a TOML text holds.
-
-    Raises:
-        ValueError: it is not TOML, or holds a number of more digits than Python reads or writes.
-        RecursionError: it is nested too deeply.
-    """
-    tree = tomllib.loads(text)
-    repr(tree)  # a hexadecimal number may be read and yet have too many digits to be written
-    return tree
 
 
 def tree(config: RunConfig) -> dict[str, Any]:

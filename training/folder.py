@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -76,13 +76,11 @@ def hold(folder: Path, patience: float = 0.0) -> Iterator[None]:
     """Make a folder and keep other processes from writing to it, with a note for them on who does.
 
     Raises:
-        UserError: it cannot be made or written, another process holds it for longer than `patience` seconds, or a link
-            in it would make this process write elsewhere.
+        UserError: it cannot be made or written, or another process holds it for longer than `patience` seconds.
     """
     lock, holder = FileLock(folder / ".lock", timeout=patience), folder / HOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _refuse_links([folder / ".lock"])
         lock.acquire()
     except Timeout:
         who = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
@@ -90,7 +88,6 @@ def hold(folder: Path, patience: float = 0.0) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--out {folder}: {error.strerror}.") from None
     try:
-        _refuse_links(_written(folder))
         now = datetime.now().astimezone().isoformat(" ", "seconds")
         with contextlib.suppress(OSError):  # a courtesy: a disk that is full says so where it matters
             holder.write_text(f"process {os.getpid()} on {platform.node()} since {now}", encoding="utf-8")
@@ -99,22 +96,6 @@ def hold(folder: Path, patience: float = 0.0) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a disk that has become read-only
             holder.unlink()
         lock.release()
-
-
-def _refuse_links(paths: Iterable[Path]) -> None:
-    if links := [path for path in paths if path.is_symlink()]:
-        raise UserError(f"{links[0]} is a link, and what is written to it would land elsewhere. Remove it.")
-
-
-def _written(folder: Path) -> Iterator[Path]:
-    """All that stands where a run or a study writes; wandb makes links of its own within its folder.
-
-    Of the runs of a study, the logs: they are open before a run holds its own folder.
-    """
-    yield from folder.iterdir()
-    for pattern in ("checkpoints/*", "checkpoints/*/*", "tune/*"):
-        yield from folder.glob(pattern)
-    yield from (run / "log.txt" for pattern in ("*", "tune/*") for run in folder.glob(pattern))
 
 
 def read_run_config(folder: Path) -> RunConfig:
