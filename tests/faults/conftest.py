@@ -1,7 +1,6 @@
-"""What the tests of faults share: disks that fill up, and how often a fault is tried."""
+"""What the tests of faults share: disks that fill up."""
 
 import os
-import random
 import subprocess
 
 import pytest
@@ -30,12 +29,6 @@ def disk(tmp_path):
 
 @pytest.fixture
 def long_only(pytestconfig):
-    """Skip a test that takes long, or that another does in short."""
+    """Skip a test that takes long."""
     if not pytestconfig.getoption("--long"):
         pytest.skip("only with --long")
-
-
-@pytest.fixture
-def draw():
-    """Random numbers of a fixed seed."""
-    return random.Random(0)

@@ -1,6 +1,5 @@
 """Real signals to real processes: the first saves at the next step, the second ends at once."""
 
-import os
 import random
 import signal
 import time
@@ -15,16 +14,11 @@ from training import checkpoint
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-@pytest.fixture
-def whole(call, corpus, tmp_path):
-    """The folder of the same run, never interrupted."""
-    code, said = call("train", "configs/single.toml", *run_flags(corpus), f"--out={tmp_path / 'whole'}")
-    assert code == 0, said
-    return tmp_path / "whole"
-
-
 @pytest.mark.timeout(1200)
-def test_a_signal_saves_at_the_next_step_and_nothing_is_lost(whole, call, corpus, tmp_path, times):
+def test_a_signal_saves_at_the_next_step_and_nothing_is_lost(call, corpus, tmp_path, times):
+    whole = tmp_path / "whole"
+    code, said = call("train", "configs/single.toml", *run_flags(corpus), f"--out={whole}")
+    assert code == 0, said
     draw, stopped = random.Random(0), 0
     while stopped < times(2, 20):
         out, signum = tmp_path / f"run{stopped}", [signal.SIGTERM, signal.SIGINT][stopped % 2]
@@ -53,7 +47,7 @@ def test_a_signal_saves_at_the_next_step_and_nothing_is_lost(whole, call, corpus
 def test_ctrl_c_while_a_study_starts_its_first_process_is_not_lost(corpus, tmp_path):
     process = begin(corpus, tmp_path / "study", "--model.activation=['relu', 'gelu']")
 
-    def starts():  # the server that holds torch, and loads it
+    def starts():  # the server that loads torch for all runs
         for pid in descendants(process.pid):
             with suppress(OSError):  # it has ended
                 if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -61,7 +55,7 @@ def test_ctrl_c_while_a_study_starts_its_first_process_is_not_lost(corpus, tmp_p
         return False
 
     until(process, starts)
-    time.sleep(0.1)  # the command goes on to wait for it, which takes it a second
+    time.sleep(0.1)  # the command goes on to wait for the server, which takes a second
     process.send_signal(signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 130, error
@@ -72,9 +66,9 @@ def test_a_second_signal_ends_at_once(corpus, tmp_path):
     process = begin(corpus, tmp_path / "run", "--train.checkpoint_every=100000")
     until(process, lambda: trains(tmp_path / "run"))
     process.send_signal(signal.SIGSTOP)
-    for signum in (signal.SIGINT, signal.SIGTERM):  # both wait until it goes on: no step lies between
+    for signum in (signal.SIGINT, signal.SIGTERM):  # both arrive when it goes on, with no step between them
         process.send_signal(signum)
     process.send_signal(signal.SIGCONT)
     process.communicate()
     assert process.returncode == 143
-    assert not os.path.exists(tmp_path / "run" / "checkpoints")
+    assert not (tmp_path / "run" / "checkpoints").exists()
