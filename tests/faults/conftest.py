@@ -25,10 +25,3 @@ def disk(tmp_path):
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@pytest.fixture
-def long_only(pytestconfig):
-    """Skip a test that takes long."""
-    if not pytestconfig.getoption("--long"):
-        pytest.skip("only with --long")

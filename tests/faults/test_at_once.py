@@ -2,12 +2,7 @@
 
 import os
 
-import pytest
 from helpers import begin, records, run_flags, same_weights, trains, until
-
-from errors import Interrupted
-from training import run as run_module
-from training.loop import train
 
 
 def test_the_second_of_two_is_told_who_writes_the_run_and_both_runs_are_equal(corpus, tmp_path, call):
@@ -24,20 +19,3 @@ def test_the_second_of_two_is_told_who_writes_the_run_and_both_runs_are_equal(co
     assert code == 0, said
     assert records(out) == records(tmp_path / "again")
     assert same_weights(out, tmp_path / "again")
-
-
-def test_all_that_breaks_equality_is_recorded_and_warned_of_at_a_resume(tiny, tmp_path, stop_at, monkeypatch, capsys):
-    stop_at(9)
-    with pytest.raises(Interrupted):
-        train(tiny(), tmp_path / "run")
-    keys = ["threads", "compiled", "device_name", "torch", "precision"]
-    environment = run_module.environment
-    others = dict.fromkeys(keys, "another")
-    monkeypatch.setattr(run_module, "environment", lambda *arguments: environment(*arguments) | others)
-    capsys.readouterr()
-    train(tiny(), tmp_path / "run")
-    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert len(warnings) == len(keys)
-    for key, warning in zip(keys, warnings, strict=True):
-        assert warning.startswith(f"warning: {key} was ")
-        assert warning.endswith(", is another: not bitwise the same from now on")
