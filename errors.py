@@ -1,10 +1,9 @@
-"""How a command ends other than well: the user's mistake, a signal; and the exit codes of the doors."""
+"""How a command ends other than well: mistakes of the user, signals, and the exit codes of the doors."""
 
 import difflib
 import errno
 import io
 import os
-import re
 import shutil
 import signal
 import sys
@@ -12,11 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# what torch and NumPy say of a tensor that no memory holds: torch has no error of its own for it on a CPU
-TOO_LARGE = re.compile(
-    "allocate memory|not enough memory|out of memory|size calculation overflowed|Overflow when unpacking|"
-    "array is too big|Maximum allowed dimension"
-)
+# torch raises a plain RuntimeError where the CPU's memory ends. These texts begin the two that its allocator raises.
+CPU_ALLOCATOR = ("[enforce fail at alloc_cpu.cpp", "Storage size calculation overflowed")
 
 
 class UserError(ValueError):
@@ -41,9 +37,9 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:
 
 @contextmanager
 def explained(what: str, way_out: str, where: Path | None = None) -> Iterator[None]:
-    """Turn a fault of the file system (no permission, no space) into a `UserError`: what failed, why, the way out.
+    """Turn an error of the file system into a `UserError` with three parts: what failed, why, and the way out.
 
-    `where` is a folder that may be full.
+    `where` is the folder that was written to. If its disk is full, the message gives the free space.
     """
     try:
         yield
@@ -54,46 +50,61 @@ def explained(what: str, way_out: str, where: Path | None = None) -> Iterator[No
         raise UserError(f"{what} ({fault}{free}): {way_out}.") from fault
 
 
-def _mistake(fault: Exception) -> str:
-    """Return what to say of a fault that lies in the user's call; nothing of one of ours."""
+def is_memory_fault(fault: BaseException) -> bool:
+    """Return whether an exception means that memory ran out. Its type decides, since any text can hold these words."""
+    # A door that has not loaded torch cannot have got an error from it, and importing torch takes seconds.
+    torch = sys.modules.get("torch")
+    if isinstance(fault, MemoryError) or (torch and isinstance(fault, torch.OutOfMemoryError)):
+        return True
+    return type(fault) is RuntimeError and str(fault).startswith(CPU_ALLOCATOR)
+
+
+def describe_mistake(fault: Exception) -> str:
+    """Return the message for an error that the user can mend, and an empty string for a bug of this project."""
     if isinstance(fault, UserError):
         return str(fault)
     if isinstance(fault, OSError) and fault.errno == errno.ENAMETOOLONG:
-        return f"{fault.filename}: a name that is longer than the file system allows. Choose a shorter one."
+        return f"{fault.filename}: the name is longer than the file system allows. Choose a shorter one."
     if isinstance(fault, UnicodeEncodeError):
         return f"{fault.object[fault.start : fault.end]!a} in a name is not {fault.encoding.upper()}. Set PYTHONUTF8=1."
-    if isinstance(fault, MemoryError) or TOO_LARGE.search(str(fault)):
-        reason = str(fault).partition("\n")[0]
-        return f"not enough memory ({reason}). Take a smaller model, a smaller batch or fewer tokens."
+    if is_memory_fault(fault):
+        reason = str(fault).partition("\n")[0] or type(fault).__name__
+        return f"not enough memory ({reason}). Use a smaller model, a smaller batch or fewer tokens."
     return ""
 
 
 def door(main: Callable[[], int | None]) -> int:
-    """Call the main function of a door and return its exit code: 2 for the user's mistake, 130 or 143 for a signal.
+    """Call the main function of a door, print how it failed if it did, and return the exit code.
 
-    A fault keeps its traceback and exits with 1, as do numbers that are not finite and output that nobody reads,
-    without one. NO_COLOR is honoured (https://no-color.org). What stdout cannot encode is printed as a question mark.
+    0: done. 1: a loss or gradient is not finite, or nobody reads the output. 2: a mistake of the user. 130 or 143: a
+    signal. Any other exception is a bug: it is raised, so that Python prints its traceback and exits with 1.
+
+    NO_COLOR is honoured (https://no-color.org). Characters that stdout cannot encode are printed as question marks.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # neither closed nor a notebook's; stderr never fails
+    # stdout may be closed, or replaced by a notebook. stderr replaces characters by itself.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-        os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:replace"  # in the processes of a study too
-    if os.environ.get("NO_COLOR"):  # rich reads it, tyro has to be told
+        # The processes of a study inherit the setting.
+        os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:replace"
+    if os.environ.get("NO_COLOR"):  # rich reads the variable itself, tyro does not
         import tyro
 
         tyro._experimental_options["ansi_codes"] = False
     try:
         code = main() or 0
         if sys.stdout:
-            sys.stdout.flush()  # here, where a reader that has gone is said
+            sys.stdout.flush()  # a reader that has gone is noticed here, and not when Python exits
         return code
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (BrokenPipeError, SystemExit) as end:
-        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):  # as rich ends
+        # rich turns a broken pipe into SystemExit. Every other SystemExit, as tyro's after --help, goes on.
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
             raise
+        # Python flushes stdout once more when it exits, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        gone = "the reader of the output has gone, as after | head; a run or study goes on with the same command"
+        gone = "nobody reads the output any more, as after | head. The same command resumes a run or study."
         print(f"stopped: {gone}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -102,7 +113,8 @@ def door(main: Callable[[], int | None]) -> int:
         print(stopped, file=sys.stderr)
         return stopped.code
     except Exception as fault:
-        if not (message := _mistake(fault)):
+        message = describe_mistake(fault)
+        if not message:
             raise
         print(f"error: {message}", file=sys.stderr)
         return 2

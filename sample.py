@@ -31,12 +31,12 @@ class Command:
     def check(self) -> None:
         """Raise `UserError` for a value that is out of range."""
         rules = {
-            "--tokens": (self.tokens, self.tokens >= 1, "1 or more"),
+            "--tokens": (self.tokens, 1 <= self.tokens < 2**63, "1 to 2**63 - 1"),
             "--temperature": (self.temperature, 0 <= self.temperature < float("inf"), "0 or more"),
             "--top-k": (self.top_k, self.top_k >= 0, "0 or more"),
             "--top-p": (self.top_p, 0 < self.top_p <= 1, "above 0, up to 1"),
             "--seed": (self.seed, 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
-            "--samples": (self.samples, self.samples >= 1, "1 or more"),
+            "--samples": (self.samples, 1 <= self.samples < 2**63, "1 to 2**63 - 1"),
         }
         if wrong := [f"{flag} {value}: allowed is {allowed}" for flag, (value, ok, allowed) in rules.items() if not ok]:
             raise UserError("; ".join(wrong) + ".")

@@ -170,3 +170,9 @@ def call(monkeypatch, capsys):
         return code, said.out + said.err
 
     return run
+
+
+@pytest.fixture
+def no_sample(monkeypatch):
+    """Runs write no text at their end, which takes longer than a small run itself."""
+    monkeypatch.setattr("training.run.sample_of", lambda *_: "text")

@@ -8,16 +8,21 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import tomli_w
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from data.tokenizer import Tokenizer, train_tokenizer
 from model.config import ModelConfig
 from model.gpt import GPT
+from errors import Interrupted
+from files import sha256_of
 from study.judge.effects import compare_arms
 from study.judge.results import load_study
 from training import checkpoint
+from training.loop import train
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--model.n_layer=2", "--model.n_head=2", "--model.d_model=24", "--model.context=16", "--train.batch_size=4"]
@@ -206,7 +211,7 @@ def same_weights(one, other):
 
 def step(model, optimizers, seed):
     x_BT = torch.randint(11, (2, 4), generator=torch.Generator().manual_seed(seed))
-    model.loss(x_BT, x_BT).backward()
+    model(x_BT, x_BT).backward()
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -233,3 +238,27 @@ def loud_model(name: str = "gelu", **changes) -> GPT:
 def without_gradient(model: GPT) -> list[str]:
     """The names of the parameters that a backward pass did not reach."""
     return [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+# Helpers of tests/training
+
+
+def rewrite(path, name, write):
+    """Replace one file of a checkpoint, and its hash in the manifest: a foreign file that is not damaged."""
+    write(path / name)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {name: sha256_of(path / name)}))
+
+
+def train_and_stop(config, folder, stop_at, step):
+    """Train a run until SIGTERM reaches it within a step; `stop_at` is the fixture."""
+    stop_at(step)
+    with pytest.raises(Interrupted):
+        train(config, folder)
+
+
+class Noisy(nn.Module):
+    """A ReLU that adds noise in training, as torch's RReLU has it in its slope."""
+
+    def forward(self, u):
+        return u.relu() + 0.5 * torch.randn_like(u) if self.training else u.relu()

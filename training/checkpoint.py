@@ -93,15 +93,32 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
 
 
 def _optimizer_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    names = {id(p): name for name, p in model.named_parameters()}
     tensors = {"rng.cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    for optimizer in optimizers:
-        for parameter, slots in optimizer.state.items():
-            for slot in slot_names(optimizer):
-                tensors[f"{names[id(parameter)]}/{slot}"] = slots[slot].contiguous()
+    for key, (optimizer, parameter, slot) in _slots(model, optimizers).items():
+        if optimizer.state:  # before the first step an optimiser has no state at all
+            # A parameter that no formula reads gets no gradient, and its optimiser keeps nothing for it.
+            slots = optimizer.state.get(parameter) or {slot: _empty(parameter, slot)}
+            tensors[key] = slots[slot].contiguous()
     return tensors
+
+
+def _slots(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, tuple[Optimizer, Tensor, str]]:
+    """Return what the optimisers keep for each parameter, by the name of its tensor in a checkpoint."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                for slot in slot_names(optimizer):
+                    found[f"{names[id(parameter)]}/{slot}"] = optimizer, parameter, slot
+    return found
+
+
+def _empty(parameter: Tensor, slot: str) -> Tensor:
+    """Return the tensor of a parameter that has taken no step. `step` is AdamW's count, one number."""
+    return torch.zeros(()) if slot == "step" else torch.zeros_like(parameter)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -215,18 +232,11 @@ def load_training_state(
         random = {name: tensors.pop(name) for name in ("rng.cpu", "rng.cuda") if name in tensors}
         found = {name: tensors.pop(f"probes/{name}") for name in probes if f"probes/{name}" in tensors}
         _check_tensors(found, probes)
-        places = {}
-        parameters = {id(p): name for name, p in model.named_parameters()}
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    for slot in slot_names(optimizer):
-                        places[f"{parameters[id(parameter)]}/{slot}"] = optimizer, parameter, slot
-        # Before the first step an optimiser has no state at all. `step` is AdamW's count, one number.
-        fresh = {key: torch.zeros(()) if slot == "step" else p for key, (_, p, slot) in places.items()}
-        _check_tensors(tensors, fresh if tensors else {})
+        slots = _slots(model, optimizers)
+        empty = {key: _empty(parameter, slot) for key, (_, parameter, slot) in slots.items()}
+        _check_tensors(tensors, empty if tensors else {})
         for key, tensor in tensors.items():
-            optimizer, parameter, slot = places[key]
+            optimizer, parameter, slot = slots[key]
             optimizer.state[parameter][slot] = tensor.to(parameter.device)
         torch.set_rng_state(random["rng.cpu"])
         if "rng.cuda" in random and torch.cuda.is_available():

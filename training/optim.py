@@ -24,7 +24,7 @@ def lr_factor(step: int, steps: int, config: TrainConfig) -> float:
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
-    """Return the optimisers, which share one learning rate.
+    """Return the optimisers, which share one learning rate. A frozen parameter, as a plugin may hold, is in none.
 
     Matrices decay; gains and scalars do not. `muon` (Jordan et al., 2024) takes the matrices of the blocks, its updates
     scaled to AdamW's RMS (Liu et al., 2025), and leaves the embedding and the rest to AdamW.
@@ -32,6 +32,8 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     for_muon, matrices, others = [], [], []
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and "blocks." in name and ".act." not in name
+        if not parameter.requires_grad:
+            continue
         if config.optimizer == "muon" and hidden:
             for_muon.append(parameter)
         elif parameter.ndim >= 2:

@@ -21,7 +21,7 @@ from model.gpt import GPT
 from training import checkpoint
 from training.clock import Clock
 from training.config import RunConfig, build, differences, tree
-from training.ddp import ONE_PROCESS, OneProcess, world_size
+from training.ddp import ONE_PROCESS, OneProcess
 from training.device import check_compiler, environment, keep_memory, pick_device, pick_precision
 from training.evaluate import Score
 from training.folder import open_run, read_summary
@@ -259,13 +259,14 @@ class Run:
     def finish(self, test: Score | None) -> None:
         """Write the summary of a run that has taken its last step; `test` is its score on the test split."""
         scores = self.val | (test.named("test") if test else {})
-        text = self.process.first(lambda: sample_of(self.model, self.data, self.precision))
+        sample = self.process.first(lambda: sample_of(self.model, self.data, self.precision))
         seconds = self.clock.train_seconds
-        summary = summary_of(self.config, self.model, text, self.data, scores, seconds, self.environment)
-        summary |= self.probes.summary()
+        summary = summary_of(self.config, self.model, sample, self.data, scores, seconds, self.environment)
+        # What is returned is what the file holds, so that a run that is read again is equal.
+        summary = strict_json(summary | self.probes.summary())
         if self.process.main:
-            text = json.dumps(strict_json(summary), indent=1, ensure_ascii=False, allow_nan=False)
-            write_file(self.folder / "summary.json", text)
+            content = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
+            write_file(self.folder / "summary.json", content)
         self.metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
         self.summary = summary
 
@@ -291,7 +292,7 @@ def check_context(config: RunConfig, data: Dataset) -> None:
 
 def check_same_everywhere(config: RunConfig, data: Dataset, process: OneProcess) -> None:
     """Raise `UserError` in a process whose config, tokens or precision are not the first one's: hosts may differ."""
-    if world_size() == 1:
+    if process.size == 1:
         return
     mine = pick_precision(config.train.precision, pick_device(config.train.device))
     theirs, fingerprint, precision = process.first(lambda: [tree(config), data.fingerprint, mine])

@@ -33,7 +33,8 @@ def summary_of(
     tokens = config.steps * config.tokens_per_step
     count = dataclasses.asdict(size(config.model, data.tokenizer.n_vocab))
     return {
-        "status": "finished" if math.isfinite(scores["val/loss"]) else "diverged",
+        # Beyond 700 nats per token a loss has no perplexity that a number could hold.
+        "status": "finished" if math.isfinite(scores["val/perplexity"]) else "diverged",
         "activation": config.model.activation,
         "gated": is_gated(config.model.activation),
         "steps": config.steps,
@@ -55,7 +56,7 @@ def summary_of(
 def describe(summary: dict[str, Any]) -> str:
     """Return the final scores in one line, as the door prints them."""
     if summary["status"] == "diverged":
-        return "diverged: the validation loss is not finite. Lower train.lr."
+        return "diverged: the validation loss is not finite, or beyond 700 nats/token. Lower train.lr."
     return (
         f"val loss {summary['val/loss']:.4f} nats/token  perplexity {summary['val/perplexity']:.2f}  "
         f"{summary['val/bits_per_byte']:.4f} bits/byte"

@@ -56,7 +56,7 @@ def test_any_prompt_can_be_continued(run, prompt):
 
 
 def test_more_text_than_memory_is_refused(run):
-    for tokens in (10**14, 10**18, 10**23):
+    for tokens in (10**14, 10**18):
         done = door("sample.py", run, "--device=cpu", f"--tokens={tokens}")
         assert done.returncode == 2, done.stderr
         assert done.stderr.startswith("error: not enough memory (")
@@ -92,7 +92,7 @@ def unread(*arguments):
 
 def test_that_nobody_reads_the_output_is_said_and_the_run_goes_on_with_the_same_command(flags, tmp_path):
     command = ["train.py", "configs/single.toml", *flags, f"--out={tmp_path / 'run'}"]
-    gone = "stopped: the reader of the output has gone, as after | head; a run or study goes on with the same command\n"
+    gone = "stopped: nobody reads the output any more, as after | head. The same command resumes a run or study.\n"
     assert unread(*command) == (1, gone)
     assert door(*command).returncode == 0
     assert unread("sample.py", tmp_path / "run", "--tokens=3") == (1, gone)  # what is written last
@@ -128,7 +128,9 @@ MISTAKES = {
     "sample.py configs": "not a run folder",
     "sample.py nowhere --temperature=-1": "--temperature -1.0",
     "sample.py nowhere --tokens=0": "--tokens 0",
+    f"sample.py nowhere --tokens={10**23}": "--tokens 1000",
     "sample.py nowhere --top-p=2": "--top-p 2.0",
+    f"train.py --train.batch_size={10**20}": "train.batch_size",
     f"sample.py nowhere --seed={2**64}": f"--seed {2**64}",
     "sample.py nowhere --plugin=nowhere.py": "no such file",
 }

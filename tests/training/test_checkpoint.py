@@ -1,3 +1,5 @@
+"""Checkpoints by themselves: what they hold, what damage and foreign files do, and which of them are kept."""
+
 import json
 import shutil
 from pathlib import Path
@@ -5,24 +7,33 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TOKENIZER, step
+from helpers import TOKENIZER, rewrite, step
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from data.tokenizer import Tokenizer
 from errors import UserError
+from files import sha256_of
+from model.activations import ACTIVATIONS
 from model.config import ModelConfig
 from model.gpt import GPT
 from training import checkpoint
 from training.config import TrainConfig
 from training.optim import build_optimizers
+from training.probes.path import Path as WeightPath
 
 
-def make(optimizer: Any = "adamw", seed: int = 0):
-    model = GPT(ModelConfig(activation="swish_beta", n_layer=1, n_head=2, d_model=8, context=4), 11, seed)
+def make(optimizer: Any = "adamw", seed: int = 0, activation: str = "swish_beta"):
+    model = GPT(ModelConfig(activation=activation, n_layer=1, n_head=2, d_model=8, context=4), 11, seed)
     return model, build_optimizers(model, TrainConfig(optimizer=optimizer))
 
 
-def save(folder, n, model, optimizers, keep=2):
-    return checkpoint.save(folder, n, model, optimizers, {"note": n}, TOKENIZER, keep)
+def save(folder, n, model, optimizers, keep=2, probes=None):
+    return checkpoint.save(folder, n, model, optimizers, {"note": n}, TOKENIZER, keep, probes)
+
+
+def equal(model, other):
+    return all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
@@ -35,10 +46,38 @@ def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path, optimizer):
 
     other, others = make(optimizer, seed=9)
     checkpoint.load_weights(path, other)
-    checkpoint.load_optimizers(path, other, others)
+    checkpoint.load_training_state(path, other, others, {})
     assert torch.equal(torch.rand(3), draw)  # torch's own random state came back too
     step(other, others, 2)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert equal(model, other)
+
+
+class Spare(nn.Module):
+    """SiLU, beside a frozen parameter and one that no formula reads: neither ever gets a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Parameter(torch.tensor(0.5), requires_grad=False)
+        self.unread = nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, u):
+        return u * torch.sigmoid(2 * self.frozen * u)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_parameters_that_get_no_gradient_are_no_obstacle_to_a_resume(tmp_path, monkeypatch, optimizer):
+    monkeypatch.setitem(ACTIVATIONS, "spare", Spare)
+    model, optimizers = make(optimizer, activation="spare")
+    step(model, optimizers, 1)
+    path = save(tmp_path, 1, model, optimizers)
+    step(model, optimizers, 2)
+    other, others = make(optimizer, activation="spare")
+    checkpoint.load_weights(path, other)
+    checkpoint.load_training_state(path, other, others, {})
+    step(other, others, 2)
+    assert equal(model, other)
+    act = model.get_submodule("blocks.0.ffn.act")
+    assert (act.frozen, act.unread) == (0.5, 0.25)
 
 
 def test_a_checkpoint_is_safetensors_and_json(tmp_path):
@@ -47,11 +86,12 @@ def test_a_checkpoint_is_safetensors_and_json(tmp_path):
     assert {p.name for p in path.iterdir()} == {*checkpoint.FILES, "manifest.json"}
     assert checkpoint.read_state(path) == {"step": 7, "note": 7}
     assert Tokenizer.load(path / "tokenizer.json").encode("abc") == TOKENIZER.encode("abc")
+    assert json.loads((path / "manifest.json").read_text()) == {n: sha256_of(path / n) for n in checkpoint.FILES}
 
 
 def test_only_the_newest_are_kept_and_leftovers_of_dead_saves_go(tmp_path):
-    (tmp_path / ".writing-00000001").mkdir()
-    (tmp_path / ".dropped-00000001").mkdir()
+    (tmp_path / ".step-00000001.partial").mkdir()
+    (tmp_path / ".dropped-step-00000001").mkdir()
     for n in (1, 2, 3):
         save(tmp_path, n, *make())
     assert {p.name for p in tmp_path.iterdir()} == {"step-00000002", "step-00000003"}
@@ -96,9 +136,54 @@ def test_all_damaged_is_an_error_and_none_is_none(tmp_path):
         checkpoint.newest(tmp_path)
 
 
+FOREIGN = {
+    "a missing moment": lambda tensors: tensors.pop("embedding.weight/exp_avg"),
+    "a moment of another shape": lambda tensors: tensors.update({"embedding.weight/exp_avg": torch.zeros(3)}),
+    "a moment of another type": lambda tensors: tensors.update({"norm.weight/exp_avg": torch.zeros(8).double()}),
+    "a moment of nothing": lambda tensors: tensors.update({"lm_head.weight/exp_avg": torch.zeros(8)}),
+    "a missing probe": lambda tensors: tensors.pop("probes/length_M"),
+    "a probe of another shape": lambda tensors: tensors.update({"probes/update_MS": torch.zeros(2, 2)}),
+    "a probe of another type": lambda tensors: tensors.update({"probes/count_M": torch.zeros(2, dtype=torch.int64)}),
+    "a probe of nothing": lambda tensors: tensors.update({"probes/mine": torch.zeros(2)}),
+    "no random state": lambda tensors: tensors.pop("rng.cpu"),
+    "half a random state": lambda tensors: tensors.update({"rng.cpu": tensors["rng.cpu"][:100]}),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN)
+def test_a_foreign_tensor_under_an_honest_manifest_is_a_message_and_no_traceback(tmp_path, change):
+    model, optimizers = make()
+    step(model, optimizers, 1)
+    probes = WeightPath(model).tensors
+    path = save(tmp_path, 1, model, optimizers, probes=probes)
+    checkpoint.load_training_state(path, *make(), probes)
+    tensors = load_file(path / "optimizer.safetensors")
+    FOREIGN[change](tensors)
+    rewrite(path, "optimizer.safetensors", lambda file: save_file({k: t.clone() for k, t in tensors.items()}, file))
+    checkpoint.verify(path)
+    with pytest.raises(UserError, match=r"step-00000001 is not a checkpoint of this run \(\w+: "):
+        checkpoint.load_training_state(path, *make(), probes)
+
+
+def test_weights_of_another_network_are_a_message(tmp_path):
+    path = save(tmp_path, 1, *make())
+    other = GPT(ModelConfig(activation="swish_beta", n_layer=1, n_head=2, d_model=16, context=4), 11)
+    with pytest.raises(UserError, match=r"has the shape \[\d+, 8\] .*, not \[\d+, 16\]"):
+        checkpoint.load_weights(path, other)
+    with pytest.raises(UserError, match=r"missing or unknown tensors: blocks\.0\.ffn\.act\.beta"):
+        checkpoint.load_weights(path, make(activation="gelu")[0])
+
+
+@pytest.mark.parametrize("state", ["[]", "{}", '{"step": 2}', '{"step": 1, "val": 3}', '{"step": 1, "wandb_id": "../x"}'])
+def test_a_foreign_state_is_a_message(tmp_path, state):
+    path = save(tmp_path, 1, *make())
+    (path / "state.json").write_text(state)
+    with pytest.raises(UserError, match="is not a checkpoint of this run"):
+        checkpoint.read_state(path)
+
+
 def test_a_checkpoint_that_its_run_drops_while_it_is_read_is_not_damaged(tmp_path, monkeypatch, capsys):
     save(tmp_path, 1, *make())
-    sha256_of = checkpoint.sha256_of
 
     def meanwhile(path):
         if path.name == "optimizer.safetensors" and path.parent.name == "step-00000001":
