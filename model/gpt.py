@@ -65,9 +65,8 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, causal: bool) -> Tens
     # Beyond, the scores need too much memory.
     if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.bfloat16 or S > 512:
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=causal)
-    mask_TS = q_BHTK.new_zeros(T, S)
-    if causal:
-        mask_TS = mask_TS.fill_(-math.inf).triu_(1)
+    # Not q.new_zeros: in a stack of runs (training/stack.py) every run would get a mask of its own.
+    mask_TS = torch.full((T, S), -math.inf if causal else 0.0, device=q_BHTK.device, dtype=q_BHTK.dtype).triu_(1)
     scores_NTS = torch.baddbmm(mask_TS, q_BHTK.flatten(0, 1), k_BHSK.flatten(0, 1).mT, alpha=K**-0.5)
     return (scores_NTS.softmax(-1) @ v_BHSK.flatten(0, 1)).view(B, H, T, K)
 
