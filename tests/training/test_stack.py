@@ -17,7 +17,7 @@ from data.batches import train_batch
 from data.dataset import Split
 from errors import Interrupted
 from model.activations import ACTIVATIONS
-from training import loop, stack
+from training import loop, run, stack
 from training import step as one_step
 from training.config import WandbConfig
 from training.evaluate import score
@@ -54,8 +54,9 @@ def runs(tiny, tmp_path):
     def make(activation="gelu", lrs=(1e-2, 3e-3, 2e-3), model=None, **train):
         model = {"n_layer": 1, "d_model": 16, "context": 8, "activation": activation} | (model or {})
         train = {"tokens": 8 * 4 * 12, "log_every": 1, "checkpoint_every": 5, "eval_every": 6, "probes": 3} | train
+        data = {"val_fraction": 0.01, "test_fraction": 0.01}
         return {
-            tmp_path / "stacked" / f"seed{seed}": tiny(model=model, train=train | {"seed": seed, "lr": lr})
+            tmp_path / "stacked" / f"seed{seed}": tiny(data=data, model=model, train=train | {"seed": seed, "lr": lr})
             for seed, lr in enumerate(lrs)
         }
 
@@ -64,9 +65,9 @@ def runs(tiny, tmp_path):
 
 def train_alone(runs, folder):
     """Train each run by itself in `folder` and return the folders, in the same order."""
-    for run, config in runs.items():
-        train(config, folder / run.name)
-    return [folder / run.name for run in runs]
+    for path, config in runs.items():
+        train(config, folder / path.name)
+    return [folder / path.name for path in runs]
 
 
 def losses(folder):
@@ -163,13 +164,13 @@ def test_scores_are_those_of_each_model(runs, activation):
         members.append(Run(config, folder, in_stack=True))
         members[-1].open()
         members[-1].build(stacked=True)
-    alone = [score(copy.deepcopy(run.model), split, run.config, "fp32") for run in members]
+    alone = [score(copy.deepcopy(member.model), split, member.config, "fp32") for member in members]
     for ours, theirs in zip(Stack(members).score(split), alone, strict=True):
         assert ours.named("val") == pytest.approx(theirs.named("val"), rel=1e-6)
         np.testing.assert_allclose(ours.windows, theirs.windows, rtol=1e-5)
     assert abs(alone[0].loss - alone[1].loss) > 1e-4
-    for run in members:
-        run.close()
+    for member in members:
+        member.close()
 
 
 def test_stopped_and_resumed_together_is_never_stopped_bit_for_bit(runs, stop_at, tmp_path):
@@ -256,23 +257,35 @@ def test_a_run_that_fails_says_why_and_the_others_go_on_as_alone(runs, tmp_path)
         assert_same_numbers(folder, tmp_path / folder.name, rel=1e-4)
 
 
-def test_a_bug_in_one_run_is_in_its_log_with_its_traceback(runs, tmp_path, monkeypatch):
+def test_a_run_that_waits_is_trained_though_all_others_fail_before_its_step(runs, stop_at, tmp_path):
+    made = runs(lrs=(1e-2, 1e30), warmup=0.0)
+    good, wild = made
+    stop_at(7)
+    with pytest.raises(Interrupted):
+        train(made[good], good)
+    summaries = train_stack(made)
+    assert summaries[wild] is None
+    assert summaries[good] is not None
+    train(made[good], tmp_path / "alone")
+    assert_same_numbers(good, tmp_path / "alone", rel=1e-4)
+
+
+def test_a_bug_in_one_run_is_in_its_log_with_its_traceback(runs, monkeypatch):
     made = runs()
     first, *others = made
+    write = run.write_file
 
-    def windows(file, array):
-        if (first / "metrics.jsonl").stat().st_size > 1000:
+    def write_file(path, content):
+        if path == first / "val_windows.npy":
             raise ZeroDivisionError("a bug")
-        return save(file, array)
+        write(path, content)
 
-    save = np.save
-    monkeypatch.setattr(np, "save", windows)
-    first.mkdir(parents=True)
-    summaries = train_stack({first: made[first]} | {folder: made[folder] for folder in others})
-    assert not any(summaries.values())
-    for folder in made:
-        assert (folder / "log.txt").read_text().endswith("ZeroDivisionError: a bug\n")
-        assert "Traceback" in (folder / "log.txt").read_text()
+    monkeypatch.setattr(run, "write_file", write_file)
+    summaries = train_stack(made)
+    assert [folder for folder, summary in summaries.items() if summary] == others
+    log = (first / "log.txt").read_text()
+    assert "Traceback" in log
+    assert log.endswith("ZeroDivisionError: a bug\n")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
