@@ -1,8 +1,8 @@
 import importlib
 import os
-import random
 import signal
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,8 +13,11 @@ from helpers import (
     SIGMOID_GAPS,
     add_probes,
     plan,
+    set_wandb_home,
     shifted,
+    tiny_config,
     write_arm,
+    write_corpus,
     write_plan,
     write_run,
     write_study,
@@ -24,7 +27,6 @@ from hypothesis import settings
 from data.batches import train_batch
 from errors import door
 from training import step as one_step
-from training.config import RunConfig, build
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported: no test waits for the Hub
 os.environ["WANDB_MODE"] = "disabled"  # tests of the mirror say otherwise
@@ -66,27 +68,13 @@ def wheels(shared_cache, cache, monkeypatch):
 @pytest.fixture
 def corpus(tmp_path):
     """A text file of 40 kB whose words come in a fixed, partly predictable order."""
-    draw = random.Random(0)
-    words = ["the", "king", "and", "queen", "of", "night", "speak", "not", "to", "me", "sweet", "sorrow"]
-    path = tmp_path / "corpus.txt"
-    path.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(1000)), encoding="utf-8")
-    return path
+    return write_corpus(tmp_path / "corpus.txt")
 
 
 @pytest.fixture
 def tiny(corpus):
     """Return a function from changes (`section={...}`) to the config of a run that takes a second."""
-
-    def make(**changes) -> RunConfig:
-        tree = {
-            "data": {"corpus": str(corpus), "tokenizer": "bytes", "val_fraction": 0.05, "test_fraction": 0.05},
-            "model": {"n_layer": 2, "n_head": 2, "d_model": 24, "context": 16},
-            "train": {"tokens": 16 * 4 * 20, "batch_size": 4, "log_every": 2, "eval_every": 8, "checkpoint_every": 6}
-            | {"threads": 1, "precision": "fp32", "lr": 1e-2},
-        }
-        return build({name: tree.get(name, {}) | changes.get(name, {}) for name in tree | changes}, "test")
-
-    return make
+    return partial(tiny_config, corpus)
 
 
 @pytest.fixture
@@ -108,11 +96,7 @@ def stop_at(monkeypatch):
 @pytest.fixture
 def wandb_home(monkeypatch, tmp_path):
     """wandb as for a user who never logged in, with nothing written outside the test's folder."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "HOME"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
+    set_wandb_home(monkeypatch, tmp_path / "home")
 
 
 @pytest.fixture

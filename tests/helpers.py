@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from files import sha256_of
 from study.judge.effects import compare_arms
 from study.judge.results import load_study
 from training import checkpoint
+from training.config import build
 from training.loop import train
 
 ROOT = Path(__file__).parent.parent
@@ -241,6 +243,41 @@ def without_gradient(model: GPT) -> list[str]:
 
 
 # Helpers of tests/training
+
+
+def write_corpus(path):
+    """Write a text of 40 kB whose words come in a fixed, partly predictable order."""
+    draw = random.Random(0)
+    words = ["the", "king", "and", "queen", "of", "night", "speak", "not", "to", "me", "sweet", "sorrow"]
+    path.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(1000)), encoding="utf-8")
+    return path
+
+
+def tiny_config(corpus, **changes):
+    """Return the config of a run that takes half a second; `changes` are keys by section."""
+    tree = {
+        "data": {"corpus": str(corpus), "tokenizer": "bytes", "val_fraction": 0.05, "test_fraction": 0.05},
+        "model": {"n_layer": 2, "n_head": 2, "d_model": 24, "context": 16},
+        "train": {"tokens": 16 * 4 * 20, "batch_size": 4, "log_every": 2, "eval_every": 8, "checkpoint_every": 6}
+        | {"threads": 1, "precision": "fp32", "lr": 1e-2},
+    }
+    return build({name: tree.get(name, {}) | changes.get(name, {}) for name in tree | changes}, "test")
+
+
+def set_wandb_home(monkeypatch, home):
+    """Make wandb see a user who never logged in, and write nothing outside of `home`."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "HOME"):
+        monkeypatch.setenv(name, str(home))
+    home.mkdir()
+
+
+def wandb_entries(run):
+    """Return the entries of an offline wandb run, read by wandb's own tool."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [json.loads(line) for line in output.splitlines()]
 
 
 def rewrite(path, name, write):

@@ -3,8 +3,7 @@ import shutil
 import sys
 
 import pytest
-from helpers import GELU, rows_of, write_arm, write_plan, write_run
-from test_metrics import inspect
+from helpers import GELU, rows_of, wandb_entries, write_arm, write_plan, write_run
 
 from study.report.mirror import arms_table, mirror_study
 from training.config import WandbConfig
@@ -28,7 +27,7 @@ def study(tmp_path):
 def mirrored(folder):
     """What the offline wandb run in the folder holds: its description, its summary and its table. It is removed."""
     (run,) = (folder / "wandb").glob("offline-run-*")
-    entries, summary = inspect(run), {}
+    entries, summary = wandb_entries(run), {}
     for entry in entries:
         summary |= entry.get("summary", {}).get("update", {})
     about = next(entry["run"] for entry in entries if entry["type"] == "run")
