@@ -299,3 +299,22 @@ class Noisy(nn.Module):
 
     def forward(self, u):
         return u.relu() + 0.5 * torch.randn_like(u) if self.training else u.relu()
+
+
+def values(named):
+    """Return tensors of one number each as numbers."""
+    return {name: value.item() for name, value in named.items()}
+
+
+def texts_of_all_kinds(count):
+    """Return `count` lines of words, numbers, scripts and white space in every order."""
+    words = ["O Romeo", "'ll", "'LL", "don't", "'\u017f", "12345", "٣٤", "é", "e\u0301", "日本語", "\U0001f600"]
+    words += ["a.b!", "--", "x=1;"]
+    spaces = [" ", "  ", "\t", "\n", "\r\n", "\n\n  ", "\u00a0", "\u3000", "\x85", ""]
+    draw = random.Random(0)
+    texts = ["".join(word + space for word in words) for space in spaces]
+    while len(texts) < count:
+        letters = "".join(draw.choices("etaoinshrdluETA ", k=draw.randint(0, 9)))
+        length = draw.randint(1, 12)
+        texts.append("".join(draw.choice((*words, letters)) + draw.choice(spaces) for _ in range(length)))
+    return texts

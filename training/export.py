@@ -96,10 +96,9 @@ def _card(run: Path, config: RunConfig, model: GPT, state: dict[str, Any]) -> st
     }
     if (summary := read_summary(run)) and summary["steps"] == state["step"]:  # the scores are those of these weights
         for split in ("val", "test"):
-            if f"{split}/loss" in summary:
-                loss, perplexity, bits = (
-                    summary[f"{split}/{name}"] for name in ("loss", "perplexity", "bits_per_byte")
-                )
+            scores = [summary.get(f"{split}/{name}") for name in ("loss", "perplexity", "bits_per_byte")]
+            if None not in scores:  # those of a run that diverged are null
+                loss, perplexity, bits = scores
                 rows[split] = f"{loss:.4f} nats/token, perplexity {perplexity:.3f}, {bits:.4f} bits/byte"
     rows["versions"] = f"actgpt {env['commit'] or 'without git'}, torch {env['torch']}, python {env['python']}"
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+from helpers import values
 from torch import nn
 
-from model.activations import ACTIVATIONS, pointwise
+from model.activations import ACTIVATIONS
 from training.probes.measures import (
     agreement,
     calibration,
@@ -34,25 +35,17 @@ GAUSSIAN = {  # E φ, E φ², E φ', E φ'², ρ at u ~ N(0, 1)
     "hard_swish": (0.1662, 0.3316, 0.5000, 0.3585, 0.083),
 }
 AGREEMENT = {"sigmoid": 0.825, "softplus": 0.749, "relu": 0.603, "gelu": 0.560, "silu": 0.538, "tanh": 0.500}
-VARIANTS = {
-    "sigmoid_centered": pointwise(lambda u: torch.sigmoid(u) - 0.5),
-    "sigmoid_unit": pointwise(lambda u: 4 * torch.sigmoid(u) - 2),
-}
 
 
 def normal(seed, *shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def values(named):
-    return {name: value.item() for name, value in named.items()}
-
-
 @pytest.mark.parametrize("name", GAUSSIAN)
 def test_normal_pre_activations_give_the_figures_of_the_table(name):
     quantiles = torch.linspace(0, 1, 400_001, dtype=torch.float64)[:-1] + 0.5 / 400_000
     u_NF = (math.sqrt(2) * torch.erfinv(2 * quantiles - 1))[:, None]
-    act = (VARIANTS.get(name) or ACTIVATIONS[name].factory)()
+    act = ACTIVATIONS[name]()
     h, slope = values(moments(act(u_NF))), values(slopes(act, u_NF))
     found = (h["mean"], h["mean"] ** 2 + h["sd"] ** 2, slope["slope"], slope["slope_square"], h["mean_share"])
     assert found == pytest.approx(GAUSSIAN[name], abs=5e-4)
@@ -60,7 +53,7 @@ def test_normal_pre_activations_give_the_figures_of_the_table(name):
 
 @pytest.mark.parametrize("name", AGREEMENT)
 def test_random_output_deltas_give_the_sign_agreement_that_the_mean_share_predicts(name):
-    h_NF, delta_ND = ACTIVATIONS[name].factory()(normal(0, 1000, 300)), normal(1, 1000, 8000)
+    h_NF, delta_ND = ACTIVATIONS[name]()(normal(0, 1000, 300)), normal(1, 1000, 8000)
     _, pairs = same_sign(delta_ND.mT @ h_NF)
     assert agreement(GAUSSIAN[name][4]) == pytest.approx(AGREEMENT[name], abs=1e-3)
     assert pairs.item() == pytest.approx(AGREEMENT[name], abs=0.01)
@@ -72,7 +65,7 @@ def test_normalised_inputs_leave_the_signs_of_the_first_matrix_at_chance(name):
     u_NF = x_ND @ normal(1, 96, 400) / math.sqrt(96)
     u_NF.requires_grad_()
     chance = 0.5 + 0.5 * sum(abs(2 * k - 96) / 96 * math.comb(96, k) for k in range(97)) / 2**96
-    (delta_NF,) = torch.autograd.grad(ACTIVATIONS[name].factory()(u_NF), u_NF, normal(2, 2000, 400))
+    (delta_NF,) = torch.autograd.grad(ACTIVATIONS[name]()(u_NF), u_NF, normal(2, 2000, 400))
     for gradient_RD in (x_ND, delta_NF.mT @ x_ND):  # of single tokens, and of all
         share, pairs = same_sign(gradient_RD)
         assert share.item() == pytest.approx(chance, abs=0.01)
