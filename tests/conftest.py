@@ -1,6 +1,5 @@
 import importlib
 import os
-import signal
 import sys
 from functools import partial
 
@@ -15,6 +14,7 @@ from helpers import (
     plan,
     set_wandb_home,
     shifted,
+    signal_at,
     tiny_config,
     write_arm,
     write_corpus,
@@ -24,9 +24,7 @@ from helpers import (
 )
 from hypothesis import settings
 
-from data.batches import train_batch
 from errors import door
-from training import step as one_step
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported: no test waits for the Hub
 os.environ["WANDB_MODE"] = "disabled"  # tests of the mirror say otherwise
@@ -80,17 +78,7 @@ def tiny(corpus):
 @pytest.fixture
 def stop_at(monkeypatch):
     """Return a function that makes the next run receive a real signal within the given step."""
-
-    def arrange(step, signum=signal.SIGTERM):
-        def batch(tokens_N, seed, at, *shape):
-            if at == step:
-                monkeypatch.setattr(one_step, "train_batch", train_batch)
-                os.kill(os.getpid(), signum)
-            return train_batch(tokens_N, seed, at, *shape)
-
-        monkeypatch.setattr(one_step, "train_batch", batch)
-
-    return arrange
+    return partial(signal_at, monkeypatch)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from data.batches import train_batch
 from data.tokenizer import Tokenizer, train_tokenizer
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -23,6 +25,7 @@ from files import sha256_of
 from study.judge.effects import compare_arms
 from study.judge.results import load_study
 from training import checkpoint
+from training import step as one_step
 from training.config import build
 from training.loop import train
 
@@ -285,6 +288,18 @@ def rewrite(path, name, write):
     write(path / name)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | {name: sha256_of(path / name)}))
+
+
+def signal_at(monkeypatch, step, signum=signal.SIGTERM):
+    """Make the next run of this process receive a real signal within the given step."""
+
+    def batch(tokens_N, seed, at, *shape):
+        if at == step:
+            monkeypatch.setattr(one_step, "train_batch", train_batch)
+            os.kill(os.getpid(), signum)
+        return train_batch(tokens_N, seed, at, *shape)
+
+    monkeypatch.setattr(one_step, "train_batch", batch)
 
 
 def train_and_stop(config, folder, stop_at, step):

@@ -154,7 +154,7 @@ def joined(config: RunConfig) -> Iterator[OneProcess]:
         os.environ["WANDB_MODE"] = "disabled"
     process = DDPProcess(rank, size, store)
     try:
-        _check_batch(config, size)
+        check_batch(config, size)
         yield process
         process.any_signal(0)  # wait: the first process may still be writing
     except BaseException as error:
@@ -183,7 +183,8 @@ def _backend(config: RunConfig) -> str:
     return "cpu:gloo,cuda:nccl"
 
 
-def _check_batch(config: RunConfig, size: int) -> None:
+def check_batch(config: RunConfig, size: int) -> None:
+    """Raise `UserError` if the batches of a run do not split into equal parts for that many processes."""
     c = config.train
     if c.batch_size % (c.accumulate * size):
         raise UserError(
