@@ -18,10 +18,10 @@ from torch import nn
 
 from data.batches import train_batch
 from data.tokenizer import Tokenizer, train_tokenizer
-from model.config import ModelConfig
-from model.gpt import GPT
 from errors import Interrupted
 from files import sha256_of
+from model.config import ModelConfig
+from model.gpt import GPT
 from study.judge.effects import compare_arms
 from study.judge.results import load_study
 from training import checkpoint

@@ -53,9 +53,7 @@ def gradient_ratio(activation: str, gain: float, seed: int = 0) -> float:
     Layers are watched and their gradients measured as the probes do it in a GPT's blocks.
     """
     generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(
-        *(nn.Sequential(ACTIVATIONS[activation](), _linear(gain, generator)) for _ in range(DEPTH))
-    )
+    net = nn.Sequential(*(nn.Sequential(ACTIVATIONS[activation](), _linear(gain, generator)) for _ in range(DEPTH)))
     u_ND = torch.randn(ROWS, WIDTH, generator=generator).requires_grad_()
     with watch(dict(net.named_children())) as seen:
         y_ND = net(u_ND)

@@ -174,7 +174,9 @@ def test_weights_of_another_network_are_a_message(tmp_path):
         checkpoint.load_weights(path, make(activation="gelu")[0])
 
 
-@pytest.mark.parametrize("state", ["[]", "{}", '{"step": 2}', '{"step": 1, "val": 3}', '{"step": 1, "wandb_id": "../x"}'])
+@pytest.mark.parametrize(
+    "state", ["[]", "{}", '{"step": 2}', '{"step": 1, "val": 3}', '{"step": 1, "wandb_id": "../x"}']
+)
 def test_a_foreign_state_is_a_message(tmp_path, state):
     path = save(tmp_path, 1, *make())
     (path / "state.json").write_text(state)

@@ -15,7 +15,16 @@ from training.sample import load_run
 from training.wandb_mirror import WandbMirror
 
 pytestmark = pytest.mark.usefixtures("no_sample")
-OFTEN = {"tokens": 8 * 64, "log_every": 1, "lr": 0.5, "warmup": 1.0, "eval_every": 1, "checkpoint_every": 1, "keep": 9, "probes": 0}
+OFTEN = {
+    "tokens": 8 * 64,
+    "log_every": 1,
+    "lr": 0.5,
+    "warmup": 1.0,
+    "eval_every": 1,
+    "checkpoint_every": 1,
+    "keep": 9,
+    "probes": 0,
+}
 
 
 def history(folder):

@@ -11,7 +11,12 @@ from training.loop import train
 pytestmark = pytest.mark.usefixtures("no_sample")
 NAN, INF = float("nan"), float("inf")
 # in which step, of what, and the value: of the output of a module in the forward pass, or of one gradient alone
-OUTPUTS = [(0, "embedding", NAN), (5, "blocks.0.attn", INF), (12, "blocks.0.ffn.act", NAN), (19, "blocks.1.ffn.up", INF)]
+OUTPUTS = [
+    (0, "embedding", NAN),
+    (5, "blocks.0.attn", INF),
+    (12, "blocks.0.ffn.act", NAN),
+    (19, "blocks.1.ffn.up", INF),
+]
 OUTPUTS += [(6, "blocks.1", NAN), (1, "norm", INF), (7, "head", INF)]
 GRADIENTS = [(0, "embedding.weight", INF), (7, "blocks.0.ffn.up.weight", NAN), (13, "blocks.1.attn_norm.weight", INF)]
 

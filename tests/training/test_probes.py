@@ -20,7 +20,6 @@ from training.probes.measures import same_sign
 from training.probes.path import Path
 from training.probes.probes import gate_histogram, measure, probe_steps, snapshot, watch, weights
 
-
 pytestmark = pytest.mark.usefixtures("no_sample")
 
 

@@ -82,7 +82,9 @@ def assert_same_numbers(folder, other, **tolerance):
         ours, theirs = (load_file(path / "checkpoints" / newest / name) for path in (folder, other))
         assert ours.keys() == theirs.keys()
         for key in ours.keys() - {"rng.cpu"}:
-            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-2, atol=2e-4, msg=lambda text, k=key: f"{k}: {text}")
+            torch.testing.assert_close(
+                ours[key], theirs[key], rtol=1e-2, atol=2e-4, msg=lambda text, k=key: f"{k}: {text}"
+            )
 
 
 def form(folder):
@@ -289,7 +291,9 @@ def test_a_bug_in_one_run_is_in_its_log_with_its_traceback(runs, monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
-def test_a_step_that_is_not_finite_leaves_its_run_as_it_was_and_the_others_go_on(runs, tmp_path, monkeypatch, optimizer):
+def test_a_step_that_is_not_finite_leaves_its_run_as_it_was_and_the_others_go_on(
+    runs, tmp_path, monkeypatch, optimizer
+):
     def batch(tokens_N, seed, step, *shape):
         if (seed, step) == (1, 3):
             bad[0].data[0, 0] = float("nan")

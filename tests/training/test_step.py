@@ -17,7 +17,9 @@ CPU = torch.device("cpu")
 
 def make(**train):
     model = {"n_layer": 1, "n_head": 2, "d_model": 16, "context": 8}
-    config = build({"model": model, "train": {"batch_size": 4, "optimizer": "sgd", "weight_decay": 0.0} | train}, "test")
+    config = build(
+        {"model": model, "train": {"batch_size": 4, "optimizer": "sgd", "weight_decay": 0.0} | train}, "test"
+    )
     gpt = GPT(config.model, 23, config.train.seed)
     return config, gpt, build_optimizers(gpt, config.train)
 
