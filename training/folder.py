@@ -120,3 +120,27 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         return None
     complete = all(isinstance(summary.get(key), int | float) for key in NEEDED)
     return summary if complete or summary.get("status") == "diverged" else None
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a `metrics.jsonl`; none where the file is missing.
+
+    A last line that a killed process cut short is left out.
+
+    Raises:
+        UserError: any other line is damaged.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number} is damaged: {error}.") from error
+        # Every reader relies on the place of a record in its run.
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), int) for key in ("step", "tokens")):
+            raise UserError(f"{path}, line {number} is damaged: it is not a record with step and tokens.")
+        records.append(record)
+    return records

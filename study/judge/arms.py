@@ -1,9 +1,11 @@
-"""Arms: the runs that only their seeds tell apart, each with the arm that it is compared with."""
+"""Arms: the runs that differ only in their seeds, and the arm that each is compared with."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from study.judge.results import Run, Study, mismatch, varying
 from study.plan.tuning import BARE
@@ -15,9 +17,10 @@ ACTIVATION, SEED, LR, TOKENS, FOLDER = "model.activation", "train.seed", "train.
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared. `parts` holds what tells it from the other arms, by setting, the activation always among it.
+    """What a study compares.
 
-    `missing` are seeds that the study asks for and that have not begun; `tuning` are the runs that chose its rate.
+    `parts` holds the settings that distinguish it from the other arms, as its label writes them; the activation is
+    always among them. `missing` are planned seeds that have no run yet, `tuning` the runs that chose its learning rate.
     """
 
     parts: dict[str, str]
@@ -27,11 +30,9 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """The name in tables and figures: `gelu`, or `gelu · n_layer=4` where more than the activation varies.
-
-        A choice by name or of yes or no is left out where it is the default.
-        """
-        return " · ".join(filter(None, (_said(key, part) for key, part in self.parts.items())))
+        """The name in tables and figures: `gelu`, or `gelu · n_layer=4` where more than the activation varies."""
+        parts = [_label_part(key, part) for key, part in self.parts.items()]
+        return " · ".join(part for part in parts if part)
 
     @property
     def activation(self) -> str:
@@ -40,7 +41,7 @@ class Arm:
 
     @property
     def names(self) -> list[str]:
-        """What names it as a reference: its parts, but the folder, which may be called anything."""
+        """The parts by which it can be named as a reference. A folder can have any name, so it is not among them."""
         return [part for key, part in self.parts.items() if key != FOLDER]
 
     @property
@@ -50,31 +51,37 @@ class Arm:
 
     @property
     def seeds(self) -> int:
-        """How many seeds it has, or should have."""
+        """How many seeds it has, with those still missing."""
         return len(self.runs) + len(self.missing)
 
     @cached_property
     def trouble(self) -> str:
-        """Why there is no figure for the whole arm, naming the runs at fault; nothing where all is well."""
-        wrong = [(run.seed, run.progress) for run in self.runs if run.status != "finished"]
-        wrong += [(seed, "not begun") for seed in self.missing]
-        wrong += [(run.seed, reason) for run in self.runs if (reason := mismatch(run, self.runs[0]))]
-        return "; ".join(f"seed {seed} {what}" if self.seeds > 1 else what for seed, what in wrong)
+        """Why there is no figure for the whole arm, with the seeds concerned; empty if all is well."""
+        reasons = [(run.seed, run.progress) for run in self.runs if run.status != "finished"]
+        reasons += [(seed, "not begun") for seed in self.missing]
+        for run in self.runs:
+            reason = mismatch(run, self.runs[0])
+            if reason:
+                reasons.append((run.seed, reason))
+        return "; ".join(f"seed {seed} {reason}" if self.seeds > 1 else reason for seed, reason in reasons)
 
     @property
     def status(self) -> str:
-        """What a table says beside the label of an arm that is not whole; nothing where all is well."""
-        done = sum(run.status == "finished" for run in self.runs)
-        return "" if done == self.seeds else f"{done} of {self.seeds} seeds" if self.seeds > 1 else self.runs[0].status
+        """What a table shows beside the label of an arm that is not whole; empty if all is well."""
+        finished = sum(run.status == "finished" for run in self.runs)
+        if finished == self.seeds:
+            return ""
+        return f"{finished} of {self.seeds} seeds" if self.seeds > 1 else self.runs[0].status
 
     def finals(self, metric: str) -> dict[int, float]:
-        """Return the figure of each seed whose run has it."""
-        return {run.seed: value for run in self.runs if (value := run.final(metric)) is not None}
+        """Return the final figure of each seed that has one."""
+        figures = {run.seed: run.final(metric) for run in self.runs}
+        return {seed: figure for seed, figure in figures.items() if figure is not None}
 
     def mean(self, metric: str) -> float | None:
-        """Return the mean over all seeds; None unless each has the figure, since the others chose themselves."""
-        found = self.finals(metric)
-        return fmean(found.values()) if len(found) == self.seeds and not self.trouble else None
+        """Return the mean over all seeds. None unless each has the figure: a mean of the others would be biased."""
+        figures = self.finals(metric)
+        return fmean(figures.values()) if len(figures) == self.seeds and not self.trouble else None
 
     def sd(self, metric: str) -> float | None:
         """Return the standard deviation over seeds; None for one seed, or where there is no mean."""
@@ -82,94 +89,73 @@ class Arm:
 
     @property
     def clipped(self) -> float | None:
-        """How often clipping fired, the mean of its runs' shares; None unless each has one."""
-        shares = [share for run in self.runs if (share := run.clipped) is not None]
+        """Share of steps whose gradient was clipped, the mean over all seeds; None unless each has one."""
+        shares = [run.clipped for run in self.runs if run.clipped is not None]
         return fmean(shares) if len(shares) == self.seeds and not self.trouble else None
 
     def tuned(self) -> dict[float, dict[int, float]]:
-        """Return the tuning runs' final losses by learning rate and seed, in order of the rates.
+        """Return the final losses of the tuning runs by learning rate and seed, in order of the rates.
 
-        A rate that not all of its seeds finished at has none: its losses would be those of the seeds that it suits.
+        A rate at which a seed did not finish has no losses: those of the other seeds would flatter it.
         """
-        rates: dict[float, list[Run]] = {}
+        trials: dict[float, list[Run]] = {}
         for run in sorted(self.tuning, key=lambda run: run.settings[LR]):
-            rates.setdefault(run.settings[LR], []).append(run)
-        return {
-            lr: {run.seed: run.summary["val/loss"] for run in runs if run.summary}
-            if all(run.status == "finished" for run in runs)
-            else {}
-            for lr, runs in rates.items()
-        }
+            trials.setdefault(run.settings[LR], []).append(run)
+        losses: dict[float, dict[int, float]] = {}
+        for lr, runs in trials.items():
+            found = {run.seed: run.final("val/loss") for run in runs}
+            whole = all(loss is not None for loss in found.values())
+            losses[lr] = {seed: loss for seed, loss in found.items() if loss is not None} if whole else {}
+        return losses
 
     @property
     def edge(self) -> bool:
-        """Whether its learning rate lies at the edge of the rates tried, so that a better one may lie beyond."""
-        tried = self.tuned()
-        return len(tried) > 1 and self.lr in (min(tried), max(tried))
+        """Whether its learning rate is the lowest or highest that was tried, so that a better one may lie beyond."""
+        rates = self.tuned()
+        return len(rates) > 1 and self.lr in (min(rates), max(rates))
 
 
 def make_arms(study: Study) -> list[Arm]:
-    """Gather the runs into arms: the five of `KNOWN` first, then the rest in order of appearance.
+    """Gather the runs into arms: the five of `KNOWN` first, then the others in order of appearance.
 
-    A learning rate is part of the arm: each has its own in a tuned study.
+    Runs of one arm may have different learning rates only if the activation explains them, as in a tuned study.
     """
-    fields = _telling(study.runs, study.named or "")
-    names = dict(zip(fields, short(fields), strict=True))
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    places = lambda _: "", lambda run: run.folder.parent.name, lambda run: run.folder.parent, lambda run: run.folder
-    for place in places:
-        groups = _group(study.runs, names, lambda run, place=place: str(place(run)))
-        if all(len({run.seed for run in group}) == len(group) for group in groups.values()):
-            break
-    keys = (ACTIVATION, *fields, FOLDER)
-    missing = list(study.missing())
-    rank = {name: i for i, name in enumerate(dict.fromkeys([*KNOWN, *(run.activation for run in study.runs)]))}
+    fields = _distinguishing(study.runs, study.named or "")
+    missing = study.missing()
+    order = [*KNOWN, *(run.activation for run in study.runs)]
     arms = []
-    for key, group in sorted(groups.items(), key=lambda item: rank[item[0][0]]):
-        parts = {field: part for field, part in zip(keys, key, strict=True) if part}
-        absent = {
-            point[SEED]
-            for folder, point in missing
-            if folder in {run.folder.parent for run in group}
-            and all(group[0].settings.get(field) == value for field, value in point.items() if field != SEED)
-        } - {run.seed for run in group}
-        runs = sorted(group, key=lambda run: run.seed)
-        arms.append(Arm(parts, tuple(runs), _tuning(runs[0], study.tuning), tuple(sorted(absent))))
+    for parts, runs in sorted(_group(study.runs, fields), key=lambda group: order.index(group[0][ACTIVATION])):
+        runs = sorted(runs, key=lambda run: run.seed)
+        arms.append(Arm(parts, tuple(runs), _tuning_of(runs[0], study.tuning), _missing_seeds(runs, missing)))
     return arms
 
 
 def reference_of(arm: Arm, arms: Sequence[Arm], reference: str) -> tuple[Arm | None, str]:
-    """Return the arm to compare with, or None and why none compares.
+    """Return the arm to compare with, or None and the reason.
 
-    It has the part `reference` (an activation, or such as `optimizer=adamw`) and is equal in all others. Data and
-    budget are held against it afterwards, so that the reason can name them.
+    It has the part `reference` (an activation, or one such as `optimizer=adamw`) and equals `arm` in all other parts.
+    Data and budget are checked separately, so that the reason can name them.
     """
     if reference in arm.names:
         return arm, ""
-
-    def equal(other: Arm) -> bool:
-        free = {key for key, part in other.parts.items() if part == reference} | {LR, TOKENS, FOLDER}
-        keys = [key for key in arm.parts if key not in free and not key.startswith("data.")]
-        return all(arm.parts[key] == other.parts[key] for key in keys)
-
-    found = [other for other in arms if reference in other.names and equal(other)]
-    if not found:
+    candidates = [other for other in arms if reference in other.names and _equal_elsewhere(arm, other, reference)]
+    if not candidates:
         return None, f"no {reference} run to compare with, all else equal"
-    pairs = ([mismatch(run, theirs) for run in arm.runs for theirs in other.runs] for other in found)
-    why = [next(filter(None, reasons), "") for reasons in pairs]
-    fit = [other for other, reason in zip(found, why, strict=True) if not reason]
-    if not fit:
-        return None, why[0]
-    close = [sum(arm.parts.get(key) == other.parts.get(key) for key in (FOLDER, LR)) for other in fit]
-    if close.count(max(close)) > 1:
-        return None, f"{joined(other.label for other in fit)} would do equally well to compare with"
-    return fit[close.index(max(close))], ""
+    reasons = [_arms_mismatch(arm, other) for other in candidates]
+    comparable = [other for other, reason in zip(candidates, reasons, strict=True) if not reason]
+    if not comparable:
+        return None, reasons[0]
+    # Of several, the arm of the same study and at the same learning rate is the nearest.
+    nearness = [sum(arm.parts.get(key) == other.parts.get(key) for key in (FOLDER, LR)) for other in comparable]
+    if nearness.count(max(nearness)) > 1:
+        return None, f"{joined(other.label for other in comparable)} would do equally well to compare with"
+    return comparable[nearness.index(max(nearness))], ""
 
 
 def short(fields: Sequence[str]) -> list[str]:
     """Drop the section of each field wherever the rest is still unique."""
-    last = [key.rsplit(".", 1)[-1] for key in fields]
-    return [name if last.count(name) == 1 else key for key, name in zip(fields, last, strict=True)]
+    names = [field.rsplit(".", 1)[-1] for field in fields]
+    return [name if names.count(name) == 1 else field for field, name in zip(fields, names, strict=True)]
 
 
 def joined(names: Iterable[str]) -> str:
@@ -178,53 +164,106 @@ def joined(names: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _said(key: str, part: str) -> str:
-    """Write a part of a label: `n_layer=4`, but `no ffn_residual` for ffn_residual=False, and nothing for a default."""
+def _label_part(key: str, part: str) -> str:
+    """Write a part for a label: `n_layer=4`, `no ffn_residual` for ffn_residual=False; empty for a default choice.
+
+    Choices are fields of text or of yes and no. A number stays, default or not, and so does whatever names the data.
+    """
     section, _, field = key.partition(".")
     default = getattr(SECTIONS.get(section), field, None)
     name, _, value = part.partition("=")
-    if key == ACTIVATION or not isinstance(default, bool | str) or (key.startswith("data.")):
+    if key == ACTIVATION or section == "data" or not isinstance(default, bool | str):
         return part
     if value == str(default):
         return ""
     return {"True": name, "False": f"no {name}"}.get(value, part)
 
 
-def _telling(runs: Sequence[Run], reference: str) -> list[str]:
-    """Return the settings, beside activation and seed, that tell one arm from another.
+def _distinguishing(runs: Sequence[Run], reference: str) -> list[str]:
+    """Return the settings, beside activation and seed, that distinguish arms.
 
-    A number with a fraction is none where the others tell it already, as an optimiser tells its momentum. That the
-    activation tells it is enough for the learning rate alone, which is each arm's own: of any other number it would
-    hide that not all else is equal. What names the study's reference, such as `weight_decay=0.1`, always tells.
+    A number with a fraction does not if the other settings determine it, as an optimiser does its momentum. That the
+    activation determines it is enough only for the learning rate, which may be each arm's own; for any other number
+    it would hide that arms differ in more than the activation. A field that names the study's reference, such as
+    `weight_decay=0.1`, always distinguishes.
     """
-
-    def kinds(keys: Iterable[str]) -> int:
-        return len({repr([run.settings.get(key) for key in keys]) for run in runs})
-
     fields = [key for key in varying(runs) if key not in (SEED, ACTIVATION)]
-    numbers = [key for key in fields if any(isinstance(run.settings.get(key), float) for run in runs)]
-    for number in [key for key in numbers if key.rsplit(".", 1)[-1] != reference.partition("=")[0]]:
-        others = [ACTIVATION] * (number == LR) + [key for key in fields if key != number]
-        if kinds(others) == kinds([*others, number]):
+    named = reference.partition("=")[0]
+    for number in list(fields):
+        fractional = any(isinstance(run.settings.get(number), float) for run in runs)
+        if not fractional or number.rsplit(".", 1)[-1] == named:
+            continue
+        others = [key for key in fields if key != number]
+        if number == LR:
+            others.append(ACTIVATION)
+        if _count_kinds(runs, others) == _count_kinds(runs, [*others, number]):
             fields.remove(number)
     return fields
 
 
-def _group(runs: Iterable[Run], names: dict[str, str], place: Callable[[Run], str]) -> dict[tuple[str, ...], list[Run]]:
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        parts = (f"{name}={run.settings.get(field)}" for field, name in names.items())
-        groups.setdefault((run.activation, *parts, place(run)), []).append(run)
-    return groups
+def _count_kinds(runs: Iterable[Run], fields: Iterable[str]) -> int:
+    """Return how many combinations of values these fields have. Values may be lists, so that their text is compared."""
+    fields = list(fields)
+    return len({repr([run.settings.get(field) for field in fields]) for run in runs})
 
 
-def _tuning(run: Run, tuning: Iterable[Run]) -> tuple[Run, ...]:
-    """Return the tuning runs of a run's arm: of the same study, equal in all but what is a tuning run's own."""
+# Where a run lies, from coarse to fine: arms are split by no more of it than makes each seed unique.
+PLACES: tuple[Callable[[Run], str | Path], ...] = (
+    lambda _: "",
+    lambda run: run.folder.parent.name,
+    lambda run: run.folder.parent,
+    lambda run: run.folder,
+)
+
+
+def _group(runs: Sequence[Run], fields: Sequence[str]) -> list[tuple[dict[str, str], list[Run]]]:
+    """Return the parts and the runs of each arm; no arm has a seed twice."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for place in PLACES:
+        groups = {}
+        for run in runs:
+            parts = [(ACTIVATION, run.activation)]
+            for field, name in zip(fields, short(fields), strict=True):
+                parts.append((field, f"{name}={run.settings.get(field)}"))
+            if place(run):
+                parts.append((FOLDER, str(place(run))))
+            groups.setdefault(tuple(parts), []).append(run)
+        if all(len({run.seed for run in group}) == len(group) for group in groups.values()):
+            break
+    return [(dict(parts), group) for parts, group in groups.items()]
+
+
+def _missing_seeds(runs: Sequence[Run], missing: Iterable[tuple[Path, dict[str, Any]]]) -> tuple[int, ...]:
+    """Return the seeds of missing runs that differ from an arm's runs only in the seed, in the arm's own studies."""
+    seeds = set()
+    for folder, settings in missing:
+        others = {key: value for key, value in settings.items() if key != SEED}
+        if any(run.folder.parent == folder and run.agrees(others) for run in runs):
+            seeds.add(settings[SEED])
+    return tuple(sorted(seeds - {run.seed for run in runs}))
+
+
+def _tuning_of(run: Run, tuning: Iterable[Run]) -> tuple[Run, ...]:
+    """Return the tuning runs of an arm: of the same study, and equal in all that tuning leaves alone."""
     own = {SEED, LR, TOKENS, *(f"train.{name}" for name in BARE)}
+    settings = {key: value for key, value in run.settings.items() if key not in own}
+    found = []
+    for trial in tuning:
+        same_study = trial.folder.parent == run.folder.parent / "tune"
+        if same_study and settings == {key: value for key, value in trial.settings.items() if key not in own}:
+            found.append(trial)
+    # Losses after different budgets do not compare.
+    return tuple(found) if len({trial.budget for trial in found}) == 1 else ()
 
-    def key(run: Run) -> dict[str, object]:
-        return {field: value for field, value in run.settings.items() if field not in own}
 
-    home = run.folder.parent / "tune"
-    found = tuple(other for other in tuning if other.folder.parent == home and key(other) == key(run))
-    return found if len({other.budget for other in found}) == 1 else ()
+def _equal_elsewhere(arm: Arm, other: Arm, reference: str) -> bool:
+    """Whether two arms are equal in all parts but those that a reference may differ in."""
+    free = {LR, TOKENS, FOLDER}
+    free |= {key for key, part in other.parts.items() if part == reference}
+    return all(arm.parts[key] == other.parts[key] for key in arm.parts.keys() - free if not key.startswith("data."))
+
+
+def _arms_mismatch(arm: Arm, other: Arm) -> str:
+    """Return why the losses of two arms do not compare, or an empty string."""
+    reasons = [mismatch(run, theirs) for run in arm.runs for theirs in other.runs]
+    return next((reason for reason in reasons if reason), "")

@@ -1,4 +1,4 @@
-"""Controls: effects that theory knows, measured with what judges a claim. If one fails, the instrument is broken."""
+"""Controls: effects known from theory, measured by the code that judges a claim. If one fails, that code is wrong."""
 
 import math
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from model.moments import moments
 from training.probes.measures import agreement, log_slope, rms, same_sign
 from training.probes.probes import watch
 
-WIDTH, DEPTH, ROWS = 512, 16, 256  # of the plain network, and the inputs that it sees
-UNITS, TOKENS, OUTPUTS = 512, 512, 16384  # of the gradient whose signs are counted
+WIDTH, DEPTH, ROWS = 512, 16, 256  # of the plain network: units of a layer, layers, inputs
+UNITS, TOKENS, OUTPUTS = 512, 512, 16384  # of the gradient whose signs are counted: hidden units, tokens, outputs
 
 
 @dataclass(frozen=True)
 class Control:
-    """What was measured for each activation, what theory says, and the errors that are allowed."""
+    """What was measured for each activation, what theory expects, and the largest error that is allowed."""
 
     text: str
     measured: dict[str, float]
@@ -27,14 +27,15 @@ class Control:
 
     @property
     def ok(self) -> bool:
-        """Whether every figure is as near to theory as is allowed."""
+        """Whether every figure is near enough to theory."""
         return all(abs(self.measured[name] - self.expected[name]) <= self.allowed[name] for name in self.expected)
 
 
 def plain_net() -> Control:
-    """Measure how the gradient's norm changes per layer of a plain network: no residual, no norm.
+    """Measure how the gradient's norm changes per layer of a plain network, which has no residual stream and no norm.
 
-    With weights of variance gain²/fan-in that keep the second moment, gain = 1/√E[φ²], it changes by √(E[φ'²]/E[φ²]).
+    Weights of variance gain²/fan-in with gain = 1/√E[φ²] keep the second moment. Then the gradient's norm changes by
+    √(E[φ'²]/E[φ²]) per layer.
     """
     names = ("sigmoid", "relu", "gelu")
     theory = {name: moments(ACTIVATIONS[name]) for name in names}
@@ -48,18 +49,20 @@ def plain_net() -> Control:
 
 
 def gradient_ratio(activation: str, gain: float, seed: int = 0) -> float:
-    """Return by what factor the gradient's norm changes per layer on its way back through a plain network, fp32.
+    """Return the factor by which the gradient's norm changes per layer on its way back through a plain network, fp32.
 
-    Layers are watched and their gradients measured as the probes do it in a GPT's blocks.
+    The layers are watched and measured by the probes' own functions, as in the blocks of a GPT.
     """
     generator = torch.Generator().manual_seed(seed)
-    net = nn.Sequential(*(nn.Sequential(ACTIVATIONS[activation](), _linear(gain, generator)) for _ in range(DEPTH)))
+    layers = [nn.Sequential(ACTIVATIONS[activation](), _linear(gain, generator)) for _ in range(DEPTH)]
+    net = nn.Sequential(*layers)
     u_ND = torch.randn(ROWS, WIDTH, generator=generator).requires_grad_()
     with watch(dict(net.named_children())) as seen:
         y_ND = net(u_ND)
     direction_ND = torch.randn(ROWS, WIDTH, generator=generator)
     inputs = [seen[str(layer)][0] for layer in range(DEPTH)]
     gradients = torch.autograd.grad((y_ND * direction_ND).sum(), inputs)
+    # The slope is fitted from the first layer to the last, and the gradient goes the other way.
     return math.exp(-log_slope([rms(gradient_ND).item() for gradient_ND in gradients]))
 
 
@@ -71,9 +74,9 @@ def _linear(gain: float, generator: torch.Generator) -> nn.Linear:
 
 
 def sign_agreement() -> Control:
-    """Measure how often two entries of a row of W2's gradient agree in sign, hidden units and deltas being random.
+    """Measure how often two entries of a row of W2's gradient have the same sign, for random hidden units and deltas.
 
-    At mean share ρ = (E h)²/E[h²] theory says ½ + arcsin(ρ)/π.
+    Theory expects ½ + arcsin(ρ)/π, where ρ = (E h)²/E[h²] is the mean share.
     """
     names = ("sigmoid", "softplus", "relu", "gelu", "silu", "tanh")
     generator = torch.Generator().manual_seed(0)

@@ -1,10 +1,10 @@
-"""Runs, finished or not, read back from their folders; and `results.csv`, which holds them all in one tidy table."""
+"""Runs, finished or not, read back from their folders; and `results.csv`, one table of them all."""
 
 import csv
-import json
+import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,22 +15,24 @@ import numpy as np
 
 from errors import UserError
 from files import replacing
-from study.plan.config import StudyConfig, merge
+from study.plan.config import StudyConfig, Tree, merge
 from study.plan.grid import points
 from training.config import SECTIONS, WHERE
+from training.folder import read_records, read_summary
 
-FINAL = {"status": str, "environment": dict, "sample/prompt": str, "sample/text": str}  # in summary.json, if there
-PLACE = {"step": int, "tokens": int}  # in every record
 RUN_FOLDER = "a run folder holds config.toml and metrics.jsonl, a study folder holds one such folder per run"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: its resolved config, the records of `metrics.jsonl`, and `summary.json` once it has finished."""
+    """One run folder: its config, the records of `metrics.jsonl`, and the summary, None until the run has finished.
+
+    The config is plain data, not a `RunConfig`: a run of a plugin's activation can be compared without the plugin.
+    """
 
     name: str
     folder: Path
-    config: dict[str, Any]
+    config: Tree
     records: list[dict[str, Any]]
     summary: dict[str, Any] | None
 
@@ -41,25 +43,24 @@ class Run:
 
     @property
     def budget(self) -> int:
-        """Training tokens asked for; an unfinished run has seen fewer."""
+        """Training tokens in the config; an unfinished run has seen fewer."""
         return int(self.config["train"]["tokens"])
 
     @property
     def seed(self) -> int:
-        """What fixes initial weights and data order, and pairs the runs of two arms."""
+        """The seed, by which the runs of two arms are paired."""
         return int(self.config["train"].get("seed", 0))
 
     @property
     def status(self) -> str:
-        """`finished`, `unfinished`, `diverged` (the final loss is no number), or what the summary calls it."""
+        """`finished`, `unfinished`, or `diverged` if the final loss is not finite."""
         if self.summary is None:
             return "unfinished"
-        status = str(self.summary.get("status", "finished"))
-        return "diverged" if status == "finished" and _number(self.summary, "val/loss") is None else status
+        return "finished" if _number(self.summary, "val/loss") is not None else "diverged"
 
     @property
     def progress(self) -> str:
-        """How far a run came that did not finish."""
+        """How far a run came that has no result."""
         seen = self.records[-1]["tokens"] if self.records else 0
         losses = self.curve("val/loss")
         last = f", last validation loss {losses[-1][1]:.3f}" if losses else ""
@@ -67,14 +68,16 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The config as `section.field`: all that is trained, without where it is trained."""
-        sections = ((s, part) for s, part in self.config.items() if isinstance(part, dict) and s != "wandb")
-        flat = {f"{section}.{field}": value for section, part in sections for field, value in part.items()}
-        return {key: value for key, value in flat.items() if key not in WHERE}
+        """The config as `section.field`, without the fields that do not change what is trained."""
+        return _settings(self.config)
+
+    def agrees(self, settings: dict[str, Any]) -> bool:
+        """Whether the run has these settings. A field that is newer than the run counts as equal."""
+        return all(self.settings.get(key, value) == value for key, value in settings.items())
 
     @cached_property
     def windows(self) -> np.ndarray:
-        """The loss of each whole validation window after the last step, nats per token; empty where there is none."""
+        """The loss of each whole validation window after the last step, nats per token; empty if there is none."""
         path = self.folder / "val_windows.npy"
         if self.status != "finished" or not path.exists():
             return np.empty(0)
@@ -83,121 +86,142 @@ class Run:
         except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
         if not isinstance(windows, np.ndarray) or windows.ndim != 1 or windows.dtype.kind != "f":
-            raise UserError(f"{path} is damaged: it holds no losses.")
+            raise UserError(f"{path} is damaged: it is not a list of losses.")
         return windows
 
     def final(self, metric: str) -> float | None:
-        """Return a figure of a finished run's summary, or None: a partial figure is never passed off as a final one."""
+        """Return a figure of a finished run's summary. Any other run has none: its last record is not final."""
         return _number(self.summary or {}, metric) if self.status == "finished" else None
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """Return (tokens, value) for every record that holds a finite value of the metric."""
-        points = ((record["tokens"], _number(record, metric)) for record in self.records)
-        return [(tokens, value) for tokens, value in points if value is not None]
+        values = [(record["tokens"], _number(record, metric)) for record in self.records]
+        return [(tokens, value) for tokens, value in values if value is not None]
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the data, which only a finished run knows."""
+        return (self.summary or {}).get("data/fingerprint")
 
     @cached_property
     def clipped(self) -> float | None:
         """Share of the recorded steps whose gradient was larger than `train.clip`; None where nothing is clipped."""
-        limit, norms = _number(self.settings, "train.clip"), [norm for _, norm in self.curve("grad/norm")]
+        limit = _number(self.settings, "train.clip")
+        norms = [norm for _, norm in self.curve("grad/norm")]
         return fmean(norm > limit for norm in norms) if limit and norms else None
 
 
 @dataclass(frozen=True)
 class Study:
-    """What some folders hold: the runs that count, the tuning runs before them, and what each study.toml asked for."""
+    """The runs of some folders, the tuning runs before them, and the plan (study.toml) of each study folder."""
 
     runs: list[Run]
     tuning: list[Run]
-    plans: dict[Path, dict[str, Any]]
+    plans: dict[Path, Tree]
 
     @property
     def named(self) -> str | None:
-        """The arm that the first study names as its reference; None where none does."""
-        studies = (plan.get("study", {}) for plan in self.plans.values())
-        return next((str(study["reference"]) for study in studies if "reference" in study), None)
+        """The reference in the first plan that names one; None where none does."""
+        for plan in self.plans.values():
+            if "reference" in plan.get("study", {}):
+                return str(plan["study"]["reference"])
+        return None
 
     @property
     def reference(self) -> str:
-        """The arm named, or GELU."""
+        """The reference that a plan names, or GELU."""
         return self.named or StudyConfig.reference
 
-    def missing(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Yield the folder and the settings of each run that a study asks for and that has no folder yet."""
+    def missing(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Return each planned run that has no folder yet: the folder of its study and its settings (`planned`)."""
+        found = []
         for folder, plan in self.plans.items():
-            here = [run.settings for run in self.runs if run.folder.parent == folder]
-            fields = dict.fromkeys([("train", "seed"), *(key for values, _ in points(plan) for key in values)])
-            for _, sections in points(plan):
-                point: dict[str, Any] = {}
-                tuned = sections.get("study", {}).get("lr")
-                for section, field in fields:  # of every grid: what one names, another takes as it stands or by default
-                    if tuned and (section, field) == ("train", "lr"):
-                        continue
-                    default = getattr(SECTIONS.get(section), field, None)
-                    point[f"{section}.{field}"] = sections.get(section, {}).get(field, default)
-                if not any(all(s.get(key) == value for key, value in point.items()) for s in here):
-                    yield folder, point
+            runs = [run for run in self.runs if run.folder.parent == folder]
+            for settings in planned(plan):
+                if not any(run.agrees(settings) for run in runs):
+                    found.append((folder, settings))
+        return found
+
+
+def planned(plan: Tree) -> list[dict[str, Any]]:
+    """Return, for each run that a study.toml asks for, its activation, its seed and the settings in which runs differ.
+
+    Other settings are left out: a default may have changed since. So is the learning rate of a run that is tuned.
+    """
+    runs = []
+    for _, sections in points(plan):
+        config = {}
+        for name, part in SECTIONS.items():
+            defaults = {field.name: field.default for field in dataclasses.fields(part)}
+            config[name] = defaults | sections.get(name, {})
+        settings = _settings(config)
+        if sections.get("study", {}).get("lr"):
+            del settings["train.lr"]
+        runs.append(settings)
+    fields = ["model.activation", "train.seed"]
+    fields += [key for key in _differing(runs) if key not in fields]
+    return [{key: settings[key] for key in fields if key in settings} for settings in runs]
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read one run folder. Raises `UserError` when it is none, or when one of its files is damaged."""
-    folder = Path(folder)
-    if not (folder / "config.toml").is_file():
+    """Read one run folder.
+
+    Raises:
+        UserError: it is not a run folder, or one of its files is damaged.
+    """
+    folder = Path(folder).resolve()
+    path = folder / "config.toml"
+    if not path.is_file():
         raise UserError(f"{folder} is not a run folder: {RUN_FOLDER}.")
-    config, summary = merge(folder / "config.toml", {}), folder / "summary.json"
-    try:
-        final = json.loads(summary.read_bytes()) if summary.exists() else None
-        if summary.exists() and not _holds(final, FINAL):
-            raise ValueError(f"{summary.name} is no summary")
-        records = _records(folder / "metrics.jsonl")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"a file of the run {folder} is damaged: {error}") from error
-    if "activation" not in config.get("model", {}) or "tokens" not in config.get("train", {}):
-        raise UserError(
-            f"{folder / 'config.toml'} does not configure a run: it lacks model.activation or train.tokens."
-        )
-    if not _holds(config["train"], {"tokens": int, "seed": int}):
-        raise UserError(f"{folder / 'config.toml'} does not configure a run: train.tokens and train.seed are numbers.")
-    return Run(folder.resolve().name, folder.resolve(), config, records, final)
+    config = merge(path, {})
+    model, train = config.get("model", {}), config.get("train", {})
+    numbers = isinstance(train.get("tokens"), int) and isinstance(train.get("seed", 0), int)
+    if "activation" not in model or not numbers:
+        raise UserError(f"{path} is not the config of a run: it needs model.activation, and train.tokens as a number.")
+    return Run(folder.name, folder, config, read_records(folder / "metrics.jsonl"), read_summary(folder))
 
 
 def load_study(paths: Iterable[str | Path]) -> Study:
-    """Read what the paths name; each is a run folder, or a study folder that holds run folders.
+    """Read run folders, and study folders with all their runs.
 
     Raises:
         UserError: a path holds no run, or a file is damaged.
     """
-    folders: dict[Path, None] = {}
-    tuning: dict[Path, None] = {}
+    folders: list[Path] = []
+    tuning: list[Path] = []
     plans = {}
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path} does not exist: {RUN_FOLDER}.")
-        single = (path / "config.toml").is_file()
-        found, tried = [path.resolve()] if single else run_folders(path), run_folders(path / "tune")
-        if not found:
-            raise UserError(f"{path} holds no run{' beside its tuning runs' if tried else ''}: {RUN_FOLDER}.")
-        folders |= dict.fromkeys(found)
-        tuning |= dict.fromkeys(tried)
+        runs = [path.resolve()] if (path / "config.toml").is_file() else run_folders(path)
+        trials = run_folders(path / "tune")
+        if not runs:
+            raise UserError(f"{path} holds no run{' beside its tuning runs' if trials else ''}: {RUN_FOLDER}.")
+        folders += runs
+        tuning += trials
         if (path / "study.toml").is_file():
             plans[path.resolve()] = merge(path / "study.toml", {})
-    return Study([load_run(f) for f in folders], [load_run(f) for f in tuning], plans)
+    # A run that two paths name counts once.
+    return Study([load_run(f) for f in dict.fromkeys(folders)], [load_run(f) for f in dict.fromkeys(tuning)], plans)
 
 
 def write_csv(study: Study, path: Path) -> None:
-    """Write one row per run: where it stands, its settings by `section.field`, and every number of its summary.
+    """Write a row for each run: its place and status, its settings by `section.field`, the numbers of its summary.
 
-    `stage` tells the runs that count (`final`) from those that chose a learning rate (`tune`); what a run does not have
-    is empty. A summary's numbers are those of a finished run only.
+    `stage` is `final` for the runs that count and `tune` for those that chose a learning rate. What a run does not have
+    stays empty.
     """
-    stages = [("final", run) for run in study.runs] + [("tune", run) for run in study.tuning]
     rows = []
-    for stage, run in stages:
-        home = run.folder.parent if stage == "final" else run.folder.parent.parent
-        numbers = {key: run.final(key) for key in run.summary or {} if key not in run.settings}
-        fingerprint = (run.summary or {}).get("data/fingerprint")
-        place = {"study": home.name, "stage": stage, "run": run.name, "status": run.status}
-        figures = {key: value for key, value in numbers.items() if value is not None}
-        rows.append(place | run.settings | {"data/fingerprint": fingerprint} | figures)
+    for stage, runs in (("final", study.runs), ("tune", study.tuning)):
+        for run in runs:
+            home = run.folder.parent if stage == "final" else run.folder.parent.parent
+            row = {"study": home.name, "stage": stage, "run": run.name, "status": run.status}
+            row |= run.settings
+            row["data/fingerprint"] = run.fingerprint
+            for key in run.summary or {}:
+                if key not in run.settings and run.final(key) is not None:
+                    row[key] = run.final(key)
+            rows.append(row)
     fields = dict.fromkeys(key for row in rows for key in row)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(fields), lineterminator="\n")
@@ -206,10 +230,13 @@ def write_csv(study: Study, path: Path) -> None:
 
 
 def mismatch(run: Run, other: Run) -> str:
-    """Return why the losses of two runs do not compare, or nothing."""
-    data = [(r.summary or {}).get("data/fingerprint") for r in (run, other)]
-    # An unfinished run has no fingerprint yet: its data section stands in for it.
-    if data[0] != data[1] if None not in data else run.config.get("data") != other.config.get("data"):
+    """Return why the losses of two runs do not compare, or an empty string."""
+    if run.fingerprint is not None and other.fingerprint is not None:
+        same_data = run.fingerprint == other.fingerprint
+    else:
+        # An unfinished run has no fingerprint yet; its data section stands in for it.
+        same_data = run.config.get("data") == other.config.get("data")
+    if not same_data:
         return f"trained on other data than {other.activation}, so the losses do not compare"
     if run.budget != other.budget:
         return (
@@ -220,43 +247,38 @@ def mismatch(run: Run, other: Run) -> str:
 
 def varying(runs: Sequence[Run]) -> list[str]:
     """Return the settings in which the runs differ."""
-    flats = [run.settings for run in runs]
-    keys = dict.fromkeys(key for flat in flats for key in flat)
-    return [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
+    return _differing([run.settings for run in runs])
 
 
 def run_folders(path: Path) -> list[Path]:
-    """Return the run folders in a folder, resolved, seed-2 before seed-10; a copy that was left over is none."""
+    """Return the run folders in a folder, resolved, seed-2 before seed-10.
+
+    Hidden folders are left out: a process that died may have left a copy in one.
+    """
     return sorted((config.parent.resolve() for config in path.glob("[!.]*/config.toml")), key=_natural)
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl; a last line cut short by a killed process is no record."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number < len(lines):
-                raise ValueError(f"{path.name}, line {number}: {error}") from error
-            continue
-        if not _holds(record, PLACE) or not PLACE.keys() <= record.keys():
-            raise ValueError(f"{path.name}, line {number} is no record")
-        records.append(record)
-    return records
-
-
-def _holds(found: Any, kinds: dict[str, type]) -> bool:
-    """Whether this is a JSON object, in which these keys, where it has them, are of these types."""
-    return isinstance(found, dict) and all(type(found[key]) is kind for key, kind in kinds.items() if key in found)
-
-
-def _number(record: dict[str, Any], metric: str) -> float | None:
-    value = record.get(metric)
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
-
-
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key under which seed-2 comes before seed-10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    """Return a sort key in which numbers are compared as numbers."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _settings(config: Tree) -> dict[str, Any]:
+    settings = {}
+    for section, part in config.items():
+        for field, value in part.items() if isinstance(part, dict) and section != "wandb" else ():
+            if f"{section}.{field}" not in WHERE:
+                settings[f"{section}.{field}"] = value
+    return settings
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
+
+
+def _number(values: dict[str, Any], key: str) -> float | None:
+    """Return a finite number, None for anything else."""
+    value = values.get(key)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None

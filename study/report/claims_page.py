@@ -10,8 +10,8 @@ from errors import UserError
 from study.judge.arms import joined
 from study.judge.effects import Row
 from study.judge.statistics import MINIMUM_SEEDS
-from study.judge.verdicts import Finding, Judged, judge_claims
-from study.plan.plan import claims_in
+from study.judge.verdicts import ClaimResult as Judged, Finding, judge_claims
+from study.plan.claims import claims_in
 from study.report import published, table
 from study.report.claims_figures import centring_figure, gate_figure, vocabulary_figures
 from study.report.drawing import Figure
