@@ -7,9 +7,11 @@ import torch
 
 from data.tokenizer import Tokenizer
 from errors import UserError
+from model.plugin import load_plugin
 from model.generate import generate
 from model.gpt import GPT
 from training import checkpoint
+from training.device import autocast, keep_memory, pick_device, pick_precision
 from training.folder import read_run_config
 
 
@@ -54,3 +56,29 @@ def sample(
     generator = torch.Generator(device).manual_seed(seed)
     new_BN = generate(model, prompt_BT, n_tokens, temperature, top_k, top_p, generator)
     return [tokenizer.decode(row) for row in new_BN.tolist()]
+
+
+def sample_run(
+    run: Path,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    samples: int,
+    device: str,
+    plugin: Path | None,
+) -> list[str]:
+    """Return continuations of `prompt` by the newest checkpoint of a run, in the precision that it trains in.
+
+    Raises:
+        UserError: as `load_run`, or there is no such device.
+    """
+    if plugin:
+        load_plugin(plugin)
+    place = pick_device(device)
+    keep_memory()
+    model, tokenizer, _ = load_run(run, place)
+    with autocast(pick_precision(read_run_config(run).train.precision, place), place):
+        return sample(model, tokenizer, prompt, tokens, temperature, top_k, top_p, seed, samples)

@@ -89,13 +89,13 @@ def compare_arms(study: Study, reference: str | None = None) -> list[Row]:
         reference = own[0] if own else reference
     rows = [_compare(arm, arms, reference) for arm in arms]
     tests = [math.nan if row.final is None or row.is_reference else row.final.p for row in rows]
-    judged = []
+    results = []
     for row, p in zip(rows, holm(tests), strict=True):
         if row.final and not row.is_reference:
             outcome, reason = judge(row.final, p)
             row = replace(row, p=p, verdict=outcome, reason=reason)
-        judged.append(row)
-    return judged
+        results.append(row)
+    return results
 
 
 def judge(effect: Effect, p: float) -> tuple[str, str]:

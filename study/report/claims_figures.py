@@ -1,137 +1,126 @@
-"""The pictures that decide a claim, beside those of any study."""
+"""The figures that decide a claim, beside those of any study."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
 
 from data.config import parse_tokenizer
 from study.judge.arms import Arm
 from study.judge.effects import Row
-from study.report.drawing import Figure, escaped, figure, meta_of, popup, styles
+from study.report.drawing import DASHES, SYMBOLS, Figure, Style, figure, log_axis, popup, styles, trace
 from study.report.figures import by_block
 from training.probes.measures import agreement
 
-OF_HEADS = {  # measurement: axis, scale
+OF_HEADS = {  # what the probes measure of a head: title of the y axis, its scale
     "head/sum_sigma": ("Σσ(z), mean over tokens", "log"),
     "head/accuracy": ("top-1 accuracy", "linear"),
     "head/ece": ("expected calibration error", "linear"),
 }
 
 
+@dataclass(frozen=True)
+class HeadPoint:
+    """A value of a head at a size of vocabulary, with half its interval (nan if it has none)."""
+
+    n_vocab: int
+    value: float
+    half: float = math.nan
+
+
 def centring_figure(rows: Sequence[Row]) -> Figure:
     """Draw the pairwise sign agreement in W2's gradient against the mean share ρ, and the curve of theory."""
-    look, traces = styles([row.arm for row in rows]), []
+    looks, traces = styles([row.arm for row in rows]), []
     for row in rows:
-        x, y = (_at_end(row.arm, path) for path in ("act/blocks.*/mean_share", "sign/blocks.*/down_batch_pairs"))
-        if x is None or y is None:
+        label = row.arm.label
+        share = _at_end(row.arm, "act/blocks.*/mean_share")
+        same_sign = _at_end(row.arm, "sign/blocks.*/down_batch_pairs")
+        if share is None or same_sign is None:
             continue
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": escaped(row.arm.label),
-                "x": [round(x, 4)],
-                "y": [round(y, 4)],
-                "marker": {"size": 10, "symbol": look[row.arm.label].symbol},
-                "meta": meta_of(row, look, "dot"),
-                "hovertemplate": popup("mean share %{x:.3f}<br>sign agreement %{y:.3f}"),
-            }
-        )
+        marker = {"size": 10, "symbol": looks[label].symbol}
+        hover = popup("mean share %{x:.3f}<br>sign agreement %{y:.3f}")
+        point = trace(label, looks[label], "dot", "markers", [round(share, 4)], [same_sign])
+        traces.append(point | {"marker": marker, "hovertemplate": hover})
     if not traces:
         return {}
     xs = [i / 50 for i in range(51)]
-    theory = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": xs,
-        "y": [round(agreement(x), 4) for x in xs],
-        "hoverinfo": "skip",
-    }
-    meta = traces[0]["meta"] | {"arm": "theory", "kind": "theory", "color": 2, "label": "random deltas"}
-    drawn = figure(
-        [theory | {"name": "random deltas", "meta": meta, "line": {"width": 1}}, *traces],
-        "mean share ρ of a hidden unit",
-        "",
-    )
-    drawn["layout"]["yaxis"]["title"]["text"] = "pairwise sign agreement"
+    neutral = Style(2, DASHES[0], SYMBOLS[0])
+    theory = trace("random deltas", neutral, "theory", "lines", xs, map(agreement, xs))
+    theory |= {"hoverinfo": "skip", "line": {"width": 1}}
+    drawn = figure([theory, *traces], "mean share ρ of a hidden unit", "pairwise sign agreement", ends=False)
     drawn["layout"]["xaxis"] |= {"range": [-0.02, 1.02], "tickformat": ""}
-    drawn["layout"]["margin"]["r"] = 24
     return drawn
 
 
 def vocabulary_figures(rows: Sequence[Row]) -> list[Figure]:
     """Draw, for each head against the vocabulary, the loss minus softmax's and what `OF_HEADS` names."""
-    gaps: dict[str, list[tuple[int, float, float]]] = {}
-    measured: dict[str, dict[str, list[tuple[int, float, float]]]] = {metric: {} for metric in OF_HEADS}
+    gaps: dict[str, list[HeadPoint]] = {}
+    measured: dict[str, dict[str, list[HeadPoint]]] = {metric: {} for metric in OF_HEADS}
     for row in rows:
         settings = row.arm.runs[0].settings
-        head, n_vocab = settings.get("model.head", "softmax"), parse_tokenizer(settings["data.tokenizer"])[1]
+        head = settings.get("model.head", "softmax")
+        _, n_vocab = parse_tokenizer(settings["data.tokenizer"])
         if row.final and not row.is_reference:
-            gaps.setdefault(head, []).append((n_vocab, row.final.mean, row.final.high - row.final.mean))
+            gaps.setdefault(head, []).append(HeadPoint(n_vocab, row.final.mean, row.final.high - row.final.mean))
         for metric, (_, scale) in OF_HEADS.items():
-            value = _last(row.arm, metric)
-            if value is not None and (value > 0 or scale == "linear"):
-                measured[metric].setdefault(head, []).append((n_vocab, value, math.nan))
-    figures = [_by_vocabulary(measured[metric], *look) for metric, look in OF_HEADS.items()]
-    return [_by_vocabulary(gaps, "difference to softmax, nats per token", "linear"), *figures]
+            ends = [curve[-1][1] for run in row.arm.runs if (curve := run.curve(metric))]
+            if ends and (scale == "linear" or fmean(ends) > 0):
+                measured[metric].setdefault(head, []).append(HeadPoint(n_vocab, fmean(ends)))
+    figures = [_by_vocabulary(gaps, "difference to softmax, nats per token", "linear")]
+    figures += [_by_vocabulary(measured[metric], title, scale) for metric, (title, scale) in OF_HEADS.items()]
+    return figures
 
 
 def gate_figure(rows: Sequence[Row]) -> Figure:
     """Draw the distribution of act(gate) of each gated arm, all blocks and seeds together, as shares of bins."""
-    look, traces = styles([row.arm for row in rows]), []
+    looks, traces = styles([row.arm for row in rows]), []
     for row in rows:
-        found = [h for run in row.arm.runs for h in (run.summary or {}).get("gate/histogram", {}).values()]
-        if not found:
+        histograms = []
+        for run in row.arm.runs:
+            histograms += (run.summary or {}).get("gate/histogram", {}).values()
+        if not histograms:
             continue
-        counts = [sum(bins) for bins in zip(*(h["counts"] for h in found), strict=True)]
-        edges, label = found[0]["edges"], row.arm.label
+        label, edges = row.arm.label, histograms[0]["edges"]
+        counts = [sum(bins) for bins in zip(*(histogram["counts"] for histogram in histograms), strict=True)]
+        middles = [round((left + right) / 2, 4) for left, right in pairwise(edges)]
+        shares = [count / max(sum(counts), 1) for count in counts]
+        line = {"width": 2, "shape": "hvh", "dash": looks[label].dash}
+        hover = popup("act(gate) about %{x:.2f}<br>share %{y:.3f}")
+        # The kind of a validation curve, so that the page's script names its end.
         traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": escaped(label),
-                "x": [round((a + b) / 2, 4) for a, b in pairwise(edges)],
-                "y": [round(count / max(sum(counts), 1), 5) for count in counts],
-                "line": {"width": 2, "shape": "hvh", "dash": look[label].dash},
-                "meta": meta_of(row, look, "validation"),
-                "hovertemplate": popup("act(gate) about %{x:.2f}<br>share %{y:.3f}"),
-            }
+            trace(label, looks[label], "validation", "lines", middles, shares, line=line, hovertemplate=hover)
         )
-    if not traces:
-        return {}
     drawn = figure(traces, "act(gate)", "share of gates")
-    drawn["layout"]["xaxis"] |= {"range": [traces[0]["x"][0], traces[0]["x"][-1]], "tickformat": ""}
+    if drawn:
+        drawn["layout"]["xaxis"] |= {"range": [traces[0]["x"][0], traces[0]["x"][-1]], "tickformat": ""}
+    return drawn
+
+
+def _by_vocabulary(heads: dict[str, list[HeadPoint]], up: str, scale: str) -> Figure:
+    traces = []
+    for color, (head, points) in enumerate(sorted(heads.items())):
+        points = sorted(points, key=lambda point: point.n_vocab)
+        style = Style(color, DASHES[0], SYMBOLS[0])
+        xs, ys = [point.n_vocab for point in points], [point.value for point in points]
+        line = trace(head, style, "depth", "lines+markers", xs, ys)
+        line |= {"line": {"width": 2.25}, "marker": {"size": 8, "symbol": "circle"}}
+        line |= {"hovertemplate": popup("vocabulary %{x:,}<br>%{y:.3f}")}
+        if not any(math.isnan(point.half) for point in points):
+            line["error_y"] = {"array": [round(point.half, 5) for point in points], "thickness": 1.5, "width": 4}
+        traces.append(line)
+    drawn = figure(traces, "vocabulary", up)
+    if drawn:
+        drawn["layout"]["yaxis"]["type"] = scale
+        drawn["layout"]["xaxis"] |= log_axis([x for line in traces for x in line["x"]], ",", room=0.1)
     return drawn
 
 
 def _at_end(arm: Arm, path: str) -> float | None:
-    """Return a per-block measurement after the last step, the mean over blocks and seeds."""
-    steps = [found for run in arm.runs if (found := by_block(run.records).get(path))]
-    return fmean(fmean(at[max(at)].values()) for at in steps) if steps else None
-
-
-def _by_vocabulary(lines: dict[str, list[tuple[int, float, float]]], up: str, scale: str) -> Figure:
-    traces = []
-    for i, (head, points) in enumerate(sorted(lines.items())):
-        xs, ys, halves = zip(*sorted(points), strict=True)
-        meta = {"arm": head, "kind": "depth", "color": i, "end": head, "label": head}
-        trace = {"type": "scatter", "mode": "lines+markers", "name": head, "x": xs, "y": [round(y, 5) for y in ys]}
-        trace |= {"meta": meta, "line": {"width": 2.25}, "marker": {"size": 8, "symbol": "circle"}}
-        if not any(map(math.isnan, halves)):
-            trace["error_y"] = {"array": [round(half, 5) for half in halves], "thickness": 1.5, "width": 4}
-        traces.append(trace | {"hovertemplate": popup("vocabulary %{x:,}<br>%{y:.3f}")})
-    if not traces:
-        return {}
-    drawn = figure(traces, "vocabulary", up)
-    ticks = sorted({x for trace in traces for x in trace["x"]})
-    drawn["layout"]["yaxis"]["type"] = scale
-    drawn["layout"]["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{x:,}" for x in ticks]}
-    drawn["layout"]["xaxis"]["range"] = [math.log10(ticks[0]) - 0.06, math.log10(ticks[-1]) + 0.1]
-    return drawn
-
-
-def _last(arm: Arm, metric: str) -> float | None:
-    """Return the last value of a metric, the mean over seeds."""
-    ends = [curve[-1][1] for run in arm.runs if (curve := run.curve(metric))]
+    """Return a measurement of single blocks after the last step, the mean over blocks and seeds."""
+    ends = []
+    for run in arm.runs:
+        steps = by_block(run.records).get(path)
+        if steps:
+            ends.append(fmean(steps[max(steps)].values()))
     return fmean(ends) if ends else None

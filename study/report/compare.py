@@ -1,42 +1,46 @@
-"""Runs side by side: the table in the terminal, the report, and the figures of every run, in one folder."""
+"""Runs side by side: the table in the terminal, the report, and the figures of every run as a table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from errors import UserError, unknown
 from study.judge.arms import joined
 from study.judge.effects import Row, compare_arms
 from study.judge.results import Run, load_study, write_csv
 from study.report.page import sections, write_report
-from study.report.table import columns, cost_columns, headline, notes, scope
+from study.report.sentences import headline, notes, scope
+from study.report.table import Column, cost_columns, main_columns
 
-BESIDE = ("results.csv", "verdict.html")  # the report
+if TYPE_CHECKING:
+    import rich.table
+
+BESIDE = ("results.csv", "verdict.html")  # files that this project writes beside the report
 
 
 def compare(
     paths: Sequence[Path], reference: str | None = None, out: Path | None = None, plugin: Path | None = None
 ) -> list[Row]:
-    """Print the table of the runs, write their report, and return the table's rows.
+    """Print the table of the runs, write their report with results.csv beside it, and return the table's rows.
 
-    The report stands in the study's folder, or in the working directory where several folders are named, unless `out`
-    says otherwise; its figures as pictures (`loss.png` and so on) and `results.csv` stand beside it. The reference is
-    the study's own unless it is given. `plugin` is the file that added activations to the registry.
+    The report is written to `out`; by default to the study's folder, or to the working directory for several paths.
+    The reference is the study's own unless it is given. `plugin` is the file that added activations to the registry.
 
     Raises:
         UserError: a path holds no run, no arm is the reference given, or the report cannot be written there.
     """
-    if out and (out.suffix == ".png" or out.name in BESIDE):
-        raise UserError(f"--out={out}: a file of that name stands beside the report. Name it report.html, for one.")
+    if out and out.name in BESIDE:
+        raise UserError(f"--out={out}: {out.name} is written beside the report. Choose another name for the report.")
     study = load_study(paths)
     rows = compare_arms(study, reference)
-    if reference not in (None, rows[0].reference):  # another took its place
+    if reference not in (None, rows[0].reference):  # no arm has it, so that another took its place
         raise UserError(unknown("reference", reference, dict.fromkeys(name for row in rows for name in row.arm.names)))
     print_table(rows, notes(rows, study))
     path = out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
+    title = " and ".join(path.resolve().name for path in paths)
     try:
-        parts = sections(study, rows, _reproduce(paths, study.runs, plugin))
-        write_report(parts, rows, path, " and ".join(p.resolve().name for p in paths))
+        write_report(sections(study, rows, _commands(paths, study.runs, plugin)), rows, path, title)
         write_csv(study, path.with_name("results.csv"))
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}. Choose another --out.") from None
@@ -45,50 +49,56 @@ def compare(
 
 
 def print_table(rows: Sequence[Row], remarks: Sequence[str] = (), width: int | None = None) -> None:
-    """Print the table, remarks, and what it shows; a narrow terminal gets as many columns as fit."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print the table with as many groups of columns as the terminal has room for, then remarks and the finding."""
+    from rich.console import Console  # late, as plotly: a run of one seed prints no table
     from rich.text import Text
 
     console = Console(width=width, highlight=False)
-    grid = Table(box=None, pad_edge=False)
-    grid.add_column("activation", min_width=10, overflow="fold")
-    labels = [f"{row.arm.label} ({row.arm.status})" if row.arm.status else row.arm.label for row in rows]
-    every = [*columns(rows), *cost_columns(rows)]
-    # A verdict is folded; other figures stay whole, and those that find no room are left out.
-    texts = {c.title: [c.text(row).replace(" that ", "\nthat ") for row in rows] for c in every}
-    need = {t: 2 + max(len(line) for text in (t, *found) for line in text.splitlines()) for t, found in texts.items()}
-    room, shown = console.width - min(20, max(map(len, ("activation", *labels)))), set()
-    for title in [c.title for c in sorted(every, key=lambda c: not c.main)]:
-        if need[title] <= room:
-            room -= need[title]
-            shown.add(title)
-    titles = [c.title for c in every if c.title in shown]
-    for title in titles:
-        grid.add_column(Text(title), justify="right", no_wrap=True)
-    for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        grid.add_row(Text(label, style="yellow" if row.arm.status else ""), *(texts[title][i] for title in titles))
-    console.print(grid)
+    columns = main_columns(rows)
+    unlimited = console.options.update(width=10_000)
+    for shown in ([*columns, *cost_columns(rows)], columns, [column for column in columns if column.main]):
+        table = _terminal_table(rows, shown)
+        if console.measure(table, options=unlimited).maximum <= console.width:
+            break
+    console.print(table)
     for line in (*remarks, headline(rows), scope(rows)):
         console.print(Text(line), soft_wrap=True)
 
 
-def _reproduce(paths: Sequence[Path], runs: Sequence[Run], plugin: Path | None) -> str:
-    """The commands that train the same runs again: a folder holds the whole config of its study or run, and no code."""
-    from model.activations import ACTIVATIONS  # late: it needs torch
+def _terminal_table(rows: Sequence[Row], columns: Sequence[Column]) -> "rich.table.Table":
+    from rich.table import Table
+    from rich.text import Text
 
-    foreign = [] if plugin else sorted({run.activation for run in runs} - {*ACTIVATIONS})
-    option = f" --plugin={quote(str(plugin or 'FILE'))}" if plugin or foreign else ""
-    remark = [f"# FILE defines {joined(foreign)}: a plugin, which the folder does not hold"] if foreign else []
-    configs = [config for path in paths for config in _configs(path, runs)]
-    names = [config.resolve().parent.name for config in configs]
-    again = [f"{name}-{i}" if names.count(name) > 1 else name for i, name in enumerate(names, 1)]
-    outs = [f"--out=runs/again-{name}" for name in again]
-    commands = [f"python train.py {quote(str(c))} {quote(out)}{option}" for c, out in zip(configs, outs, strict=True)]
-    return "\n".join([*commands, *remark])
+    table = Table(box=None, pad_edge=False)
+    table.add_column("activation", min_width=10, max_width=30, overflow="fold")
+    for column in columns:
+        table.add_column(Text(column.title), justify="right", no_wrap=True)
+    for row in rows:
+        # `Text` is printed as it stands: a name may look like rich's markup.
+        label = f"{row.arm.label} ({row.arm.status})" if row.arm.status else row.arm.label
+        texts = [column.cell(row).text.replace(" that ", "\nthat ") for column in columns]  # folds the longest verdict
+        table.add_row(Text(label, style="yellow" if row.arm.status else ""), *map(Text, texts))
+    return table
 
 
-def _configs(path: Path, runs: Iterable[Run]) -> list[Path]:
-    """The config of a study or run, or those of the runs that a folder without one holds."""
-    whole = [config for config in (path / "study.toml", path / "config.toml") if config.exists()]
-    return whole[:1] or [path / r.folder.name / "config.toml" for r in runs if r.folder.parent == path.resolve()]
+def _commands(paths: Sequence[Path], runs: Sequence[Run], plugin: Path | None) -> str:
+    """Return the commands that train the same runs again, from the configs in their folders."""
+    from model.activations import ACTIVATIONS  # late, since it imports torch
+
+    configs = []
+    for path in paths:
+        config = next((path / name for name in ("study.toml", "config.toml") if (path / name).exists()), None)
+        # A folder of runs that are no study has no config of its own.
+        here = [path / run.folder.name / "config.toml" for run in runs if run.folder.parent == path.resolve()]
+        configs += [config] if config else here
+    option = f" --plugin={quote(str(plugin))}" if plugin else ""
+    remarks = []
+    unknown_here = sorted({run.activation for run in runs} - ACTIVATIONS.keys())
+    if unknown_here and not plugin:
+        option = " --plugin=FILE"
+        remarks = [f"# FILE is the plugin that defines {joined(unknown_here)}. The folder does not hold it."]
+    commands = []
+    for number, config in enumerate(configs, 1):
+        out = f"runs/again-{number}-{config.resolve().parent.name}"
+        commands.append(f"python train.py {quote(str(config))} {quote(f'--out={out}')}{option}")
+    return "\n".join(commands + remarks)

@@ -1,4 +1,7 @@
-"""How a line is drawn, whatever it shows: colours, a mean over seeds with its band, the layout around it."""
+"""How an arm is drawn, whatever the figure shows: its colour, a mean over seeds with its band, the axes around it.
+
+A figure is a plotly figure as plain data. The page's script adds what depends on the theme.
+"""
 
 import html
 import itertools
@@ -10,10 +13,8 @@ from typing import Any
 
 from study.judge.arms import ACTIVATION, KNOWN, Arm
 from study.judge.effects import Row
-from study.judge.results import Run
 
 Figure = dict[str, Any]
-Point = tuple[float, float, float, float, int]  # x; mean, lowest and highest over seeds; how many they are
 
 # Okabe and Ito's colours (2008), each shifted for contrast with its ground; gelu, the usual reference, is the neutral.
 PALETTE = {
@@ -22,9 +23,9 @@ PALETTE = {
 }
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
-FEW = 8  # up to so many arms their lines are bold, and training loss is shown from the start
+FEW = 8  # up to so many arms, lines are bold and the training loss is shown from the start
 POINTS = 20_000  # in all curves of a figure together, so that the largest study still opens at once
-CURVE = 1000  # a curve needs no more points than a screen has pixels
+CURVE = 1000  # points of a curve: a screen has no more pixels
 
 
 @dataclass(frozen=True)
@@ -36,33 +37,49 @@ class Style:
     symbol: str
 
 
-def styles(arms: Sequence[Arm]) -> dict[str, Style]:
-    """Give each arm, by label, its activation's colour, and dashes for what else varies or once colours are used up.
+@dataclass(frozen=True)
+class Point:
+    """A point of a line that stands for several seeds: the mean, the lowest and the highest of `n` values at x."""
 
-    The five best known activations have the same colour on every page; others take what those of this page leave. Where
-    all arms have one activation, the colours go to what else varies.
+    x: float
+    y: float
+    low: float
+    high: float
+    n: int
+
+
+def styles(arms: Sequence[Arm]) -> dict[str, Style]:
+    """Return the style of each arm by its label.
+
+    Colour stands for the activation, dashes for what else varies and for the second round of colours. The five best
+    known activations have the same colour on every page. If all arms have one activation, colour stands for the rest.
     """
-    variants = {arm.label: " · ".join(v for key, v in arm.parts.items() if key != ACTIVATION) for arm in arms}
-    alone = len({arm.activation for arm in arms}) < min(2, len(arms))
-    hues = variants if alone else {arm.label: arm.activation for arm in arms}
-    known = [] if alone else [*KNOWN]
-    taken = {known.index(name) for name in hues.values() if name in known}
-    free = (i for i in itertools.count() if i not in taken)
-    hue = {name: known.index(name) if name in known else next(free) for name in dict.fromkeys(hues.values())}
-    variant, looks, count = [*dict.fromkeys(variants.values())], {}, len(SYMBOLS)
-    for label, name in hues.items():
-        i = hue[name]
-        dash = i // count + (0 if alone else variant.index(variants[label]))
-        looks[label] = Style(i % count, DASHES[dash % len(DASHES)], SYMBOLS[i % count])
+    variants = {arm.label: " · ".join(part for key, part in arm.parts.items() if key != ACTIVATION) for arm in arms}
+    one_activation = len(arms) > 1 and len({arm.activation for arm in arms}) == 1
+    colored = variants if one_activation else {arm.label: arm.activation for arm in arms}
+    colors = {} if one_activation else {name: i for i, name in enumerate(KNOWN) if name in colored.values()}
+    free = (i for i in itertools.count() if i not in set(colors.values()))
+    for name in colored.values():
+        if name not in colors:
+            colors[name] = next(free)
+    order = list(dict.fromkeys(variants.values()))
+    looks = {}
+    for label, name in colored.items():
+        rounds, color = divmod(colors[name], len(SYMBOLS))
+        dash = rounds if one_activation else rounds + order.index(variants[label])
+        looks[label] = Style(color, DASHES[dash % len(DASHES)], SYMBOLS[color])
     return looks
 
 
-def spread(curves: Iterable[Sequence[tuple[float, float]]]) -> list[Point]:
-    """Return mean, lowest, highest and number of several curves where all of them have a point."""
+def mean_line(curves: Iterable[Sequence[tuple[float, float]]]) -> list[Point]:
+    """Return the mean of several curves, at each x that all of them have."""
     tables = [dict(curve) for curve in curves]
-    common = [x for x in tables[0] if all(x in table for table in tables)] if tables else []
-    at = {x: [table[x] for table in tables] for x in common}
-    return [(x, fmean(values), min(values), max(values), len(values)) for x, values in at.items()]
+    points = []
+    for x in tables[0] if tables else ():
+        if all(x in table for table in tables):
+            values = [table[x] for table in tables]
+            points.append(Point(x, fmean(values), min(values), max(values), len(values)))
+    return points
 
 
 def thin(points: Sequence[Any], limit: int = CURVE) -> list[Any]:
@@ -73,79 +90,91 @@ def thin(points: Sequence[Any], limit: int = CURVE) -> list[Any]:
 
 
 def figure(traces: list[Figure], across: str, up: str, window: list[float] | None = None, ends: bool = True) -> Figure:
-    """Lay traces out. The names of the curves stand in the right margin, where the figure has `ends` to name."""
+    """Return a figure of these traces; without traces it is empty, and the page leaves it out.
+
+    `window` is the range of the y axis that is shown first. With `ends`, curves are named in the right margin.
+    """
+    if not traces:
+        return {}
     longest = max(len(end_name(trace["meta"]["arm"])) for trace in traces)
     axis = {"showline": False, "zeroline": False, "ticks": "", "automargin": False}
     layout = {
         "showlegend": False,
         "hovermode": "closest",
-        "margin": {"l": 62, "r": 24 + 7 * longest, "t": 12, "b": 48},
+        "margin": {"l": 62, "r": 24 + 7 * longest if ends else 24, "t": 12, "b": 48},
         "xaxis": axis | {"title": {"text": across}, "tickformat": "~s", "showgrid": False},
         "yaxis": axis | {"title": {"text": up}},
     }
     if window:
         layout["yaxis"]["range"] = window
     if ends:
-        layout["xaxis"]["range"] = [
-            0,
-            1.015 * max(trace["x"][-1] for trace in traces if trace["meta"]["kind"] != "band") or 1,
-        ]
+        last = max(trace["x"][-1] for trace in traces if trace["meta"]["kind"] != "band")
+        layout["xaxis"]["range"] = [0, 1.015 * last or 1]
     return {"data": traces, "layout": layout}
 
 
-def lines(rows: Sequence[Row], kind: str, curves: Sequence[Sequence[Point]], hover: str) -> list[Figure]:
-    """Draw a line for each row that has points, and below it a band where there are several seeds.
-
-    `meta` tells the page's script whose line it is, and of what kind; colours are the script's, by theme.
-    """
-    look, traces = styles([row.arm for row in rows]), []
-    drawn = [(row, curve) for row, curve in zip(rows, curves, strict=True) if curve]
-    limit = min(CURVE, max(100, POINTS // max(1, len(drawn))))
-    faint, many = kind == "training", len(drawn) > FEW
-    for row, curve in drawn:
-        points, style = thin(curve, limit), look[row.arm.label]
-        xs, ys, lows, highs, (seeds, *_) = zip(*points, strict=True)
-        shared = {"type": "scatter", "name": escaped(row.arm.label)}
-        several = seeds > 1 and not faint and kind != "rate"
-        if several:
-            band = {"x": [*xs, *reversed(xs)], "y": [round(y, 5) for y in (*highs, *reversed(lows))]}
-            look_of_band = {"mode": "lines", "fill": "toself", "line": {"width": 0}, "hoverinfo": "skip"}
-            traces.append(shared | band | look_of_band | {"meta": meta_of(row, look, "band")})
-        said = (
-            f"{hover}<br>mean of {seeds} seeds, %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}" if several else hover
-        )
-        trace = shared | {
-            "mode": "lines" if faint else "lines+markers",
-            "x": xs,
-            "y": [round(y, 5) for y in ys],
-            "meta": meta_of(row, look, kind),
-            "hovertemplate": popup(said),
-            "line": {"width": 1 if faint else 1.4 if many else 2.25, "dash": style.dash},
-            "opacity": 0.3 if faint else 1,
-        }
-        if not faint:
-            trace["marker"] = {"symbol": style.symbol, "size": 4 if many else 7, "maxdisplayed": 24}
-            ranges = [[round(low, 5), round(high, 5)] for low, high in zip(lows, highs, strict=True)]
-            trace["customdata"] = [[*r, _perplexity(y)] for r, y in zip(ranges, ys, strict=True)]
-        traces.append(trace)
-    return traces
-
-
-def begun(row: Row) -> list[Run]:
-    """Return the runs that have a record."""
-    return [run for run in row.arm.runs if run.records]
-
-
-def meta_of(row: Row, look: dict[str, Style], kind: str) -> Figure:
-    """Return what the page's script knows of a trace: whose it is, of what kind, its colour and its names."""
-    label = row.arm.label
+def log_axis(values: Iterable[float], texts: str, room: float) -> Figure:
+    """Return the changes that make an x axis logarithmic with a tick at each value; `room` is left at its right end."""
+    values = sorted(values)
+    ticks = {format(value, texts): value for value in values}  # values that read alike share a tick
     return {
-        "arm": label,
-        "kind": kind,
-        "color": look[label].color,
-        "end": escaped(end_name(label)),
-        "label": escaped(label),
+        "type": "log",
+        "tickvals": list(ticks.values()),
+        "ticktext": list(ticks),
+        "range": [math.log10(values[0]) - 0.06, math.log10(values[-1]) + room],
     }
+
+
+def trace(name: str, style: Style, kind: str, mode: str, x: Iterable[float], y: Iterable[float], **look: Any) -> Figure:
+    """Return a trace. `meta` is for the page's script, which hides it with its arm and colours it by theme.
+
+    `kind` says what it shows; the script names the ends of some kinds and smooths another.
+    """
+    meta = {"arm": name, "kind": kind, "color": style.color, "end": escaped(end_name(name)), "label": escaped(name)}
+    return {
+        "type": "scatter",
+        "mode": mode,
+        "name": escaped(name),
+        "x": list(x),
+        "y": [round(value, 5) for value in y],
+        "meta": meta,
+        **look,
+    }
+
+
+def lines(rows: Sequence[Row], kind: str, curves: Sequence[Sequence[Point]], hover: str) -> list[Figure]:
+    """Return a line for each row that has points, and below it a band if it has several seeds."""
+    looks = styles([row.arm for row in rows])
+    drawn = [(row.arm.label, curve) for row, curve in zip(rows, curves, strict=True) if curve]
+    limit = min(CURVE, max(100, POINTS // max(1, len(drawn))))
+    many = len(drawn) > FEW
+    traces = []
+    for label, curve in drawn:
+        points, style = thin(curve, limit), looks[label]
+        xs, ys = [point.x for point in points], [point.y for point in points]
+        if kind == "training":  # a faint line in the background of the validation loss
+            line = {"width": 1, "dash": style.dash}
+            traces.append(
+                trace(label, style, kind, "lines", xs, ys, hovertemplate=popup(hover), line=line, opacity=0.3)
+            )
+            continue
+        text = hover
+        seeds = points[0].n
+        if seeds > 1 and kind != "rate":
+            outline = [*(point.high for point in points), *(point.low for point in reversed(points))]
+            band = {"fill": "toself", "line": {"width": 0}, "hoverinfo": "skip"}
+            traces.append(trace(label, style, "band", "lines", [*xs, *reversed(xs)], outline, **band))
+            text += f"<br>mean of {seeds} seeds, %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}"
+        traces.append(
+            trace(
+                label, style, kind, "lines+markers", xs, ys,
+                hovertemplate=popup(text),
+                customdata=[[round(p.low, 5), round(p.high, 5), _perplexity(p.y)] for p in points],
+                line={"width": 1.4 if many else 2.25, "dash": style.dash},
+                marker={"symbol": style.symbol, "size": 4 if many else 7, "maxdisplayed": 24},
+            )
+        )  # fmt: skip
+    return traces
 
 
 def popup(text: str) -> str:
@@ -153,12 +182,8 @@ def popup(text: str) -> str:
     return f"<b>%{{meta.label}}</b><br>{text}<extra></extra>"
 
 
-def _perplexity(loss: float) -> float | None:
-    return round(math.exp(loss), 3) if loss < 100 else None
-
-
 def escaped(name: str) -> str:
-    """Escape what plotly would read as a tag, so that a name stays what it is."""
+    """Escape what plotly would read as a tag."""
     return html.escape(name, quote=False)
 
 
@@ -168,3 +193,7 @@ def end_name(name: str, limit: int = 24) -> str:
         first, *settings = name.split(" · ")
         name = " · ".join([first, *(setting.rpartition("=")[2] for setting in settings)])
     return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def _perplexity(loss: float) -> float | None:
+    return round(math.exp(loss), 3) if loss < 100 else None

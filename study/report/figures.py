@@ -1,6 +1,5 @@
-"""The report's figures: functions from the table's rows to plotly figures in the form of dicts."""
+"""The figures of a study: functions from the table's rows to plotly figures; empty if there is nothing to draw."""
 
-import math
 import re
 from collections.abc import Sequence
 from statistics import fmean
@@ -8,34 +7,52 @@ from typing import Any
 
 from study.judge.effects import Row
 from study.judge.statistics import SMALLEST
-from study.report.drawing import Figure, begun, end_name, escaped, figure, lines, meta_of, popup, spread, styles
+from study.report.drawing import (
+    Figure,
+    Point,
+    end_name,
+    escaped,
+    figure,
+    lines,
+    log_axis,
+    mean_line,
+    popup,
+    styles,
+    trace,
+)
 from study.report.table import interval
 
-STEEP = 1.0  # nats above the best: learning rates that do worse are out of view
+STEEP = 1.0  # nats above the best: tuning runs that end higher are out of view
 
 
 def loss_figure(rows: Sequence[Row]) -> Figure:
-    """Draw loss against tokens: validation with a band and markers, training as faint lines; empty without records."""
-    validation = [spread(run.curve("val/loss") for run in begun(row)) for row in rows]
-    training = [spread(run.curve("train/loss") for run in begun(row)) for row in rows]
-    hover = "%{x:,} tokens<br>training loss %{y:.3f}"
-    traces = lines(rows, "training", training, hover)
-    hover = "%{x:,} tokens<br>validation loss %{y:.3f}<br>perplexity %{customdata[2]:,.1f}"
-    traces += lines(rows, "validation", validation, hover)
-    return figure(traces, "training tokens", "loss, nats per token", window=_window(traces, 1 / 8)) if traces else {}
+    """Draw loss against tokens: validation with a band and markers, training as faint lines."""
+    traces = []
+    for kind, metric, perplexity in (
+        ("training", "train/loss", ""),
+        ("validation", "val/loss", "<br>perplexity %{customdata[2]:,.1f}"),
+    ):
+        curves = [mean_line(run.curve(metric) for run in row.arm.runs if run.records) for row in rows]
+        traces += lines(rows, kind, curves, f"%{{x:,}} tokens<br>{kind} loss %{{y:.3f}}{perplexity}")
+    return figure(traces, "training tokens", "loss, nats per token", window=_window(traces, 1 / 8))
 
 
 def difference_figure(rows: Sequence[Row]) -> Figure:
-    """Draw each validation loss minus the reference's of the same seed and tokens; empty without a pair."""
-    curves = []
+    """Draw each validation loss minus the reference's of the same seed and tokens."""
+    lines_of_arms, others = [], 0
     for row in rows:
-        theirs = {run.seed: dict(run.curve("val/loss")) for run in (row.partner.runs if row.partner else ())}
-        ours = [(run.curve("val/loss"), theirs.get(run.seed, {})) for run in row.arm.runs if run.records]
-        curves.append(spread([(x, y - level[x]) for x, y in curve if x in level] for curve, level in ours))
-    if not any(curve for row, curve in zip(rows, curves, strict=True) if not row.is_reference):
+        partners = {run.seed: dict(run.curve("val/loss")) for run in (row.partner.runs if row.partner else ())}
+        curves = []
+        for run in row.arm.runs:
+            theirs = partners.get(run.seed, {})
+            if run.records:
+                curves.append([(x, y - theirs[x]) for x, y in run.curve("val/loss") if x in theirs])
+        lines_of_arms.append(mean_line(curves))
+        others += bool(lines_of_arms[-1]) and not row.is_reference
+    if not others:  # the reference alone would be a line at 0
         return {}
     hover = f"%{{x:,}} tokens<br>%{{y:+.3f}} nats per token against {escaped(rows[0].reference)}"
-    traces = lines(rows, "difference", curves, hover)
+    traces = lines(rows, "difference", lines_of_arms, hover)
     drawn = figure(traces, "training tokens", "difference, nats per token", window=_window(traces, 1 / 20))
     drawn["layout"]["yaxis"]["zeroline"] = True
     drawn["layout"]["shapes"] = [{"xref": "paper", "x0": 0, "x1": 1, "y0": -SMALLEST, "y1": SMALLEST}]
@@ -43,143 +60,147 @@ def difference_figure(rows: Sequence[Row]) -> Figure:
 
 
 def final_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the final differences with their intervals, and each seed's own; empty without a difference."""
-    ordered = sorted(
-        (r for r in rows if r.final and not r.is_reference), key=lambda r: -(r.final.mean if r.final else 0)
-    )
-    look, traces = styles([row.arm for row in rows]), []
-    for place, row in enumerate(ordered):
-        assert row.final
-        seeds = [a - b for a, b in _finals(row)] if row.final.n > 1 else []
-        half = None if math.isnan(row.final.low) else row.final.high - row.final.mean
-        said = f"%{{x:+.3f}} nats per token{'' if half is None else ' ' + interval(row.final)}"
-        shared = {
-            "type": "scatter",
-            "mode": "markers",
-            "name": escaped(row.arm.label),
-            "meta": meta_of(row, look, "dot"),
-        }
-        dots = {
-            "x": [round(d, 5) for d in seeds],
-            "y": [place - 0.22] * len(seeds),
-            "opacity": 0.4,
-            "hoverinfo": "skip",
-        }
-        mean = {"x": [round(row.final.mean, 5)], "y": [place], "hovertemplate": popup(said)}
-        if half is not None:
-            mean["error_x"] = {"array": [round(half, 5)], "thickness": 2, "width": 5}
-        symbol = look[row.arm.label].symbol
-        traces += [shared | dots | {"marker": {"size": 5, "symbol": "circle"}}] if seeds else []
-        traces.append(shared | mean | {"marker": {"size": 10, "symbol": symbol}})
-    if not traces:
-        return {}
+    """Draw the final differences with their intervals, best arm on top, and each seed's own as faint dots."""
+    measured = [(row, row.final) for row in rows if row.final and not row.is_reference]
+    measured.sort(key=lambda pair: -pair[1].mean)
+    looks, traces = styles([row.arm for row in rows]), []
+    for place, (row, effect) in enumerate(measured):
+        label = row.arm.label
+        style = looks[label]
+        several = effect.n > 1
+        if several:
+            theirs = row.partner.finals("val/loss") if row.partner else {}
+            dots = [round(loss - theirs[seed], 5) for seed, loss in row.arm.finals("val/loss").items()]
+            look = {"opacity": 0.4, "hoverinfo": "skip", "marker": {"size": 5, "symbol": "circle"}}
+            traces.append(trace(label, style, "dot", "markers", dots, [place - 0.22] * len(dots), **look))
+        hover = f"%{{x:+.3f}} nats per token{' ' + interval(effect) if several else ''}"
+        look = {"hovertemplate": popup(hover), "marker": {"size": 10, "symbol": style.symbol}}
+        if several:
+            look["error_x"] = {"array": [round(effect.high - effect.mean, 5)], "thickness": 2, "width": 5}
+        traces.append(trace(label, style, "dot", "markers", [round(effect.mean, 5)], [place], **look))
     drawn = figure(traces, f"final loss minus {escaped(rows[0].reference)}’s, nats per token", "", ends=False)
-    names = [end_name(row.arm.label, 48) for row in ordered]
+    if not drawn:
+        return {}
+    names = [end_name(row.arm.label, 48) for row, _ in measured]
     drawn["height"] = 78 + 30 * len(names)
-    drawn["layout"]["margin"] |= {"l": 26 + 7 * max(map(len, names)), "r": 24}
-    drawn["layout"]["xaxis"] |= {"zeroline": True, "showgrid": True, "tickformat": "+.3~f"}
-    ticks = {"tickmode": "array", "tickvals": [*range(len(names))], "ticktext": [*map(escaped, names)]}
-    drawn["layout"]["yaxis"] |= ticks | {"range": [-0.6, len(names) - 0.4], "showgrid": False, "fixedrange": True}
-    drawn["layout"]["shapes"] = [{"yref": "paper", "y0": 0, "y1": 1, "x0": -SMALLEST, "x1": SMALLEST}]
+    layout = drawn["layout"]
+    layout["margin"]["l"] = 26 + 7 * max(map(len, names))
+    layout["xaxis"] |= {"zeroline": True, "showgrid": True, "tickformat": "+.3~f"}
+    layout["yaxis"] |= {
+        "tickmode": "array",
+        "tickvals": [*range(len(names))],
+        "ticktext": [*map(escaped, names)],
+        "range": [-0.6, len(names) - 0.4],
+        "showgrid": False,
+        "fixedrange": True,
+    }
+    layout["shapes"] = [{"yref": "paper", "y0": 0, "y1": 1, "x0": -SMALLEST, "x1": SMALLEST}]
     return drawn
 
 
 def depth_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the gradient that reaches each block, relative to the last, of finished runs; empty without probes.
+    """Draw the gradient that reaches each block, relative to the last block, after the last step of finished runs.
 
-    A gradient of 0 has no place on the axis: runs with one are left out.
+    A gradient of 0 has no place on a logarithmic axis: runs with one are left out.
     """
-    curves = []
+    lines_of_arms = []
     for row in rows:
-        done = [by_block(run.records) for run in row.arm.runs if run.status == "finished"]
-        steps = [found for blocks in done if (found := blocks.get("grad/blocks.*/rms"))]
-        ends = [at for found in steps if len(at := found[max(found)]) > 1 and min(at.values()) > 0]
-        curves.append(spread([(i / (len(at) - 1), at[i] / at[len(at) - 1]) for i in sorted(at)] for at in ends))
-    if not any(curves):
-        return {}
-    traces = lines(rows, "depth", curves, "at %{x:.2f} of the depth<br>×%{y:.3f} of the last block’s")
+        curves = []
+        for run in row.arm.runs:
+            steps = by_block(run.records).get("grad/blocks.*/rms", {}) if run.status == "finished" else {}
+            blocks = steps[max(steps)] if steps else {}
+            if len(blocks) > 1 and min(blocks.values()) > 0:
+                last = len(blocks) - 1
+                curves.append([(block / last, blocks[block] / blocks[last]) for block in sorted(blocks)])
+        lines_of_arms.append(mean_line(curves))
+    traces = lines(rows, "depth", lines_of_arms, "at %{x:.2f} of the depth<br>×%{y:.3f} of the last block’s")
     drawn = figure(traces, "depth: from the first block (0) to the last (1)", "gradient, relative to the last block")
-    drawn["layout"]["yaxis"] |= {"type": "log", "dtick": "D2"}
-    drawn["layout"]["xaxis"]["tickformat"] = ""
+    if drawn:
+        drawn["layout"]["yaxis"] |= {"type": "log", "dtick": "D2"}
+        drawn["layout"]["xaxis"]["tickformat"] = ""
     return drawn
 
 
 def heat_maps(rows: Sequence[Row]) -> Figure:
-    """Return each measurement of each arm by block and step, the mean over seeds; empty without probes."""
+    """Return each measurement of each arm by block and step, the mean over seeds."""
     maps: Figure = {}
     for row in rows:
-        found = [blocks for run in row.arm.runs if (blocks := by_block(run.records))]
-        for measure in found[0] if found else ():
-            runs = [blocks[measure] for blocks in found if measure in blocks]
+        measured = [blocks for run in row.arm.runs if (blocks := by_block(run.records))]
+        for measure in measured[0] if measured else ():
+            runs = [blocks[measure] for blocks in measured if measure in blocks]
             steps = [step for step in runs[0] if all(step in run for run in runs)]
             if not steps:
                 continue
-            z = [[fmean(run[step][i] for run in runs) for step in steps] for i in sorted(runs[0][steps[0]])]
-            rounded = [[float(f"{value:.4g}") for value in line] for line in z]
-            maps.setdefault(measure, {})[row.arm.label] = {"x": steps, "z": rounded}
+            z = []
+            for block in sorted(runs[0][steps[0]]):
+                means = [fmean(run[step][block] for run in runs) for step in steps]
+                z.append([float(f"{mean:.4g}") for mean in means])
+            maps.setdefault(measure, {})[row.arm.label] = {"x": steps, "z": z}
     return {"maps": maps} if maps else {}
 
 
 def by_block(records: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[int, float]]]:
-    """Return the per-block measurements by path (with * for the block), step and block.
+    """Return the measurements of single blocks by path (with * for the block), step and block.
 
-    A measurement that some block lacks at a step, or whose value is no number, is left out there.
+    A step is left out where a block has no measurement, or one that is not finite.
     """
-    found: dict[str, dict[int, dict[int, float]]] = {}
+    paths: dict[str, dict[int, dict[int, float]]] = {}
     for record in records:
         for key, value in record.items():
-            if "blocks." in key:
-                path, block = re.sub(r"blocks\.\d+", "blocks.*", key), int(re.findall(r"blocks\.(\d+)", key)[0])
-                found.setdefault(path, {}).setdefault(record["step"], {})[block] = value
-    for steps in found.values():
-        most = max(map(len, steps.values()))
-        for step in [s for s, at in steps.items() if len(at) < most or None in at.values()]:
-            del steps[step]
-    return {path: steps for path, steps in found.items() if steps}
+            block = re.search(r"blocks\.(\d+)", key)
+            if block:
+                path = key.replace(block[0], "blocks.*")
+                paths.setdefault(path, {}).setdefault(record["step"], {})[int(block[1])] = value
+    whole = {}
+    for path, steps in paths.items():
+        blocks = max(map(len, steps.values()))
+        complete = {step: at for step, at in steps.items() if len(at) == blocks and None not in at.values()}
+        if complete:
+            whole[path] = complete
+    return whole
 
 
 def rate_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the tuning runs' final losses against their learning rates, the chosen rate ringed; empty without them."""
+    """Draw the tuning runs' final losses against their learning rates; a ring marks the rate of the arm."""
     curves = []
     for row in rows:
-        tuned = {lr: [*losses.values()] for lr, losses in row.arm.tuned().items() if losses}
-        curves.append([(lr, fmean(losses), min(losses), max(losses), len(losses)) for lr, losses in tuned.items()])
-    if not any(curves):
+        tuned = {lr: list(losses.values()) for lr, losses in row.arm.tuned().items() if losses}
+        curves.append([Point(lr, fmean(found), min(found), max(found), len(found)) for lr, found in tuned.items()])
+    points = [point for curve in curves for point in curve]
+    if not points:
         return {}
     traces = lines(rows, "rate", curves, "learning rate %{x:.3g}<br>validation loss %{y:.3f}")
+    looks = styles([row.arm for row in rows])
+    ring = {"marker": {"size": 15, "symbol": "circle-open", "line": {"width": 2}}, "hoverinfo": "skip"}
     for row, curve in zip(rows, curves, strict=True):
-        chosen = [(x, y) for x, y, *_ in curve if x == row.arm.lr]
-        ring = {"size": 15, "symbol": "circle-open", "line": {"width": 2}}
-        look = {"type": "scatter", "mode": "markers", "marker": ring, "hoverinfo": "skip", "cliponaxis": False}
-        meta = meta_of(row, styles([r.arm for r in rows]), "chosen")
-        traces += [look | {"x": [x], "y": [round(y, 5)], "name": "", "meta": meta} for x, y in chosen]
-    lows, highs = zip(*((low, high) for curve in curves for _, _, low, high, _ in curve), strict=True)
-    best, worst = min(lows), min(max(highs), min(lows) + STEEP)
+        for point in curve:
+            if point.x == row.arm.lr:
+                label = row.arm.label
+                traces.append(
+                    trace(label, looks[label], "chosen", "markers", [point.x], [point.y], cliponaxis=False, **ring)
+                )
+    best = min(point.low for point in points)
+    worst = min(max(point.high for point in points), best + STEEP)
     pad = 0.04 * (worst - best)
     drawn = figure(traces, "learning rate", "loss, nats per token", window=[best - pad, worst + pad], ends=False)
-    rates = [x for curve in curves for x, *_ in curve]
-    drawn["layout"]["margin"]["r"] = 24
-    # Ticks are the rates that were tried; of close neighbours (extended grids) only the first is named.
-    ticks: list[float] = []
-    for rate in sorted(set(rates)):
-        ticks += [rate] if not ticks or rate > 1.25 * ticks[-1] else []
-    drawn["layout"]["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{rate:.2g}" for rate in ticks]}
-    drawn["layout"]["xaxis"]["range"] = [math.log10(min(rates)) - 0.06, math.log10(max(rates)) + 0.06]
+    drawn["layout"]["xaxis"] |= log_axis([point.x for point in points], ".2g", room=0.06)
     return drawn
 
 
 def _window(traces: Sequence[Figure], since: float) -> list[float] | None:
-    """Return what to show first: the fall from the initial loss would flatten all that the curves differ in."""
-    main = [t for t in traces if t["meta"]["kind"] in ("validation", "difference")]
-    end = max((trace["x"][-1] for trace in main), default=0)
-    seen = [(t["meta"]["kind"], y) for t in traces for x, y in zip(t["x"], t["y"], strict=True) if x >= since * end]
-    shown = [y for kind, y in seen if kind != "training"]
-    if len(shown) < 2 or min(shown) == max(shown):
+    """Return the range of losses after this share of the tokens, to be shown first: the fall before it dwarfs the rest.
+
+    Single batches are noisy, so the training loss widens the range only downwards.
+    """
+    main = [line for line in traces if line["meta"]["kind"] in ("validation", "difference")]
+    end = max((line["x"][-1] for line in main), default=0)
+    lows, highs = [], []
+    for line in traces:
+        shown = [y for x, y in zip(line["x"], line["y"], strict=True) if x >= since * end]
+        lows += shown
+        if line["meta"]["kind"] != "training":
+            highs += shown
+    if len(highs) < 2 or min(highs) == max(highs):
         return None
-    low, high = min(y for _, y in seen), max(shown)
+    low, high = min(lows), max(highs)
     return [low - 0.03 * (high - low), high + 0.05 * (high - low)]
-
-
-def _finals(row: Row) -> list[tuple[float, float]]:
-    theirs = row.partner.finals("val/loss") if row.partner else {}
-    return [(loss, theirs[seed]) for seed, loss in row.arm.finals("val/loss").items()]

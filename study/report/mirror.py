@@ -10,7 +10,7 @@ from typing import Any
 
 from study.judge.arms import short
 from study.judge.effects import Row
-from study.report.table import headline, scope
+from study.report.sentences import headline, scope
 from training.config import WandbConfig
 from training.wandb_mirror import WandbMirror
 
@@ -29,20 +29,28 @@ def mirror_study(
 
 
 def arms_table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    """Return columns and one line an arm: what sets it apart, then its figures, None where it has none."""
-    fields = [*dict.fromkeys(key for row in rows for key in row.arm.parts)]
-    names = ["seeds", "val loss", "sd", f"vs {rows[0].reference}", "low", "high", "p (Holm)", "verdict"]
+    """Return the titles and one line for each arm: what distinguishes it, then its figures, None where it has none."""
+    fields = list(dict.fromkeys(key for row in rows for key in row.arm.parts))
+    figures: dict[str, Any] = {}
     lines = []
     for row in rows:
-        arm, effect = row.arm, None if row.is_reference else row.final
-        figures = [arm.seeds, arm.mean("val/loss"), arm.sd("val/loss")]
-        figures += [effect.mean, effect.low, effect.high, row.p] if effect else [None] * 4
-        figures += [
-            row.verdict,
-            arm.lr if arm.tuning else None,
-            arm.mean("params/total"),
-            arm.mean("perf/tokens_per_s"),
-        ]
-        parts = [arm.runs[0].settings.get(field, arm.parts.get(field)) for field in fields]
-        lines.append(parts + [None if isinstance(x, float) and math.isnan(x) else x for x in figures])
-    return [*short(fields), *names, "tuned lr", "parameters", "tokens/s"], lines
+        arm = row.arm
+        effect = None if row.is_reference else row.final
+        figures = {
+            "seeds": arm.seeds,
+            "val loss": arm.mean("val/loss"),
+            "sd": arm.sd("val/loss"),
+            f"vs {row.reference}": effect and effect.mean,
+            "low": effect and effect.low,
+            "high": effect and effect.high,
+            "p (Holm)": row.p,
+            "verdict": row.verdict,
+            "tuned lr": arm.lr if arm.tuning else None,
+            "parameters": arm.mean("params/total"),
+            "tokens/s": arm.mean("perf/tokens_per_s"),
+        }
+        line = [arm.runs[0].settings.get(field, arm.parts.get(field)) for field in fields]
+        for figure in figures.values():
+            line.append(None if isinstance(figure, float) and math.isnan(figure) else figure)
+        lines.append(line)
+    return [*short(fields), *figures], lines

@@ -1,7 +1,7 @@
 """The report: one HTML page for a set of runs, which opens from a file and asks nothing of the network.
 
-The page is a list of sections, each of a kind that the template knows how to lay out. A new section is a function and a
-line in `sections`.
+The page is a list of sections, each of a kind that the template knows how to lay out. A new section is a line in
+`sections`.
 """
 
 import re
@@ -19,8 +19,39 @@ from study.judge.results import Run, Study, varying
 from study.judge.statistics import SMALLEST
 from study.report.drawing import FEW, PALETTE, Style, styles
 from study.report.figures import depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
-from study.report.pictures import write_picture
-from study.report.table import Column, columns, cost_columns, course_columns, headline, notes, scope
+from study.report.sentences import headline, notes, scope
+from study.report.table import cost_columns, course_columns, main_columns, page_table
+
+FINAL_TEXT = f"Below zero is better. Shaded: differences within ±{SMALLEST:g} nats per token (1 % of perplexity)."
+DOTS_TEXT = "Bars are 95 % t intervals of the mean over paired seeds. Faint dots are single seeds."
+LOSS_TEXT = "Validation loss with markers; the training loss of single batches as faint lines. Lower is better."
+SEEDS_TEXT = "Lines are means over seeds; bands reach from the lowest seed to the highest."
+WINDOW_TEXT = "The first fall is out of view: select “from the start” to see it."
+DIFFERENCE_TEXT = f"Validation loss minus the reference’s at the same seed and tokens. Shaded: ±{SMALLEST:g}."
+TABLE_TEXT = "Losses in nats per token on the whole validation set, after the last step. Select a heading to sort."
+NOISE_TEXT = (
+    "“Text noise” is half the 95 % interval of the difference over other validation text, with the same trained "
+    "networks (block bootstrap). It does not cover other seeds, and no verdict uses it."
+)
+COURSE_TEXT = (
+    "Differences to {0} in nats per token. A change below zero means that the arm gains on {0}. “To 50 %”: tokens to "
+    "the loss that {0} has at half its budget, as a multiple of {0}’s own."
+)
+MARGIN_TEXT = "±: half the 95 % interval."
+DEPTH_TEXT = (
+    "Gradient of the loss at the input of each block, relative to the last block, after the last step. A line that "
+    "rises to the right is a gradient that shrinks on its way back. Runs with a gradient of 0 are left out."
+)
+PROBES_TEXT = "Each measurement by block and training step, the mean over seeds. Steps are log-spaced."
+RATE_TEXT = "Final validation loss of the tuning runs. A ring marks the rate that an arm trains at."
+COST_TEXT = "Means over the runs of an arm."
+SHARED_TEXT = (
+    "“Shared lr” is the difference to {0} between the tuning runs at {0}’s best rate: what a comparison without "
+    "tuning would have shown."
+)
+CLIPPED_TEXT = "“Clipped” is the share of recorded steps whose gradient was larger than the limit."
+SAMPLES_TEXT = "What one trained network of each arm writes from the same start: an impression, not evidence."
+PROTOCOL_TEXT = "Where the runs differ, then what they share."
 
 
 @dataclass(frozen=True)
@@ -42,19 +73,23 @@ def write_report(parts: Sequence[Section], rows: Sequence[Row], path: Path, titl
 def write_page(
     path: Path, title: str, finding: str, scope: str, parts: Sequence[Section], legend: dict[str, Style]
 ) -> Path:
-    """Write a page of sections, and its figures as pictures beside it (`loss.png` and so on); return the page's path.
-
-    `legend` holds the arms that its reader can show and hide, by label.
-    """
+    """Write a page of sections and return its path. `legend` holds the arms that a reader can show and hide."""
+    # Late imports, so that a folder without runs is refused at once.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    templates = FileSystemLoader(Path(__file__).parent)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file, such as {path / 'report.html'}.")
     engine = Environment(
-        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    engine.filters |= {"value": _value, "typeset": _typeset}
+    engine.filters["value"] = _text
+    engine.filters["typeset"] = _typeset
     page = engine.get_template("page.html.j2").render(
         title=title,
         finding=_sentence(finding),
@@ -66,145 +101,116 @@ def write_page(
         palette=PALETTE,
         plotly=Markup(get_plotlyjs()),
     )
-    if path.is_dir():
-        raise UserError(f"{path} is a folder. Name a file, such as {path / 'report.html'}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(page, "utf-8")
-    for part in parts:
-        if part.kind == "figure":
-            write_picture(part.content, path.with_name(f"{part.id}.png"), part.title)
     return path
 
 
-def sections(study: Study, rows: Sequence[Row], command: str) -> list[Section]:
-    """Return the page's sections in the order of reading; what there is nothing to say about is left out.
+def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
+    """Return the sections in the order of reading, without those that have nothing to show.
 
-    `command` is what reproduces the runs.
+    `commands` train the runs again.
     """
-
-    def table(shown: list[Column], remarks: Sequence[str] = ()) -> dict[str, Any]:
-        return {"rows": rows, "columns": shown, "notes": remarks} if shown or remarks else {}
-
     loss, reference = loss_figure(rows), rows[0].reference
-    windowed, seeds = bool(loss) and "range" in loss["layout"]["yaxis"], max(row.arm.seeds for row in rows)
-    over_seeds = SEEDS_TEXT * (seeds > 1)
-    noise = NOISE_TEXT * any(row.noise for row in rows)
-    cost_text = COST_TEXT + SHARED_TEXT.format(reference) * bool(study.tuning)
-    cost_text += CLIPPED_TEXT * any(row.arm.clipped is not None for row in rows)
+    windowed = bool(loss) and "range" in loss["layout"]["yaxis"]
+    several = any(row.arm.seeds > 1 for row in rows)
+    noise = any(row.noise for row in rows)
+    clipped = any(row.arm.clipped is not None for row in rows)
+    tuned = bool(study.tuning)
+
+    texts = {
+        "final": _texts(FINAL_TEXT, several and DOTS_TEXT),
+        "results": _texts(TABLE_TEXT, noise and NOISE_TEXT),
+        "loss": _texts(LOSS_TEXT, several and SEEDS_TEXT, windowed and WINDOW_TEXT),
+        "difference": _texts(DIFFERENCE_TEXT, several and SEEDS_TEXT),
+        "course": _texts(COURSE_TEXT.format(reference), several and MARGIN_TEXT),
+        "depth": DEPTH_TEXT,
+        "probes": PROBES_TEXT,
+        "rates": _texts(RATE_TEXT, tuned and _tuning_text(study)),
+        "cost": _texts(COST_TEXT, tuned and SHARED_TEXT.format(reference), clipped and CLIPPED_TEXT),
+        "samples": SAMPLES_TEXT,
+        "protocol": PROTOCOL_TEXT,
+    }
+    plans = "\n".join(tomli_w.dumps(plan) for plan in study.plans.values()).strip()
     every = [
-        Section(
-            "final",
-            f"Final loss against {reference}",
-            "figure",
-            final_figure(rows),
-            FINAL_TEXT + DOTS_TEXT * (seeds > 1),
-        ),
-        Section("results", "Results", "table", table(columns(rows), notes(rows, study)), TABLE_TEXT + noise),
-        Section("loss", "Loss", "figure", loss, LOSS_TEXT + over_seeds + WINDOW_TEXT * windowed),
-        Section(
-            "difference", f"Difference to {reference}", "figure", difference_figure(rows), DIFFERENCE_TEXT + over_seeds
-        ),
-        Section(
-            "course",
-            "Early and late",
-            "table",
-            table(course_columns(rows)),
-            COURSE_TEXT.format(reference, MARGIN_TEXT * (seeds > 1)),
-        ),
-        Section("depth", "Gradient against depth", "figure", depth_figure(rows), DEPTH_TEXT),
-        Section("probes", "Inside the network", "heat", heat_maps(rows), PROBES_TEXT),
-        Section("rates", "Learning rates", "figure", rate_figure(rows), RATE_TEXT + tuning_text(study)),
-        Section("cost", "Cost", "table", table(cost_columns(rows)), cost_text),
-        Section("samples", "Samples", "samples", samples(rows), SAMPLES_TEXT),
-        Section("protocol", "Protocol", "settings", protocol(study, rows), PROTOCOL_TEXT),
-        Section("environment", "Environment", "settings", environment([*study.runs, *study.tuning])),
-        Section("config", "Config", "text", "\n".join(map(tomli_w.dumps, study.plans.values())).strip()),
-        Section("reproduce", "Reproduce", "text", command),
+        ("final", f"Final loss against {reference}", "figure", final_figure(rows)),
+        ("results", "Results", "table", page_table(rows, main_columns(rows), notes(rows, study))),
+        ("loss", "Loss", "figure", loss),
+        ("difference", f"Difference to {reference}", "figure", difference_figure(rows)),
+        ("course", "Early and late", "table", page_table(rows, course_columns(rows))),
+        ("depth", "Gradient against depth", "figure", depth_figure(rows)),
+        ("probes", "Inside the network", "heat", heat_maps(rows)),
+        ("rates", "Learning rates", "figure", rate_figure(rows)),
+        ("cost", "Cost", "table", page_table(rows, cost_columns(rows))),
+        ("samples", "Samples", "samples", _samples(rows)),
+        ("protocol", "Protocol", "settings", _protocol(study, rows)),
+        ("environment", "Environment", "settings", _environment([*study.runs, *study.tuning])),
+        ("config", "Config", "text", plans),
+        ("reproduce", "Reproduce", "text", commands),
     ]
-    return [section for section in every if section.content]
+    return [Section(*part, text=texts.get(part[0], "")) for part in every if part[3]]
 
 
-FINAL_TEXT = (
-    f"Below zero is better. Shaded: differences within ±{SMALLEST:g} nats per token, 1 % of perplexity, do not matter."
-)
-DOTS_TEXT = " Bars are 95 % t intervals of the mean over paired seeds, faint dots the seeds themselves."
-LOSS_TEXT = "Validation loss with markers, the loss of single training batches as faint lines; lower is better."
-SEEDS_TEXT = " Lines are means over seeds; bands span the lowest and the highest."
-WINDOW_TEXT = " The first fall is out of view: select “from the start” to see it."
-DIFFERENCE_TEXT = f"Validation loss minus the reference’s of the same seed and tokens. Shaded: ±{SMALLEST:g}."
-TABLE_TEXT = "Losses in nats per token on the whole validation set, after the last step. Select a heading to sort."
-NOISE_TEXT = (
-    " “Text noise” is half the 95 % interval of the difference over blocks of the validation text, the trained "
-    "networks being as they are (block bootstrap). It says nothing of other seeds, and decides nothing."
-)
-COURSE_TEXT = (
-    "Differences to {0} in nats per token{1}; a change below zero: the arm gains on {0}. "
-    "“To 50 %”: tokens to the loss that {0} has at half its budget, as a multiple of its own."
-)
-MARGIN_TEXT = ", ± half the 95 % interval"
-DEPTH_TEXT = (
-    "Gradient of the loss with respect to the residual stream where it enters each block, relative to the last block, "
-    "after the last step. A line that rises to the right is a gradient that shrinks on its way back; runs "
-    "in which it is 0 in a block have no place here."
-)
-PROBES_TEXT = "Each measurement by block and training step, the mean over seeds. Steps are log-spaced."
-RATE_TEXT = "Final validation loss of the tuning runs; rings mark the rate that each arm trains at."
-COST_TEXT = "Means over an arm’s runs."
-SHARED_TEXT = (
-    " “Shared lr” is the difference to {0} of the tuning runs at its best rate there: what a comparison without tuning "
-    "would have shown, at the tuning budget."
-)
-CLIPPED_TEXT = " “Clipped”: the share of the recorded steps whose gradient was larger than the limit."
-SAMPLES_TEXT = "What one trained network of each arm writes from the same start: an impression, not evidence."
-PROTOCOL_TEXT = "What the runs share, and where they differ."
+def _texts(*texts: str | bool) -> str:
+    """Join the texts that are not False."""
+    return " ".join(text for text in texts if isinstance(text, str))
 
 
-def tuning_text(study: Study) -> str:
-    """Say how the tuning runs differ from those that count, and which did not finish."""
+def _tuning_text(study: Study) -> str:
+    """Return how the tuning runs differ from those that count, and which did not finish."""
     budgets = " or ".join(f"{budget:,}" for budget in sorted({run.budget for run in study.tuning}))
     seeds = ", ".join(map(str, sorted({run.seed for run in study.tuning})))
     failed = ", ".join(run.name for run in study.tuning if run.status != "finished")
-    text = f" They train on {budgets} tokens with seeds {seeds}. Losses far above the best are out of view."
-    return text + (f" Not finished, so that their rates have no loss: {failed}." if failed else "")
+    text = f"They train on {budgets} tokens with seeds {seeds}. Losses far above the best are out of view."
+    return _texts(text, bool(failed) and f"Not finished, so that their rates have no loss: {failed}.")
 
 
-def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the text of each arm's first finished run, split into prompt and continuation."""
-    found = []
+    samples = []
     for row in rows:
-        first = next((run.summary for run in row.arm.runs if run.summary and run.status == "finished"), {})
-        prompt, text = (first.get(f"sample/{part}", "") for part in ("prompt", "text"))
+        finished = [run.summary for run in row.arm.runs if run.summary and run.status == "finished"]
+        summary = finished[0] if finished else {}
+        prompt, text = summary.get("sample/prompt", ""), summary.get("sample/text", "")
         if text:
-            found.append({"row": row, "prompt": prompt, "text": text.removeprefix(prompt)})
-    return found
+            samples.append({"arm": row.arm.label, "prompt": prompt, "text": text.removeprefix(prompt)})
+    return samples
 
 
-def protocol(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
+def _protocol(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
     """Return the settings that all runs share, by section, and the values of those that vary, tuning apart."""
-    settings = [run.settings for row in rows for run in row.arm.runs]
-    differ = varying(study.runs)
+    runs = [run for row in rows for run in row.arm.runs]  # in the order of the table
+    differ = varying(runs)
     shared: dict[str, dict[str, Any]] = {}
-    for key, value in settings[0].items():
+    for key, value in runs[0].settings.items():
         section, field = key.split(".", 1)
         if key not in differ:
             shared.setdefault(section, {})[field] = value
-    varies = {key: [*dict.fromkeys(_value(s.get(key)) for s in settings)] for key in differ}
-    tried = [(run.settings.get("train.lr"), run.seed, run.budget) for run in study.tuning]
-    for name, values in zip(("learning rates", "seeds", "tokens"), zip(*tried, strict=True), strict=False):
-        varies[f"tuning {name}"] = [_value(value) for value in sorted(set(values))]
+    varies = {key: _distinct(run.settings.get(key) for run in runs) for key in differ}
+    if study.tuning:
+        varies["tuning learning rates"] = _distinct(sorted(run.settings.get("train.lr", 0) for run in study.tuning))
+        varies["tuning seeds"] = _distinct(sorted(run.seed for run in study.tuning))
+        varies["tuning tokens"] = _distinct(sorted(run.budget for run in study.tuning))
     return {"shared": shared, "varies": varies}
 
 
-def environment(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return where the runs were trained: what all finished ones share, and what differs with the values seen."""
-    found = [run.summary.get("environment", {}) for run in runs if run.summary]
-    seen = {key: [*dict.fromkeys(_value(e.get(key)) for e in found)] for e in found for key in e}
-    same = {key: values[0] for key, values in seen.items() if len(values) == 1}
-    return {"shared": {"": same}, "varies": {k: v for k, v in seen.items() if len(v) > 1}} if found else {}
+def _environment(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return where the finished runs were trained: what all share, and the values of what differs."""
+    environments = [run.summary.get("environment", {}) for run in runs if run.summary]
+    keys = dict.fromkeys(key for environment in environments for key in environment)
+    values = {key: _distinct(environment.get(key) for environment in environments) for key in keys}
+    shared = {key: texts[0] for key, texts in values.items() if len(texts) == 1}
+    varies = {key: texts for key, texts in values.items() if len(texts) > 1}
+    return {"shared": {"": shared}, "varies": varies} if environments else {}
 
 
-def _value(value: Any) -> str:
+def _distinct(values: Any) -> list[str]:
+    """Return the texts of some values, each once."""
+    return list(dict.fromkeys(map(_text, values)))
+
+
+def _text(value: Any) -> str:
     """Write a setting: thousands separated, floats short, booleans as in TOML, nothing as a dash."""
     if value is None or value == "":
         return "–"
@@ -213,7 +219,7 @@ def _value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, list):
-        return ", ".join(_value(part) for part in value)
+        return ", ".join(map(_text, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -1,16 +1,21 @@
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pytest
-from helpers import GELU, plan, shifted, write_run, write_study
+from helpers import CLAIM, GELU, plan, shifted, write_run, write_study
+from study.report.published import TABLES, agreement
 
 from errors import UserError
 from study.judge.controls import CONTROLS, Control
 from study.judge.results import load_run
 from study.judge.statistics import paired
 from study.judge.verdicts import Finding, conclude, judge_claims, judge_prediction, value
-from study.plan.claims import Prediction
-from study.plan.plan import claims_in
+from study.plan.claims import Prediction, claims_in, read_claim
+from study.plan.config import merge
 from study.report.claims_page import report_claims
-from study.report.published import TABLES, agreement
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "claims"
 
 
 def judged(folder):
@@ -181,6 +186,48 @@ def test_the_controls_know_the_values_of_theory():
     assert CONTROLS["plain_net"]().expected == pytest.approx({"sigmoid": 0.391, "relu": 1.0, "gelu": 1.0355}, abs=1e-3)
     signs = {"sigmoid": 0.825, "softplus": 0.749, "relu": 0.603, "gelu": 0.560, "silu": 0.538, "tanh": 0.5}
     assert CONTROLS["sign_agreement"]().expected == pytest.approx(signs, abs=6e-4)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_shipped_claim_speaks_of_arms_that_its_study_has(path):
+    claim = read_claim(merge(path, {}), str(path))
+    assert claim is not None
+    assert path.stem.startswith(claim.name.lower())
+    assert min(len(tomllib.loads(path.read_text())["train"]["seed"]), 5) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"plus": [{"activation": "relu"}]}, "describes 0 arms"),
+        ({"plus": [{"n_layer": 4}]}, "describes 2 arms"),
+        ({"plus": [{"activashun": "relu"}]}, "Did you mean 'activation'"),
+        ({"predicts": "upwards"}, "predicts"),
+        ({"at": 2}, "at = 2"),
+        ({"plus": [{"activation": "sigmoid", "at": "early"}]}, "at = 'early'"),
+        ({"aside": True}, "no aside"),
+        ({"plus": [{"activation": "sigmoid"}, {"activation": "gelu"}]}, "plus and minus name equally many"),
+    ],
+)
+def test_a_prediction_that_cannot_be_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        read_claim(plan({"predicts": "above"} | change), "it")
+
+
+def test_a_claim_that_cannot_be_is_refused():
+    single = {"model": {"activation": "gelu"}}
+    with pytest.raises(UserError, match="this is a single run"):
+        read_claim(plan({"predicts": "above"}) | single | {"train": {}}, "it")
+    with pytest.raises(UserError, match="without a"):
+        read_claim(single | {"prediction": [{}]}, "it")
+    with pytest.raises(UserError, match=r"claim\.name = 'a/b'"):
+        read_claim(plan({"predicts": "above"}, name="a/b"), "it")
+    with pytest.raises(UserError, match=r"it:\n  claim\.told: Field required"):
+        read_claim({**plan({"predicts": "above"}), "claim": {k: v for k, v in CLAIM.items() if k != "told"}}, "it")
+
+
+def test_a_study_without_a_claim_makes_none():
+    assert read_claim({"model": {"activation": "gelu"}}, "it") is None
 
 
 def test_the_report_prints_a_line_for_each_claim_and_escapes_its_words(tmp_path, capsys):
