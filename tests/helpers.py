@@ -192,7 +192,7 @@ def by_label(rows):
 
 
 def cells(rows, columns_of):
-    return {c.title: [c.text(row) for row in rows] for c in columns_of(rows)}
+    return {column.title: [column.cell(row).text for row in rows] for column in columns_of(rows)}
 
 
 TIMES = {"time", "perf/tokens_per_s"}

@@ -7,9 +7,9 @@ import torch
 
 from data.tokenizer import Tokenizer
 from errors import UserError
-from model.plugin import load_plugin
 from model.generate import generate
 from model.gpt import GPT
+from model.plugin import load_plugin
 from training import checkpoint
 from training.device import autocast, keep_memory, pick_device, pick_precision
 from training.folder import read_run_config

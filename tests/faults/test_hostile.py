@@ -345,7 +345,8 @@ def test_a_study_of_another_hand_can_be_compared_or_is_refused(run, canary, call
     elif kind in CONFIGS:
         (run / "config.toml").write_text(CONFIGS[kind]((run / "config.toml").read_text()))
     elif kind == "pickled windows":
-        (run / "summary.json").write_text(json.dumps(dict.fromkeys(("val/loss", "val/perplexity", "val/bits_per_byte"), 4.0)))
+        losses = dict.fromkeys(("val/loss", "val/perplexity", "val/bits_per_byte"), 4.0)
+        (run / "summary.json").write_text(json.dumps(losses))
         np.save(run / "val_windows.npy", np.array([Payload(canary)], dtype=object), allow_pickle=True)
     else:
         (run.parent / "study.toml").write_bytes(STUDIES[kind])

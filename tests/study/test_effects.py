@@ -8,7 +8,8 @@ from scipy import stats
 from study.judge.effects import NO_DIFFERENCE, judge
 from study.judge.results import load_study
 from study.judge.statistics import paired
-from study.report.table import columns, course_columns, headline, notes, scope
+from study.report.sentences import headline, notes, scope
+from study.report.table import course_columns, main_columns
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def test_one_seed_each_by_hand(five):
     assert headline(rows) == "lowest validation loss: swiglu 3.875 nats/token; sigmoid is 0.250 above gelu"
     assert scope(rows).endswith("; one seed each: no interval, no verdict")
     assert notes(rows) == []
-    titles = [c.title for c in columns(rows)]
+    titles = [c.title for c in main_columns(rows)]
     assert not {"seeds", "sd", "95 % interval", "p (Holm)", "verdict"} & set(titles)
 
 
@@ -47,7 +48,7 @@ def test_an_arm_of_five_seeds_by_hand(seeded):
     assert headline(rows) == "worse than gelu: sigmoid (+0.250 ± 0.055)"
     assert "5 seeds, paired" in scope(rows)
     assert "learning rates 0.004 to 0.008" in scope(rows)  # tuned by none
-    assert cells(rows, columns)["95 % interval"] == ["[+0.195, +0.305]", "-"]
+    assert cells(rows, main_columns)["95 % interval"] == ["[+0.195, +0.305]", "-"]
 
 
 def test_text_noise_is_the_bootstrap_of_gaps_averaged_over_seeds(seeded):
@@ -59,7 +60,7 @@ def test_text_noise_is_the_bootstrap_of_gaps_averaged_over_seeds(seeded):
     row = rows_of(seeded)[0]
     error = gaps.mean(axis=0).std() / math.sqrt(512)  # the windows are independent
     assert row.noise == pytest.approx(stats.norm.ppf(0.975) * error, rel=0.2)
-    assert cells([row], columns)["text noise"] == [f"±{row.noise:.3f}"]
+    assert cells([row], main_columns)["text noise"] == [f"±{row.noise:.3f}"]
     (seeded / "gelu-seed3" / "val_windows.npy").unlink()
     assert rows_of(seeded)[0].noise is None
 
