@@ -1,26 +1,18 @@
-import tomllib
-from pathlib import Path
-
 import numpy as np
 import pytest
-from helpers import CLAIM, GELU, plan, shifted, write_run, write_study
-from study.report.published import TABLES, agreement
+from helpers import GELU, plan, shifted, write_run, write_study
 
 from errors import UserError
 from study.judge.controls import CONTROLS, Control
 from study.judge.results import load_run
-from study.judge.statistics import paired
-from study.judge.verdicts import Finding, conclude, judge_claims, judge_prediction, value
-from study.plan.claims import Prediction, claims_in, read_claim
-from study.plan.config import merge
+from study.judge.verdicts import Finding, conclude, judge_claims, metric_at
+from study.plan.claims import Prediction, claims_in
 from study.report.claims_page import report_claims
-
-CONFIGS = Path(__file__).parents[2] / "configs" / "claims"
 
 
 def judged(folder):
-    (one,) = judge_claims(claims_in(folder))
-    return one
+    (result,) = judge_claims(claims_in(folder))
+    return result
 
 
 @pytest.mark.parametrize(
@@ -28,15 +20,11 @@ def judged(folder):
     [
         ("above", 0.1, "supported"),
         ("above", 0.0, "refuted"),
-        ("above", -0.1, "refuted"),
         ("above", 0.009, "not shown"),  # its interval excludes 0 and reaches 0.01
         ("below", -0.1, "supported"),
-        ("below", 0.1, "refuted"),
         ("not above", 0.0, "supported"),
         ("not above", 0.1, "refuted"),
-        ("not above", 0.009, "not shown"),
         ("not below", -0.1, "refuted"),
-        ("not below", 0.1, "supported"),
     ],
 )
 def test_each_outcome_is_reached_when_the_rule_says_so(tmp_path, predicts, gap, expected):
@@ -47,11 +35,6 @@ def test_each_outcome_is_reached_when_the_rule_says_so(tmp_path, predicts, gap, 
     effect = one.findings[0].effect
     assert effect is not None
     assert (effect.n, effect.mean) == (5, pytest.approx(gap))
-
-
-def test_of_one_seed_there_is_no_test_to_adjust(tmp_path):
-    write_study(tmp_path / "c0", plan({"predicts": "above"}, seeds=1), {"gelu": GELU[:1], "sigmoid": shifted(0.1)[:1]})
-    assert "Holm over all 0 predictions" in report_claims(tmp_path).read_text(encoding="utf-8")
 
 
 def test_with_a_seed_less_than_five_nothing_is_shown(tmp_path):
@@ -87,20 +70,20 @@ def test_a_metric_of_all_layers_is_their_mean_and_may_be_a_logarithm(tmp_path):
     run = load_run(write_run(tmp_path / "run"))
     for record in run.records:
         record |= {f"act/blocks.{i}/mean_share": record["step"] * (i + 1) for i in range(3)}
-    assert value(run, "act/blocks.*/mean_share", 1.0) == pytest.approx(10 * 2)
-    assert value(run, "act/blocks.1/mean_share", 0.5) == pytest.approx(5 * 2)
-    assert value(run, "act/blocks.*/mean_share", 1.0, log=True) == pytest.approx(np.log(20))
+    assert metric_at(run, "act/blocks.*/mean_share", 1.0) == pytest.approx(10 * 2)
+    assert metric_at(run, "act/blocks.1/mean_share", 0.5) == pytest.approx(5 * 2)
+    assert metric_at(run, "act/blocks.*/mean_share", 1.0, log=True) == pytest.approx(np.log(20))
     with pytest.raises(ValueError, match="has no grad/depth"):
-        value(run, "grad/depth/log_slope", 1.0)
+        metric_at(run, "grad/depth/log_slope", 1.0)
 
 
 def test_a_share_of_the_budget_is_of_what_the_run_was_trained_on(tmp_path):
     run = load_run(write_run(tmp_path / "run"))
     for record in run.records[6:]:
         record["val/loss"] = None  # it diverged: an earlier loss does not stand in for the last
-    assert value(run, "val/loss", 0.5) == pytest.approx(value(run, "val/loss", 0.4) - 0.1)
+    assert metric_at(run, "val/loss", 0.5) == pytest.approx(metric_at(run, "val/loss", 0.4) - 0.1)
     with pytest.raises(ValueError, match="no val/loss at 100 %"):
-        value(run, "val/loss", 1.0)
+        metric_at(run, "val/loss", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -171,77 +154,22 @@ def test_holm_is_over_all_predictions_of_all_claims(tmp_path):
     assert [f.p for f in found] == pytest.approx([4 * f.effect.p for f in found if f.effect])
 
 
-def test_the_reason_is_that_of_the_rule():
-    prediction = Prediction(text="it", predicts="not above", plus=({"activation": "gelu"},))
-    assert judge_prediction(prediction, paired([0.001, -0.001, 0.0, 0.002, -0.002]), 1.0)[0] == "supported"
-
-
-@pytest.mark.parametrize("name", CONTROLS)
-def test_the_controls_hold(name):
-    control = CONTROLS[name]()
-    assert control.ok, control
-
-
-def test_the_controls_know_the_values_of_theory():
+def test_the_controls_hold_and_know_the_values_of_theory():
+    for name, control in CONTROLS.items():
+        assert control().ok, name
     assert CONTROLS["plain_net"]().expected == pytest.approx({"sigmoid": 0.391, "relu": 1.0, "gelu": 1.0355}, abs=1e-3)
     signs = {"sigmoid": 0.825, "softplus": 0.749, "relu": 0.603, "gelu": 0.560, "silu": 0.538, "tanh": 0.5}
     assert CONTROLS["sign_agreement"]().expected == pytest.approx(signs, abs=6e-4)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
-def test_a_shipped_claim_speaks_of_arms_that_its_study_has(path):
-    claim = read_claim(merge(path, {}), str(path))
-    assert claim is not None
-    assert path.stem.startswith(claim.name.lower())
-    assert min(len(tomllib.loads(path.read_text())["train"]["seed"]), 5) == 5
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"plus": [{"activation": "relu"}]}, "describes 0 arms"),
-        ({"plus": [{"n_layer": 4}]}, "describes 2 arms"),
-        ({"plus": [{"activashun": "relu"}]}, "Did you mean 'activation'"),
-        ({"predicts": "upwards"}, "predicts"),
-        ({"at": 2}, "at = 2"),
-        ({"plus": [{"activation": "sigmoid", "at": "early"}]}, "at = 'early'"),
-        ({"aside": True}, "no aside"),
-        ({"plus": [{"activation": "sigmoid"}, {"activation": "gelu"}]}, "plus and minus name equally many"),
-    ],
-)
-def test_a_prediction_that_cannot_be_is_refused(change, message):
-    with pytest.raises(UserError, match=message):
-        read_claim(plan({"predicts": "above"} | change), "it")
-
-
-def test_a_claim_that_cannot_be_is_refused():
-    single = {"model": {"activation": "gelu"}}
-    with pytest.raises(UserError, match="this is a single run"):
-        read_claim(plan({"predicts": "above"}) | single | {"train": {}}, "it")
-    with pytest.raises(UserError, match="without a"):
-        read_claim(single | {"prediction": [{}]}, "it")
-    with pytest.raises(UserError, match=r"claim\.name = 'a/b'"):
-        read_claim(plan({"predicts": "above"}, name="a/b"), "it")
-    with pytest.raises(UserError, match=r"it:\n  claim\.told: Field required"):
-        read_claim({**plan({"predicts": "above"}), "claim": {k: v for k, v in CLAIM.items() if k != "told"}}, "it")
-
-
-def test_a_study_without_a_claim_makes_none():
-    assert read_claim({"model": {"activation": "gelu"}}, "it") is None
-
-
 def test_the_report_prints_a_line_for_each_claim_and_escapes_its_words(tmp_path, capsys):
-    write_study(
-        tmp_path / "c0",
-        plan({"predicts": "above", "text": "<i>up</i>"}),
-        {"gelu": GELU, "sigmoid": shifted(0.1)},
-    )
+    losses = {"gelu": GELU, "sigmoid": shifted(0.1)}
+    write_study(tmp_path / "c0", plan({"predicts": "above", "text": "<i>up</i>"}), losses)
     path = report_claims(tmp_path)
     line, end = capsys.readouterr().out.splitlines()
     assert line.startswith("C0 Worse: SUPPORTED · <i>up</i>: +0.100 nats/token [+0.0")
-    assert all(
-        part in line for part in (", p <.0001, ", "n = 5", "54,321 parameters", "1,000 training tokens of shakespeare")
-    )
+    for part in (", p <.0001, ", "n = 5", "54,321 parameters", "1,000 training tokens of shakespeare"):
+        assert part in line
     assert end == f"report: {path}"
     page = path.read_text(encoding="utf-8")
     assert "&lt;b&gt;worse&lt;/b&gt;" in page
@@ -256,17 +184,5 @@ def test_a_study_by_itself_has_its_verdict_beside_its_report(tmp_path):
     assert "Holm over all 1 predictions" in page
     assert 'href="report.html"' in page
     assert sorted(path.name for path in folder.glob("*.html")) == ["verdict.html"]
-
-
-def test_a_folder_without_claims_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no study of a claim"):
-        report_claims(tmp_path)
-
-
-def test_a_ranking_is_held_against_published_tables():
-    upside_down = {name: -loss for name, loss in TABLES["Narang et al. 2021, final"].items()}
-    said = agreement(upside_down | {"mine": 1.0})
-    assert "Narang et al. 2021, final: Spearman -1.00, n = 12 activations." in said[1]
-    # ranks 1 2 3 against 1 3 2: 1 − 6·2/(3·8) = 0.5
-    assert agreement({"swiglu": 1.0, "glu": 2.0, "bilinear": 3.0})[0].endswith("Spearman +0.50, n = 3 activations.")
-    assert agreement({"swiglu": 1.0, "glu": 2.0}) == []
+        report_claims(tmp_path / "c0" / "gelu-seed0")

@@ -11,7 +11,7 @@ from study.judge.effects import compare_arms
 from study.judge.results import load_study
 from study.report.claims_figures import OF_HEADS, vocabulary_figures
 from study.report.claims_page import PICTURES
-from study.report.drawing import end_name, spread, styles, thin
+from study.report.drawing import Point, end_name, mean_line, styles, thin
 from study.report.figures import (
     by_block,
     depth_figure,
@@ -45,8 +45,8 @@ def test_the_figures_are_valid_and_the_differences_right(tmp_path, tuned):
 
 def test_a_line_is_a_mean_as_far_as_all_seeds_have_come():
     curves = [[(1, 4.0), (2, 3.0), (3, 2.0)], [(1, 6.0), (2, 5.0)], [(0, 9.0), (1, 5.0), (2, 1.0)]]
-    assert spread(curves) == [(1, 5.0, 4.0, 6.0, 3), (2, 3.0, 1.0, 5.0, 3)]
-    assert spread([]) == []
+    assert mean_line(curves) == [Point(1, 5.0, 4.0, 6.0, 3), Point(2, 3.0, 1.0, 5.0, 3)]
+    assert mean_line([]) == []
 
 
 def test_the_five_keep_their_colours_and_no_two_arms_look_alike(tmp_path):
@@ -73,7 +73,7 @@ def test_the_five_keep_their_colours_and_no_two_arms_look_alike(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "short"),
     [
         ("gelu · n_layer=4", "gelu · n_layer=4"),
         ("gelu · tokenizer=bytes · head=sigmoid", "gelu · bytes · sigmoid"),  # what tells arms apart stands last
@@ -82,8 +82,8 @@ def test_the_five_keep_their_colours_and_no_two_arms_look_alike(tmp_path):
         ("gelu · no ffn_residual · ffn_bias", "gelu · no ffn_residual …"),
     ],
 )
-def test_a_long_name_is_shortened_to_its_values_before_it_is_cut(name, told):
-    assert end_name(name) == told
+def test_a_long_name_is_shortened_to_its_values_before_it_is_cut(name, short):
+    assert end_name(name) == short
 
 
 def test_long_curves_are_thinned_from_end_to_end():
@@ -119,7 +119,7 @@ def test_the_gradient_against_depth_is_relative_to_the_last_block(probed):
     rows = compare_arms(load_study([probed]), "gelu")
     traces = [trace for trace in depth_figure(rows)["data"] if trace["meta"]["kind"] == "depth"]
     assert [trace["meta"]["arm"] for trace in traces] == ["sigmoid", "gelu"]
-    assert (traces[0]["x"], traces[0]["y"]) == ((0, 0.5, 1), [0.25, 0.5, 1])
+    assert (traces[0]["x"], traces[0]["y"]) == ([0, 0.5, 1], [0.25, 0.5, 1])
     (probed / "gelu-seed0" / "summary.json").unlink()  # killed on its way
     dead = probed / "gelu-seed1" / "metrics.jsonl"
     dead.write_text(re.sub(r'"grad/blocks.0/rms": [\d.]+', '"grad/blocks.0/rms": 0.0', dead.read_text()))
@@ -148,7 +148,7 @@ def test_what_the_heads_measure_is_drawn_against_the_vocabulary_as_the_mean_of_t
     rows = rows_of(tmp_path, reference="head=softmax")
     gap, *measured = vocabulary_figures(rows)
     assert [drawn for _, drawn, _ in PICTURES["vocabulary"](rows)] == [gap, *measured]  # the page shows each
-    assert [(trace["name"], trace["x"]) for trace in gap["data"]] == [("sigmoid", (257,))]  # no reference itself
+    assert [(trace["name"], trace["x"]) for trace in gap["data"]] == [("sigmoid", [257])]  # no reference itself
     assert len(measured) == len(OF_HEADS)
     for drawn in measured:
         plotly.graph_objects.Figure(drawn["data"], {**drawn["layout"]})
