@@ -30,12 +30,12 @@ class Command:
     def check(self) -> None:
         """Raise `UserError` for a value that is out of range."""
         for name, allowed, rule in (
-            ("tokens", self.tokens >= 1, "1 or more"),
+            ("tokens", 1 <= self.tokens < 2**63, "from 1 to 2**63 - 1"),
             ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("seed", 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
-            ("samples", self.samples >= 1, "1 or more"),
+            ("samples", 1 <= self.samples < 2**63, "from 1 to 2**63 - 1"),
         ):
             if not allowed:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {rule}.")

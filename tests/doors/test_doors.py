@@ -1,19 +1,18 @@
-"""The three commands as a user types them, in processes of their own."""
+"""The three commands as a user types them: in this process, and in one of their own where the process is the point."""
 
 import contextlib
 import io
 import json
 import os
 import pty
+import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import GELU, ROOT, plan, shifted, write_run, write_study
 
 import errors
-
-ROOT = Path(__file__).parents[2]
 
 
 def door(*arguments, **env):
@@ -28,52 +27,45 @@ def flags(corpus):
 
 
 @pytest.fixture
-def run(flags, tmp_path):
-    done = door("train.py", "configs/single.toml", *flags, f"--out={tmp_path / 'run'}")
-    assert done.returncode == 0, done.stdout + done.stderr
+def run(flags, tmp_path, call):
+    code, said = call("train", "configs/single.toml", *flags, f"--out={tmp_path / 'run'}")
+    assert code == 0, said
     return tmp_path / "run"
 
 
-def test_train_evaluate_and_sample_one_run(run, flags):
+def test_train_evaluate_and_sample_one_run(run, flags, call):
     summary = json.loads((run / "summary.json").read_text())
-    scored = door("eval.py", run)
-    assert f"val   loss {summary['val/loss']:.4f} nats/token" in scored.stdout
-    assert f"{summary['test/bits_per_byte']:.4f} bits/byte" in scored.stdout
+    code, scored = call("eval", run)
+    assert code == 0
+    assert f"val   loss {summary['val/loss']:.4f} nats/token" in scored
+    assert f"{summary['test/bits_per_byte']:.4f} bits/byte" in scored
     again = door("train.py", "configs/single.toml", *flags, f"--out={run}")
     assert again.stdout.startswith("finished")
-    one, two, other = (door("sample.py", run, "--prompt=the king", f"--seed={s}").stdout for s in (1, 1, 2))
+    one, two, other = (call("sample", run, "--prompt=the king", f"--seed={seed}")[1] for seed in (1, 1, 2))
     assert one == two != other
     assert one.startswith("the king")
     own = door("sample.py", run, "--tokens=300")  # what the run wrote itself when it ended
     assert own.stdout.encode(errors="replace").decode().strip() == summary["sample/text"].strip()
 
 
-@pytest.mark.parametrize("prompt", ["", "x" * 500, "日本語 \U0001f600", "the"])
-def test_any_prompt_can_be_continued(run, prompt):
-    done = door("sample.py", run, f"--prompt={prompt}", "--tokens=40", "--samples=2")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(prompt) >= 2
-
-
-def test_more_text_than_memory_is_refused(run):
+def test_any_prompt_can_be_continued_and_more_text_than_memory_is_refused(run, call):
+    for prompt in ("", "x" * 500, "日本語 \U0001f600", "the", "-x y"):
+        code, said = call("sample", run, f"--prompt={prompt}", "--tokens=40", "--samples=2")
+        assert code == 0, said
+        assert said.startswith(prompt)
+        assert said.count(prompt) >= 2
     for tokens in (10**14, 10**18):
-        done = door("sample.py", run, "--device=cpu", f"--tokens={tokens}")
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith("error: not enough memory (")
+        code, said = call("sample", run, "--device=cpu", f"--tokens={tokens}")
+        assert code == 2, said
+        assert said.startswith("error: not enough memory (")
 
 
 def test_what_stdout_cannot_encode_is_replaced(run):
     done = door("eval.py", run.parent, PYTHONIOENCODING="ascii")  # the folder of the run, as a study of one
     assert done.returncode == 0, done.stderr
-    assert " ? bytes" in done.stdout  # a dot in the table's first line
+    assert " ? bytes" in done.stdout  # a dot in the scope
     assert (run.parent / "report.html").exists()
     assert door("sample.py", run, "--prompt=日本", "--tokens=3", PYTHONIOENCODING="ascii").stdout.startswith("??")
-
-
-def test_a_prompt_that_begins_with_a_dash_is_given_with_an_equals_sign(run):
-    done = door("sample.py", run, "--prompt=-x y", "--tokens=3")
-    assert done.stdout.startswith("-x y"), done.stderr
-    assert '--prompt="-x y"' in " ".join(door("sample.py", "--help", COLUMNS="200").stdout.split())
 
 
 def unread(*arguments):
@@ -86,68 +78,162 @@ def unread(*arguments):
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        said = process.stderr.read()
-    return process.returncode, said
+        error = process.stderr.read()
+    return process.returncode, error
 
 
-def test_that_nobody_reads_the_output_is_said_and_the_run_goes_on_with_the_same_command(flags, tmp_path):
+def test_that_nobody_reads_the_output_ends_a_command_without_a_traceback(flags, tmp_path):
     command = ["train.py", "configs/single.toml", *flags, f"--out={tmp_path / 'run'}"]
-    gone = "stopped: nobody reads the output any more, as after | head. The same command resumes a run or study.\n"
-    assert unread(*command) == (1, gone)
-    assert door(*command).returncode == 0
-    assert unread("sample.py", tmp_path / "run", "--tokens=3") == (1, gone)  # what is written last
+    code, error = unread(*command)
+    assert code == 1
+    assert "after | head" in error
+    assert error.count("\n") == 1
+    assert door(*command).returncode == 0  # the same command goes on
+    assert unread("sample.py", tmp_path / "run", "--tokens=3") == (1, error)  # what is written last
+
+
+def test_a_study_ends_with_its_table_and_report(flags, tmp_path, corpus, call):
+    study, two = tmp_path / "study", ['--model.activation=["relu", "gelu"]']
+    command = ("train", "configs/single.toml", *flags, *two, f"--out={study}")
+    code, said = call(*command)
+    assert code == 0, said
+    assert "relu" in said
+    assert "gelu" in said
+    assert "plotly" in (study / "report.html").read_text(encoding="utf-8").lower()
+    corpus.unlink()  # what is finished needs it no longer
+    for again in (("eval", study), command):
+        (study / "report.html").unlink()
+        code, said = call(*again)
+        assert code == 0, said
+        assert (study / "report.html").exists()
+    code, said = call("eval", study / "relu", study / "gelu", f"--out={tmp_path / 'two.html'}")
+    assert code == 0, said
+    assert (tmp_path / "two.html").exists()
+
+
+def test_a_study_is_mirrored_in_wandb_once_it_is_trained_and_not_when_it_is_compared(
+    flags, tmp_path, call, wandb_home, monkeypatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    study = tmp_path / "study"
+    two = '--model.activation=["relu", "gelu"]'
+    code, said = call("train", "configs/single.toml", *flags, two, "--wandb.project=mine", f"--out={study}")
+    assert code == 0, said
+    mirrors = list(study.glob("wandb/offline-run-*"))
+    assert len(mirrors) == 1
+    code, said = call("eval", study)
+    assert code == 0, said
+    assert list(study.glob("wandb/offline-run-*")) == mirrors
 
 
 def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_path):
     plugin = tmp_path / "acts.py"
     plugin.write_text(
-        "import torch\nfrom model.activations import Activation, pointwise\n"
-        "ACTIVATIONS = {'sine': Activation(pointwise(torch.sin))}\n"
+        "import torch\nfrom model.activations import pointwise\nACTIVATIONS = {'sinü': pointwise(torch.sin)}\n"
     )
-    arguments = ("configs/single.toml", *flags, "--model.activation=sine", f"--out={tmp_path / 'run'}")
+    arguments = ("configs/single.toml", *flags, '--model.activation=["sinü"]', f"--out={tmp_path / 'study'}")
     assert door("train.py", *arguments).returncode == 2
-    assert not (tmp_path / "run").exists()
-    done = door("train.py", *arguments, f"--plugin={plugin}")
-    assert done.returncode == 0, done.stderr
-    without = door("sample.py", tmp_path / "run")
+    assert not (tmp_path / "study").exists()
+    done = door("train.py", *arguments, f"--plugin={plugin}", PYTHONIOENCODING="ascii")  # in the study's process too
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"--plugin={plugin}" in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
+    without = door("sample.py", tmp_path / "study" / "sinü")
     assert without.returncode == 2
     assert "--plugin" in without.stderr
-    assert door("sample.py", tmp_path / "run", f"--plugin={plugin}").returncode == 0
-    compared = door("eval.py", tmp_path, f"--plugin={plugin}")  # the folder of the run, as a study of one
+    assert door("sample.py", tmp_path / "study" / "sinü", f"--plugin={plugin}").returncode == 0
+    compared = door("eval.py", tmp_path / "study")  # figures need no plugin
     assert compared.returncode == 0, compared.stderr
-    assert f"--plugin={plugin}" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "--plugin=FILE" in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
 
 
 MISTAKES = {
+    "train.py --model.activation=rellu": "Did you mean 'relu'?",
+    "train.py --model.activaton=relu": "--model.activation",
+    "train.py --data.corpus=shakespear": "Did you mean 'shakespeare'?",
+    "train.py --data.corpus=nowhere.txt": "no such file",
+    "train.py --data.tokenizer=gtp2": "Did you mean 'gpt2'?",
+    "train.py --train.optimizer=admw": "Did you mean 'adamw'?",
+    "train.py --train.tokens=0": "train.tokens",
+    "train.py --train.lr=high": "train.lr",
+    "train.py --model.n_head=7": "7 heads",
+    "train.py configs/quikc.toml": "Did you mean 'configs/quick.toml'?",
+    "train.py --train.device=mps configs/single.toml": "not on this machine",
+    "train.py --out=pyproject.toml": "pyproject.toml",
+    "train.py configs/single.toml --study.engine=ray": "--study.engine goes with a study",
     "eval.py": "name a run",
     "eval.py nowhere": "nowhere",
     "eval.py configs": "configs",
-    "eval.py configs --device=cpu": "--device goes with one run",
-    "eval.py configs --data.corpus=stdlib": "--data.corpus goes with one run",
-    "eval.py configs --data.column=body": "--data.column goes with --data.corpus",
     "sample.py configs": "not a run folder",
     "sample.py nowhere --temperature=-1": "--temperature -1.0",
     "sample.py nowhere --tokens=0": "--tokens 0",
     f"sample.py nowhere --tokens={10**23}": "--tokens 1000",
     "sample.py nowhere --top-p=2": "--top-p 2.0",
-    f"train.py --train.batch_size={10**20}": "train.batch_size",
     f"sample.py nowhere --seed={2**64}": f"--seed {2**64}",
     "sample.py nowhere --plugin=nowhere.py": "no such file",
 }
-
-
 LIMITS = {
+    "train.py configs/single.toml --out=" + "x" * 300: "longer than the file system allows",
+    "train.py configs/quick.toml --out=" + "x" * 300: "longer than the file system allows",
     "eval.py " + "x" * 300: "longer than the file system allows",
+    f"train.py configs/single.toml --train.device=cpu --train.batch_size={10**15}": "not enough memory",
+    f"train.py configs/single.toml --train.device=cpu --model.d_model={2 * 10**9}": "not enough memory",
 }
 
 
-@pytest.mark.parametrize("command", LIMITS, ids=lambda command: command[:40])
-def test_what_the_machine_refuses_is_said_without_a_traceback(command, flags, tmp_path):
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_ends_with_code_2_and_a_hint_before_anything_is_done(command, cache, tmp_path, call):
     name, *given = command.split()
-    done = door(name, *(["--out", tmp_path / "out", *flags] if name == "train.py" else []), *given)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert LIMITS[command] in done.stderr
-    assert "Traceback" not in done.stderr
+    if name == "train.py" and "--out" not in command:
+        given.append(f"--out={tmp_path / 'run'}")
+    code, said = call(name.removesuffix(".py"), *given)
+    assert code == 2, said
+    assert MISTAKES[command] in said
+    assert not list(cache.rglob("*.whl"))  # nothing was fetched
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", LIMITS, ids=lambda command: command[:40])
+def test_what_the_machine_refuses_is_said_without_a_traceback(command, flags, tmp_path, call):
+    name, *given = command.split()
+    before = ["--out", tmp_path / "out", *flags] if name == "train.py" else []
+    code, said = call(name.removesuffix(".py"), *before, *given)
+    assert code == 2, said
+    assert LIMITS[command] in said
+
+
+# The flags of eval.py with what each needs, and with something that it does not go with.
+WRONG_FLAGS = [
+    ("run", ["--reference=relu"], "--reference goes with comparing runs, and this is scoring one run."),
+    ("run", ["--out=report.html"], "--out goes with comparing runs or judging claims, and this is scoring one run."),
+    ("run", ["--export=hf", "--device=cpu"], "and this is exporting one run."),
+    ("run", ["--export=hf", "--data.corpus=stdlib"], "--data.corpus goes with scoring one run on another text, and"),
+    ("run", ["--data.column=body"], "--data.column goes with scoring one run on another text, and"),
+    ("study", ["--device=cpu"], "--device goes with scoring one run or scoring one run on another text, and"),
+    ("study", ["--export=hf"], "--export goes with exporting one run, and this is comparing runs."),
+    ("study", ["--data.corpus=stdlib"], "and this is comparing runs."),
+    ("claims", ["--reference=relu"], "--reference goes with comparing runs, and this is judging claims."),
+]
+
+
+@pytest.mark.parametrize(("place", "given", "message"), WRONG_FLAGS)
+def test_a_flag_that_does_not_go_with_what_is_asked_for_is_refused(tmp_path, call, place, given, message):
+    run = write_run(tmp_path / "study" / "run")
+    write_study(tmp_path / "claims" / "c0", plan({"predicts": "above"}), {"gelu": GELU[:1]})
+    code, said = call("eval", {"run": run}.get(place, tmp_path / place), *given)
+    assert code == 2, said
+    assert message in said
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_a_claim_is_judged_with_its_study_and_a_folder_of_claims_by_itself(tmp_path, call):
+    losses = {"gelu": GELU, "sigmoid": shifted(0.1)}
+    study = write_study(tmp_path / "claims" / "c0", plan({"predicts": "above"}), losses)
+    for place, page in ((study, "verdict.html"), (tmp_path / "claims", "report.html")):
+        code, said = call("eval", place)
+        assert code == 0, said
+        assert "C0 Worse: SUPPORTED" in said
+        assert said.splitlines()[-1] == f"report: {place / page}"
+    assert sorted(path.name for path in study.glob("*.html")) == ["report.html", "verdict.html"]
 
 
 def test_a_name_that_cannot_be_written_is_said_without_a_traceback(capsys):
@@ -155,31 +241,19 @@ def test_a_name_that_cannot_be_written_is_said_without_a_traceback(capsys):
     assert capsys.readouterr().err == "error: '\\udcfc' in a name is not UTF-8. Set PYTHONUTF8=1.\n"
 
 
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_ends_with_code_2_and_a_hint_before_anything_is_done(command, cache, tmp_path):
-    fresh = [f"--out={tmp_path / 'run'}"] if command.startswith("train.py") and "--out" not in command else []
-    done = door(*command.split(), *fresh)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert MISTAKES[command] in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(cache.rglob("*.whl"))  # nothing was fetched
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("name", ["train.py", "eval.py", "sample.py"])
-def test_help_documents_and_imports_nothing_slow(name):
-    done = door("-X", "importtime", name, "--help")
-    assert done.returncode == 0
-    for slow in ("torch", "wandb", "datasets", "plotly", "matplotlib", "pandas", "scipy", "transformers"):
-        assert f"| {slow}\n" not in done.stderr
-
-
-@pytest.mark.parametrize("flag", ["--reference=relu", "--out=report.html"])
-def test_scoring_one_run_refuses_what_belongs_to_comparing(tmp_path, flag):
-    (tmp_path / "config.toml").touch()
-    done = door("eval.py", tmp_path, flag)
-    assert done.returncode == 2
-    assert "--reference and --out go with a study or several runs" in done.stderr
+def test_help_documents_every_field_with_its_default_and_imports_nothing_slow():
+    parts = {
+        "train.py": ("--train.lr FLOAT", "(default: 0.001)", "--data.corpus", "--model.activation", "--wandb.mode"),
+        "eval.py": ("--reference", "--data.column", "(default: the study's)"),
+        "sample.py": ("--top-k INT", "(default: 50)", '--prompt="-x y"'),
+    }
+    for name in parts:
+        done = door("-X", "importtime", name, "--help", COLUMNS="200")
+        assert done.returncode == 0
+        text = " ".join(done.stdout.split())
+        assert [part for part in parts[name] if part not in text] == []
+        for slow in ("torch", "wandb", "datasets", "plotly", "pandas", "scipy", "transformers"):
+            assert f"| {slow}\n" not in done.stderr
 
 
 def on_a_terminal(*arguments, **env):
@@ -196,20 +270,39 @@ def on_a_terminal(*arguments, **env):
     return printed.decode()
 
 
-@pytest.mark.parametrize(
-    "arguments", ["train.py --help", "train.py --modle.lr=1", "eval.py --help", "sample.py --help"]
-)
+@pytest.mark.parametrize("arguments", ["train.py --modle.lr=1", "eval.py --help"])
 def test_no_color_is_honoured(arguments):
     colour = "\x1b["
     assert colour in on_a_terminal(*arguments.split(), TERM="xterm", NO_COLOR="")
     assert colour not in on_a_terminal(*arguments.split(), TERM="xterm", NO_COLOR="1")
 
 
-def test_numbers_that_are_no_run(tmp_path):
+def test_a_config_of_a_wrong_type_is_named(tmp_path, call):
     (tmp_path / "config.toml").write_text("[model]\nn_layer = 'many'")
-    done = door("sample.py", tmp_path)
-    assert done.returncode == 2
-    assert "model.n_layer" in done.stderr
+    code, said = call("sample", tmp_path)
+    assert code == 2
+    assert "model.n_layer" in said
+
+
+def test_the_claims_run_from_end_to_end(tmp_path, call):
+    """Two of them at a size of no meaning: every arm once, untuned. One seed shows nothing, and they say so."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 7))) for _ in range(6000)]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(" ".join(draw.choices(words, k=8)) for _ in range(8000)))
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    for name in ("c3-quality", "c5-gates"):
+        (configs / f"{name}.toml").write_bytes((ROOT / "configs" / "claims" / f"{name}.toml").read_bytes())
+    data = [f"--data.corpus={text}", "--data.tokenizer=bytes", "--data.val_fraction=0.002", "--data.test_fraction=0"]
+    size = ["--model.context=8", "--model.d_model=16", "--model.n_head=2", "--train.batch_size=2", "--train.tokens=32"]
+    once = ["--train.seed=[0]", "--study.lr=[]", "--train.eval_every=9", "--train.threads=1"]
+    code, said = call("train", configs, *data, *size, *once, f"--out={tmp_path / 'claims'}")
+    assert code == 0, said
+    lines = [line for line in said.splitlines() if line.startswith("C")]
+    assert [line[:3] for line in lines] == ["C3 ", "C5 "]
+    assert all("NOT SHOWN" in line and "n = 1" in line for line in lines)
+    assert (tmp_path / "claims" / "report.html").is_file()
 
 
 @pytest.mark.parametrize("out", [None, io.StringIO()], ids=["closed", "replaced"])
