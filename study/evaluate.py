@@ -12,11 +12,11 @@ from training.score import score_run, score_text
 
 # What eval.py can do, and the flags that go with it. --plugin goes with everything.
 MODES = {
-    "scoring one run": ("--device",),
-    "scoring one run on another text": ("--data.corpus", "--data.column", "--device"),
-    "exporting one run": ("--export",),
-    "comparing runs": ("--reference", "--out"),
-    "judging claims": ("--out",),
+    "one run to score": ("--device",),
+    "one run to score on another text": ("--data.corpus", "--data.column", "--device"),
+    "one run to export": ("--export",),
+    "runs to compare": ("--reference", "--out"),
+    "claims to judge": ("--out",),
 }
 
 
@@ -52,7 +52,7 @@ def evaluate(
         from model.plugin import load_plugin
 
         load_plugin(plugin)
-    if mode == "scoring one run":
+    if mode == "one run to score":
         score_run(only, device or "auto")
     elif corpus is not None:
         score_text(only, device or "auto", corpus, column)
@@ -60,7 +60,7 @@ def evaluate(
         from training.export import export_run  # late: only an export needs it
 
         export_run(only, export.expanduser())
-    elif mode == "judging claims":
+    elif mode == "claims to judge":
         report_claims(only, out and out.expanduser())
     else:
         _compare(paths, reference, out and out.expanduser(), plugin)
@@ -71,13 +71,13 @@ def pick_mode(paths: Sequence[Path], corpus: str | None, export: Path | None) ->
     only = paths[0]
     if len(paths) == 1 and (only / "config.toml").exists():
         if export is not None:
-            return "exporting one run"
-        return "scoring one run" if corpus is None else "scoring one run on another text"
+            return "one run to export"
+        return "one run to score" if corpus is None else "one run to score on another text"
     # A folder of studies has no study.toml and no runs of its own.
     own = (only / "study.toml").exists() or run_folders(only)
     if len(paths) == 1 and not own and any(only.glob("*/study.toml")):
-        return "judging claims"
-    return "comparing runs"
+        return "claims to judge"
+    return "runs to compare"
 
 
 def check_flags(mode: str, flags: Iterable[str]) -> None:
@@ -85,7 +85,7 @@ def check_flags(mode: str, flags: Iterable[str]) -> None:
     for flag in flags:
         if flag not in MODES[mode]:
             others = " or ".join(other for other, allowed in MODES.items() if flag in allowed)
-            raise UserError(f"{flag} goes with {others}, and this is {mode}.")
+            raise UserError(f"{flag} goes with {others}. Here: {mode}.")
 
 
 def _compare(paths: Sequence[Path], reference: str | None, out: Path | None, plugin: Path | None) -> None:

@@ -215,7 +215,7 @@ def write_csv(study: Study, path: Path) -> None:
     for stage, runs in (("final", study.runs), ("tune", study.tuning)):
         for run in runs:
             home = run.folder.parent if stage == "final" else run.folder.parent.parent
-            row = {"study": home.name, "stage": stage, "run": run.name, "status": run.status}
+            row: dict[str, Any] = {"study": home.name, "stage": stage, "run": run.name, "status": run.status}
             row |= run.settings
             row["data/fingerprint"] = run.fingerprint
             for key in run.summary or {}:

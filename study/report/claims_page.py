@@ -59,8 +59,13 @@ def claim_line(result: ClaimResult) -> str:
 def claim_sections(result: ClaimResult, link: str) -> list[Section]:
     """Return the sections of one claim: the verdict, then the figures that decide it, then everything measured."""
     claim, name = result.claim, result.claim.name.lower()
-    content = {"verdict": result.verdict, "basis": _basis(result), "told": claim.told, "link": link}
-    content["table"] = _predictions(result)
+    content = {
+        "verdict": result.verdict,
+        "basis": _basis(result),
+        "told": claim.told,
+        "table": _predictions(result),
+        "link": link,
+    }
     parts = [Section(name, f"{claim.name} · {claim.title}", "claim", content)]
     rows = [row for row in result.rows if not row.arm.trouble]
     figures = [picture for picture in PICTURES[claim.figure](rows) if picture[1]] if rows else []

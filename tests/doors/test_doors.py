@@ -157,7 +157,7 @@ MISTAKES = {
     "train.py --train.lr=high": "train.lr",
     "train.py --model.n_head=7": "7 heads",
     "train.py configs/quikc.toml": "Did you mean 'configs/quick.toml'?",
-    "train.py --train.device=mps configs/single.toml": "not on this machine",
+    "train.py --train.device=mps configs/single.toml": "train.device",
     "train.py --out=pyproject.toml": "pyproject.toml",
     "train.py configs/single.toml --study.engine=ray": "--study.engine goes with a study",
     "eval.py": "name a run",
@@ -169,7 +169,7 @@ MISTAKES = {
     f"sample.py nowhere --tokens={10**23}": "--tokens 1000",
     "sample.py nowhere --top-p=2": "--top-p 2.0",
     f"sample.py nowhere --seed={2**64}": f"--seed {2**64}",
-    "sample.py nowhere --plugin=nowhere.py": "no such file",
+    "sample.py nowhere --plugin=nowhere.py": "nowhere.py: no such",
 }
 LIMITS = {
     "train.py configs/single.toml --out=" + "x" * 300: "longer than the file system allows",
@@ -203,15 +203,15 @@ def test_what_the_machine_refuses_is_said_without_a_traceback(command, flags, tm
 
 # The flags of eval.py with what each needs, and with something that it does not go with.
 WRONG_FLAGS = [
-    ("run", ["--reference=relu"], "--reference goes with comparing runs, and this is scoring one run."),
-    ("run", ["--out=report.html"], "--out goes with comparing runs or judging claims, and this is scoring one run."),
-    ("run", ["--export=hf", "--device=cpu"], "and this is exporting one run."),
-    ("run", ["--export=hf", "--data.corpus=stdlib"], "--data.corpus goes with scoring one run on another text, and"),
-    ("run", ["--data.column=body"], "--data.column goes with scoring one run on another text, and"),
-    ("study", ["--device=cpu"], "--device goes with scoring one run or scoring one run on another text, and"),
-    ("study", ["--export=hf"], "--export goes with exporting one run, and this is comparing runs."),
-    ("study", ["--data.corpus=stdlib"], "and this is comparing runs."),
-    ("claims", ["--reference=relu"], "--reference goes with comparing runs, and this is judging claims."),
+    ("run", ["--reference=relu"], "--reference goes with runs to compare. Here: one run to score."),
+    ("run", ["--out=report.html"], "--out goes with runs to compare or claims to judge. Here: one run to score."),
+    ("run", ["--export=hf", "--device=cpu"], "Here: one run to export."),
+    ("run", ["--export=hf", "--data.corpus=stdlib"], "--data.corpus goes with one run to score on another text. Here:"),
+    ("run", ["--data.column=body"], "--data.column goes with one run to score on another text. Here:"),
+    ("study", ["--device=cpu"], "--device goes with one run to score or one run to score on another text. Here:"),
+    ("study", ["--export=hf"], "--export goes with one run to export. Here: runs to compare."),
+    ("study", ["--data.corpus=stdlib"], "Here: runs to compare."),
+    ("claims", ["--reference=relu"], "--reference goes with runs to compare. Here: claims to judge."),
 ]
 
 
