@@ -121,6 +121,7 @@ def make_arms(study: Study) -> list[Arm]:
     Runs of one arm may have different learning rates only if the activation explains them, as in a tuned study.
     """
     fields = _distinguishing(study.runs, study.named or "")
+    # Which seeds are missing is a question to the plans, and so the same for every arm.
     missing = study.missing()
     order = [*KNOWN, *(run.activation for run in study.runs)]
     arms = []
@@ -137,7 +138,7 @@ def reference_of(arm: Arm, arms: Sequence[Arm], reference: str) -> tuple[Arm | N
     Data and budget are checked separately, so that the reason can name them.
     """
     if reference in arm.names:
-        return arm, ""
+        return arm, ""  # the reference is compared with itself, so that it has a row like any other
     candidates = [other for other in arms if reference in other.names and _equal_elsewhere(arm, other, reference)]
     if not candidates:
         return None, f"no {reference} run to compare with, all else equal"
@@ -196,6 +197,7 @@ def _distinguishing(runs: Sequence[Run], reference: str) -> list[str]:
         others = [key for key in fields if key != number]
         if number == LR:
             others.append(ACTIVATION)
+        # The number is determined by the others if it adds no combination to theirs.
         if _count_kinds(runs, others) == _count_kinds(runs, [*others, number]):
             fields.remove(number)
     return fields
@@ -258,6 +260,7 @@ def _tuning_of(run: Run, tuning: Iterable[Run]) -> tuple[Run, ...]:
 
 def _equal_elsewhere(arm: Arm, other: Arm, reference: str) -> bool:
     """Whether two arms are equal in all parts but those that a reference may differ in."""
+    # A tuned arm has its own rate. Data, budget and folder are judged afterwards, with a reason or by nearness.
     free = {LR, TOKENS, FOLDER}
     free |= {key for key, part in other.parts.items() if part == reference}
     return all(arm.parts[key] == other.parts[key] for key in arm.parts.keys() - free if not key.startswith("data."))

@@ -53,12 +53,14 @@ def gradient_ratio(activation: str, gain: float, seed: int = 0) -> float:
 
     The layers are watched and measured by the probes' own functions, as in the blocks of a GPT.
     """
+    # A generator of its own, so that a control neither depends on other code's random numbers nor changes them.
     generator = torch.Generator().manual_seed(seed)
     layers = [nn.Sequential(ACTIVATIONS[activation](), _linear(gain, generator)) for _ in range(DEPTH)]
     net = nn.Sequential(*layers)
     u_ND = torch.randn(ROWS, WIDTH, generator=generator).requires_grad_()
     with watch(dict(net.named_children())) as seen:
         y_ND = net(u_ND)
+    # The gradient of a random direction of the output, as no loss favours any.
     direction_ND = torch.randn(ROWS, WIDTH, generator=generator)
     inputs = [seen[str(layer)][0] for layer in range(DEPTH)]
     gradients = torch.autograd.grad((y_ND * direction_ND).sum(), inputs)

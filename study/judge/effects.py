@@ -88,6 +88,7 @@ def compare_arms(study: Study, reference: str | None = None) -> list[Row]:
         own = [name for name in arms[0].names if not all(name in arm.names for arm in arms)]
         reference = own[0] if own else reference
     rows = [_compare(arm, arms, reference) for arm in arms]
+    # The reference's difference to itself is 0 by construction, and no test.
     tests = [math.nan if row.final is None or row.is_reference else row.final.p for row in rows]
     results = []
     for row, p in zip(rows, holm(tests), strict=True):
@@ -175,6 +176,7 @@ def _course(arm: Arm, partner: Arm, finals: Sequence[float]) -> dict[str, Any]:
 def _reach(curves: Sequence[tuple[Curve, Curve]], share: float) -> Reach:
     ratios, never = [], 0
     for ours, theirs in curves:
+        # Each seed has its own target: the loss of the reference with the same data order.
         target = at_share(theirs, share)
         tokens, own = tokens_to(ours, target), tokens_to(theirs, target)
         if tokens is None or not own:
@@ -191,6 +193,7 @@ def _text_noise(arm: Arm, partner: Arm) -> float | None:
     block = max(1, BLOCK_TOKENS // arm.runs[0].settings.get("model.context", 1))
     if arm is partner or len(lengths) != 1 or lengths.pop() < 2 * block:
         return None
+    # The mean over seeds comes first: what is left then is the noise of the text, not that of the seeds.
     differences = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
     _, low, high = block_bootstrap(differences, block, draws=1000, seed=0)
     return (high - low) / 2
@@ -202,6 +205,7 @@ def _at_shared_rate(arm: Arm, partner: Arm) -> tuple[float | None, Effect | None
     if not theirs:
         return None, None
     best = min(theirs, key=lambda lr: fmean(theirs[lr].values()))
+    # Losses after different budgets do not compare.
     budgets = {run.budget for run in (*arm.tuning, *partner.tuning)}
     if len(budgets) > 1:
         return best, None

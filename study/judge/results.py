@@ -82,6 +82,7 @@ class Run:
         if self.status != "finished" or not path.exists():
             return np.empty(0)
         try:
+            # Nothing is ever unpickled: a folder may come from somebody else.
             windows = np.load(path, allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
@@ -158,6 +159,7 @@ def planned(plan: Tree) -> list[dict[str, Any]]:
         if sections.get("study", {}).get("lr"):
             del settings["train.lr"]
         runs.append(settings)
+    # Every arm is named by its activation and paired by seed, even if these are the same for all runs.
     fields = ["model.activation", "train.seed"]
     fields += [key for key in _differing(runs) if key not in fields]
     return [{key: settings[key] for key in fields if key in settings} for settings in runs]
@@ -174,6 +176,7 @@ def load_run(folder: str | Path) -> Run:
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: {RUN_FOLDER}.")
     config = merge(path, {})
+    # Only what every table needs is checked. The rest of the config is shown as it stands.
     model, train = config.get("model", {}), config.get("train", {})
     numbers = isinstance(train.get("tokens"), int) and isinstance(train.get("seed", 0), int)
     if "activation" not in model or not numbers:
@@ -214,6 +217,7 @@ def write_csv(study: Study, path: Path) -> None:
     rows = []
     for stage, runs in (("final", study.runs), ("tune", study.tuning)):
         for run in runs:
+            # Tuning runs lie one folder deeper, in tune/.
             home = run.folder.parent if stage == "final" else run.folder.parent.parent
             row: dict[str, Any] = {"study": home.name, "stage": stage, "run": run.name, "status": run.status}
             row |= run.settings
@@ -222,6 +226,7 @@ def write_csv(study: Study, path: Path) -> None:
                 if key not in run.settings and run.final(key) is not None:
                     row[key] = run.final(key)
             rows.append(row)
+    # A dict keeps the order of first appearance, which a set would not.
     fields = dict.fromkeys(key for row in rows for key in row)
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(fields), lineterminator="\n")

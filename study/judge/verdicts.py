@@ -68,6 +68,7 @@ def metric_at(run: Run, metric: str, share: float, log: bool = False) -> float:
         curve = run.curve(key)
         if curve and curve[0][0] <= tokens <= curve[-1][0]:
             values.append(float(np.interp(tokens, *np.transpose(curve))))
+    # All layers or none: a mean over those that happen to have a figure would be of other layers in each run.
     if not values or len(values) < len(keys):
         raise ValueError(f"{run.name} has no {metric} at {100 * share:g} % of its tokens")
     mean = fmean(values)
@@ -83,6 +84,7 @@ def contrast(prediction: Prediction, arms: Sequence[Arm]) -> Effect:
         ValueError: an arm is missing, not whole, trained on other seeds or not comparable, or nothing differs.
     """
     sums: dict[int, float] = {}
+    # A contrast of contrasts may span budgets, as long as both sides have the same.
     trained_on: dict[int, list[tuple[str | None, int]]] = {1: [], -1: []}
     terms = [(1, term) for term in prediction.plus] + [(-1, term) for term in prediction.minus]
     for sign, term in terms:
@@ -118,6 +120,7 @@ def conclude(findings: Sequence[Finding], control: Control | None) -> str:
     """Return a claim's verdict: supported if every prediction is, refuted if one is; withheld if the control failed."""
     if control and not control.ok:
         return "withheld"
+    # A claim is the conjunction of its predictions, so that the worst outcome is the claim's.
     outcomes = {finding.verdict for finding in deciding(findings)}
     return next(outcome for outcome in DECISIVE if outcome in outcomes)
 
@@ -166,6 +169,7 @@ def judge_claims(claims: Mapping[Path, Claim]) -> list[ClaimResult]:
 
 def _arm_of(term: Term, arms: Iterable[Arm]) -> Arm:
     """Return the one arm that a term of a prediction describes, if it is whole."""
+    # The plan was checked for this, but the folder may hold other runs than the plan asks for.
     wanted = settings_of(term)
     found = [arm for arm in arms if wanted.items() <= arm.runs[0].settings.items()]
     if len(found) != 1:

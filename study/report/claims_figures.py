@@ -45,6 +45,7 @@ def centring_figure(rows: Sequence[Row]) -> Figure:
     if not traces:
         return {}
     xs = [i / 50 for i in range(51)]
+    # The neutral colour stands for gelu elsewhere; the thin line without markers cannot be taken for an arm.
     neutral = Style(2, DASHES[0], SYMBOLS[0])
     theory = trace("random deltas", neutral, "theory", "lines", xs, map(agreement, xs))
     theory |= {"hoverinfo": "skip", "line": {"width": 1}}
@@ -64,6 +65,7 @@ def vocabulary_figures(rows: Sequence[Row]) -> list[Figure]:
         if row.final and not row.is_reference:
             gaps.setdefault(head, []).append(HeadPoint(n_vocab, row.final.mean, row.final.high - row.final.mean))
         for metric, (_, scale) in OF_HEADS.items():
+            # What is 0 has no place on a logarithmic axis.
             ends = [curve[-1][1] for run in row.arm.runs if (curve := run.curve(metric))]
             if ends and (scale == "linear" or fmean(ends) > 0):
                 measured[metric].setdefault(head, []).append(HeadPoint(n_vocab, fmean(ends)))
@@ -82,6 +84,7 @@ def gate_figure(rows: Sequence[Row]) -> Figure:
         if not histograms:
             continue
         label, edges = row.arm.label, histograms[0]["edges"]
+        # All histograms have the same bins, so that they add up.
         counts = [sum(bins) for bins in zip(*(histogram["counts"] for histogram in histograms), strict=True)]
         middles = [round((left + right) / 2, 4) for left, right in pairwise(edges)]
         shares = [count / max(sum(counts), 1) for count in counts]

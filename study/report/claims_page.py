@@ -38,6 +38,7 @@ def report_claims(folder: Path, out: Path | None = None) -> Path:
     path = out or folder / ("verdict.html" if folder in claims else "report.html")
     parts = []
     for result in results:
+        # A relative link still works when the whole folder is moved.
         parts += claim_sections(result, os.path.relpath(result.folder / "report.html", path.parent))
     title = f"{folder.resolve().name}: claims about the sigmoid"
     try:
@@ -67,6 +68,7 @@ def claim_sections(result: ClaimResult, link: str) -> list[Section]:
         "link": link,
     }
     parts = [Section(name, f"{claim.name} · {claim.title}", "claim", content)]
+    # An arm that is not whole counts for no prediction, and would mislead in a figure.
     rows = [row for row in result.rows if not row.arm.trouble]
     figures = [picture for picture in PICTURES[claim.figure](rows) if picture[1]] if rows else []
     for number, (title, drawn, text) in enumerate(figures):
@@ -108,6 +110,7 @@ def _prediction_row(finding: Finding) -> TableRow:
         cell(width, lambda _: interval(effect) if effect else ""),
         cell(finding.p, p_value),
         cell(effect and effect.n, "d"),
+        # Sorted from supported to refuted.
         Cell(finding.verdict, DECISIVE[::-1].index(finding.verdict)),
     ]
     return TableRow(name, cells)

@@ -39,6 +39,7 @@ def compare(
     print_table(rows, notes(rows, study))
     path = out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     title = " and ".join(path.resolve().name for path in paths)
+    # The table is printed already when the disk turns out to be full or read-only.
     try:
         write_report(sections(study, rows, _commands(paths, study.runs, plugin)), rows, path, title)
         write_csv(study, path.with_name("results.csv"))
@@ -55,6 +56,7 @@ def print_table(rows: Sequence[Row], remarks: Sequence[str] = (), width: int | N
 
     console = Console(width=width, highlight=False)
     columns = main_columns(rows)
+    # By itself, rich would shorten figures to make a table fit.
     unlimited = console.options.update(width=10_000)
     for shown in ([*columns, *cost_columns(rows)], columns, [column for column in columns if column.main]):
         table = _terminal_table(rows, shown)
@@ -87,6 +89,7 @@ def _commands(paths: Sequence[Path], runs: Sequence[Run], plugin: Path | None) -
 
     configs = []
     for path in paths:
+        # A study's folder holds runs with configs of their own, but its study.toml trains them all.
         config = next((path / name for name in ("study.toml", "config.toml") if (path / name).exists()), None)
         # A folder of runs that are no study has no config of its own.
         here = [path / run.folder.name / "config.toml" for run in runs if run.folder.parent == path.resolve()]

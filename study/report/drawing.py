@@ -54,10 +54,12 @@ def styles(arms: Sequence[Arm]) -> dict[str, Style]:
     Colour stands for the activation, dashes for what else varies and for the second round of colours. The five best
     known activations have the same colour on every page. If all arms have one activation, colour stands for the rest.
     """
+    # What tells arms of one activation apart.
     variants = {arm.label: " · ".join(part for key, part in arm.parts.items() if key != ACTIVATION) for arm in arms}
     one_activation = len(arms) > 1 and len({arm.activation for arm in arms}) == 1
     colored = variants if one_activation else {arm.label: arm.activation for arm in arms}
     colors = {} if one_activation else {name: i for i, name in enumerate(KNOWN) if name in colored.values()}
+    # The others take, in order, the colours that the known ones of this page leave.
     free = (i for i in itertools.count() if i not in set(colors.values()))
     for name in colored.values():
         if name not in colors:
@@ -108,6 +110,7 @@ def figure(traces: list[Figure], across: str, up: str, window: list[float] | Non
     if window:
         layout["yaxis"]["range"] = window
     if ends:
+        # Without a range plotly would leave room before the first token. A band ends where it starts, at the left.
         last = max(trace["x"][-1] for trace in traces if trace["meta"]["kind"] != "band")
         layout["xaxis"]["range"] = [0, 1.015 * last or 1]
     return {"data": traces, "layout": layout}
@@ -116,6 +119,7 @@ def figure(traces: list[Figure], across: str, up: str, window: list[float] | Non
 def log_axis(values: Iterable[float], texts: str, room: float) -> Figure:
     """Return the changes that make an x axis logarithmic with a tick at each value; `room` is left at its right end."""
     values = sorted(values)
+    # Plotly takes the range of a logarithmic axis in powers of ten.
     ticks = {format(value, texts): value for value in values}  # values that read alike share a tick
     return {
         "type": "log",
@@ -146,6 +150,7 @@ def lines(rows: Sequence[Row], kind: str, curves: Sequence[Sequence[Point]], hov
     """Return a line for each row that has points, and below it a band if it has several seeds."""
     looks = styles([row.arm for row in rows])
     drawn = [(row.arm.label, curve) for row, curve in zip(rows, curves, strict=True) if curve]
+    # The more curves a figure has, the fewer points each of them gets.
     limit = min(CURVE, max(100, POINTS // max(1, len(drawn))))
     many = len(drawn) > FEW
     traces = []
@@ -161,6 +166,7 @@ def lines(rows: Sequence[Row], kind: str, curves: Sequence[Sequence[Point]], hov
         text = hover
         seeds = points[0].n
         if seeds > 1 and kind != "rate":
+            # A band is one closed line: along the highest values, and back along the lowest.
             outline = [*(point.high for point in points), *(point.low for point in reversed(points))]
             band = {"fill": "toself", "line": {"width": 0}, "hoverinfo": "skip"}
             traces.append(trace(label, style, "band", "lines", [*xs, *reversed(xs)], outline, **band))

@@ -62,7 +62,7 @@ def difference_figure(rows: Sequence[Row]) -> Figure:
 def final_figure(rows: Sequence[Row]) -> Figure:
     """Draw the final differences with their intervals, best arm on top, and each seed's own as faint dots."""
     measured = [(row, row.final) for row in rows if row.final and not row.is_reference]
-    measured.sort(key=lambda pair: -pair[1].mean)
+    measured.sort(key=lambda pair: -pair[1].mean)  # the y axis points up
     looks, traces = styles([row.arm for row in rows]), []
     for place, (row, effect) in enumerate(measured):
         label = row.arm.label
@@ -81,6 +81,7 @@ def final_figure(rows: Sequence[Row]) -> Figure:
     drawn = figure(traces, f"final loss minus {escaped(rows[0].reference)}’s, nats per token", "", ends=False)
     if not drawn:
         return {}
+    # The names of the arms are the ticks, so that the figure grows with them, and its left margin too.
     names = [end_name(row.arm.label, 48) for row, _ in measured]
     drawn["height"] = 78 + 30 * len(names)
     layout = drawn["layout"]
@@ -127,6 +128,7 @@ def heat_maps(rows: Sequence[Row]) -> Figure:
     for row in rows:
         measured = [blocks for run in row.arm.runs if (blocks := by_block(run.records))]
         for measure in measured[0] if measured else ():
+            # A seed that was stopped has fewer steps: the mean is over the steps that all seeds have.
             runs = [blocks[measure] for blocks in measured if measure in blocks]
             steps = [step for step in runs[0] if all(step in run for run in runs)]
             if not steps:
@@ -179,6 +181,7 @@ def rate_figure(rows: Sequence[Row]) -> Figure:
                 traces.append(
                     trace(label, looks[label], "chosen", "markers", [point.x], [point.y], cliponaxis=False, **ring)
                 )
+    # A rate that diverged nearly would flatten the curves around the best ones.
     best = min(point.low for point in points)
     worst = min(max(point.high for point in points), best + STEEP)
     pad = 0.04 * (worst - best)

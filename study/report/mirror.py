@@ -20,6 +20,7 @@ def mirror_study(
 ) -> None:
     """Show a study's arms in wandb. The wandb run's id follows from the study, so that a repetition updates it."""
     plan = (folder / "study.toml").read_text("utf-8")
+    # Another plan in a folder of the same name is another study.
     run_id = hashlib.sha256(f"{folder.name}\n{plan}".encode()).hexdigest()[:16]
     where = dataclasses.replace(where, group=where.group or folder.name)
     mirror = WandbMirror(where, folder, run_id, say, job_type="study", config=tomllib.loads(plan))
@@ -51,6 +52,7 @@ def arms_table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
         }
         line = [arm.runs[0].settings.get(field, arm.parts.get(field)) for field in fields]
         for figure in figures.values():
+            # wandb would show nan as a number.
             line.append(None if isinstance(figure, float) and math.isnan(figure) else figure)
         lines.append(line)
     return [*short(fields), *figures], lines

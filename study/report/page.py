@@ -88,6 +88,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # StrictUndefined and autoescape: a misspelt name in the template is an error, and a run's name is never HTML.
     engine.filters["value"] = _text
     engine.filters["typeset"] = _typeset
     page = engine.get_template("page.html.j2").render(
@@ -102,6 +103,7 @@ def write_page(
         plotly=Markup(get_plotlyjs()),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A reader who has the page open never loads half of it.
     with replacing(path) as temporary:
         temporary.write_text(page, "utf-8")
     return path
@@ -133,6 +135,7 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
         "protocol": PROTOCOL_TEXT,
     }
     plans = "\n".join(tomli_w.dumps(plan) for plan in study.plans.values()).strip()
+    # The verdict comes first, then how it came about, then what is needed to judge and repeat it.
     every = [
         ("final", f"Final loss against {reference}", "figure", final_figure(rows)),
         ("results", "Results", "table", page_table(rows, main_columns(rows), notes(rows, study))),

@@ -52,6 +52,7 @@ def setting(rows: Sequence[Row]) -> str:
     if sizes:
         largest = f" to {sizes[-1]:,.0f}" if len(sizes) > 1 else ""
         parts.append(f"{sizes[0]:,.0f}{largest} parameters")
+    # Where runs differ, all values are named: the reader has to know that they do.
     budgets = joined(f"{budget:,}" for budget in sorted({run.budget for run in runs}))
     data = " · ".join(filter(None, (values("data.corpus"), values("data.tokenizer"))))
     parts.append(f"{budgets} training tokens of {data}")
@@ -124,6 +125,7 @@ def _verdicts(rows: Sequence[Row]) -> str:
     for verdict, text in words.items():
         effects = [(row.arm.label, row.final) for row in rows if row.verdict == verdict and row.final]
         effects.sort(key=lambda pair: -abs(pair[1].mean))
+        # Where nothing was shown, a size would look like a result.
         sized = verdict in ("worse", "better")
         names = [f"{label} ({margin(effect)})" if sized else label for label, effect in effects]
         if len(names) > MOST_NAMES:

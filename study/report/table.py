@@ -57,6 +57,7 @@ def cell(value: float | None, form: str | Callable[[float], str]) -> Cell:
         return EMPTY
     if callable(form):
         return Cell(form(value), value)
+    # 0 is exact here, mostly the reference against itself, and looks so.
     return Cell(format(value, form) if value else "0", value)
 
 
@@ -143,6 +144,7 @@ def p_value(p: float) -> str:
 
 def _filled(rows: Sequence[Row], *columns: Column) -> list[Column]:
     """Return the columns that have a figure in any row."""
+    # So every column can be listed for every study: a study of one seed simply has no intervals.
     return [column for column in columns if any(column.cell(row).value is not None for row in rows)]
 
 
