@@ -37,9 +37,7 @@ def speedup(parallel: int) -> int:
     return min(parallel, cores())  # more runs than cores share them
 
 
-def place(config: RunConfig, group: str, parallel: int) -> RunConfig:
-    """Give a run its share of the cores and its study's name as wandb group, unless its config sets them."""
+def share_cores(config: RunConfig, parallel: int) -> RunConfig:
+    """Give a run its share of the cores where so many train at the same time, unless its config sets the threads."""
     threads = config.train.threads or max(1, cores() // parallel)
-    train = dataclasses.replace(config.train, threads=threads)
-    wandb = dataclasses.replace(config.wandb, group=config.wandb.group or group)
-    return dataclasses.replace(config, train=train, wandb=wandb)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, threads=threads))

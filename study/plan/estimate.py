@@ -12,7 +12,7 @@ from data.dataset import Dataset, prepare
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.size import size
-from study.plan.engine import count_parallel, pick_engine, place, speedup
+from study.plan.engine import count_parallel, pick_engine, share_cores, speedup
 from study.plan.plan import Plan
 from study.plan.tuning import tuning_runs
 from training.config import RunConfig
@@ -102,7 +102,7 @@ def dry_run(plan: Plan, counted: set[RunConfig], measure: Callable[[RunConfig, D
     print(*size_lines(plan, data), sep="\n")
     seconds = 0.0
     for name, arm in plan.arms.items():
-        cost = measure(place(arm.config, plan.source, parallel), data[name])
+        cost = measure(share_cores(arm.config, parallel), data[name])
         tuning = list(tuning_runs(name, arm, arm.study.lr).values())
         final = [run for run_name, run in plan.runs.items() if plan.arm_of[run_name] == name]
         for run in {*final, *tuning} - counted:

@@ -52,7 +52,7 @@ def execute(jobs: list[Job], engine: Engine, folder: Path, interrupt: Interrupt)
         if any(folder.glob("*/wandb/offline-run-*")):
             display.say(f"wandb: kept offline; to upload it later: wandb sync {folder}/*/wandb/offline-run-*")
     if interrupt.signum:
-        raise Interrupted(interrupt.signum, f"{folder.name}: stopped; the same command resumes it")
+        raise Interrupted(interrupt.signum, "stopped; the same command resumes it")
     return [job.name for job in jobs if job.status == "failed"]
 
 

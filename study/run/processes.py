@@ -9,7 +9,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from study.plan.engine import count_parallel, place
+from study.plan.engine import count_parallel, share_cores
 from study.run.child import train_with_log
 from study.run.executor import execute
 from study.run.job import Job
@@ -21,13 +21,10 @@ from training.stack import shape
 LATE_IMPORTS = ("torch._dynamo", "wandb.apis.public", "wandb.sdk.launch")
 
 
-def execute_processes(
-    runs: dict[str, RunConfig], folder: Path, group: str, plugin: Path | None, interrupt: Interrupt
-) -> list[str]:
+def execute_processes(runs: dict[str, RunConfig], folder: Path, plugin: Path | None, interrupt: Interrupt) -> list[str]:
     """Train every run that is not finished, in `folder/<name>`; return the names of those that failed.
 
-    Each run has a process of its own, as many at a time as there are cores, or one at a time on a GPU. `group` is the
-    study's name in wandb.
+    Each run has a process of its own, as many at a time as there are cores, or one at a time on a GPU.
 
     Raises:
         Interrupted: a signal came; every run has written a checkpoint.
@@ -35,26 +32,24 @@ def execute_processes(
     parallel = count_parallel(runs.values())
     jobs = []
     for number, (name, config) in enumerate(runs.items()):
-        jobs.append(Job(name, place(config, group, parallel), folder / name, stack=number))
-    return execute(jobs, Processes(parallel, plugin), folder, interrupt)
+        jobs.append(Job(name, share_cores(config, parallel), folder / name, stack=number))
+    return execute(jobs, _Processes(parallel, plugin), folder, interrupt)
 
 
-def execute_stacked(
-    runs: dict[str, RunConfig], folder: Path, group: str, plugin: Path | None, interrupt: Interrupt
-) -> list[str]:
+def execute_stacked(runs: dict[str, RunConfig], folder: Path, plugin: Path | None, interrupt: Interrupt) -> list[str]:
     """Train as `execute_processes`, but runs that differ only in seed and learning rate as one batched program.
 
     One stack at a time, in a process that has all cores.
     """
-    configs = {name: place(config, group, parallel=1) for name, config in runs.items()}
+    configs = {name: share_cores(config, parallel=1) for name, config in runs.items()}
     shapes = list(dict.fromkeys(shape(config) for config in configs.values()))
     jobs = []
     for name, config in configs.items():
         jobs.append(Job(name, config, folder / name, stack=shapes.index(shape(config))))
-    return execute(jobs, Processes(1, plugin), folder, interrupt)
+    return execute(jobs, _Processes(1, plugin), folder, interrupt)
 
 
-class Processes:
+class _Processes:
     """Processes that are forked from one that holds torch already, so that a run starts at once."""
 
     def __init__(self, parallel: int, plugin: Path | None):
@@ -74,7 +69,6 @@ class Processes:
                 signal.signal(signal.SIGINT, handler)
 
     def start(self, stack: list[Job]) -> None:
-        """Start the runs of a stack in one process."""
         runs = {job.folder: job.config for job in stack}
         process = self.context.Process(target=_child, args=(runs, self.plugin))
         process.start()
@@ -82,16 +76,14 @@ class Processes:
             self.processes[job.name] = process
 
     def ended(self, jobs: list[Job]) -> list[Job]:
-        """Return those of these jobs whose process has ended."""
         return [job for job in jobs if not self.processes[job.name].is_alive()]
 
     def stop(self, jobs: list[Job]) -> None:
-        """Ask the processes of these jobs to save and end."""
         for process in {self.processes[job.name] for job in jobs}:
             process.terminate()
 
     def fault(self, job: Job) -> str:
-        """Return the signal that killed the process of a job, as the kernel's when memory is short; else nothing."""
+        # The kernel kills a process when memory is short, and its log cannot say so.
         code = self.processes[job.name].exitcode or 0
         return f"its process was killed by signal {-code}" if code < 0 else ""
 

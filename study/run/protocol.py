@@ -83,9 +83,15 @@ def run_plan(plan: Plan, folder: Path, plugin: Path | None = None, beside: Seque
             def train_all(some: dict[str, RunConfig], where: Path) -> list[str]:
                 for other in beside:
                     _copy_finished(some, other / where.relative_to(folder), where)
-                return ENGINES[engine](some, where, folder.name, plugin, interrupt)
+                grouped = {name: _with_group(config, folder.name) for name, config in some.items()}
+                return ENGINES[engine](grouped, where, plugin, interrupt)
 
             return _train_arms(plan, folder, train_all)
+
+
+def _with_group(config: RunConfig, group: str) -> RunConfig:
+    """Give a run its study's name as wandb group, unless its config sets one."""
+    return dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, group=config.wandb.group or group))
 
 
 def _train_arms(plan: Plan, folder: Path, train_all: TrainAll) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from study.plan.engine import place
+from study.plan.engine import share_cores
 from study.run.child import train_with_log
 from study.run.executor import execute
 from study.run.job import Job
@@ -39,9 +39,7 @@ def import_ray() -> Any:
         ) from None
 
 
-def execute_ray(
-    runs: dict[str, RunConfig], folder: Path, group: str, plugin: Path | None, interrupt: Interrupt
-) -> list[str]:
+def execute_ray(runs: dict[str, RunConfig], folder: Path, plugin: Path | None, interrupt: Interrupt) -> list[str]:
     """Train as `study.run.processes.execute_processes`, on the machines of a Ray cluster.
 
     Raises:
@@ -51,10 +49,10 @@ def execute_ray(
     jobs = []
     for number, (name, config) in enumerate(runs.items()):
         # A run takes one core of its machine, unless its config asks for more.
-        jobs.append(Job(name, place(config, group, parallel=cores()), folder / name, stack=number))
+        jobs.append(Job(name, share_cores(config, parallel=cores()), folder / name, stack=number))
     ray = import_ray()
     with _connect(ray):
-        return execute(jobs, Cluster(ray, jobs, plugin), folder, interrupt)
+        return execute(jobs, _Cluster(ray, jobs, plugin), folder, interrupt)
 
 
 @contextmanager
@@ -79,7 +77,7 @@ def _connect(ray: Any) -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-class Cluster:
+class _Cluster:
     """The tasks of a cluster. All of them are submitted at the start: Ray decides when and where each one runs."""
 
     def __init__(self, ray: Any, jobs: list[Job], plugin: Path | None):
@@ -95,25 +93,22 @@ class Cluster:
         self.parallel = max(1, min(tasks, len(jobs)))
 
     def start(self, stack: list[Job]) -> None:
-        """Submit the only run of a stack."""
         (job,) = stack
         gpus = int(self.gpu and job.config.train.device != "cpu")
         task = self.task.options(name=job.name, num_cpus=job.config.train.threads, num_gpus=gpus)
         self.references[job.name] = task.remote(job.config, job.folder, self.plugin, Path.cwd())
 
     def ended(self, jobs: list[Job]) -> list[Job]:
-        """Return those of these jobs whose task has ended."""
         references = [self.references[job.name] for job in jobs]
         done, _ = self.ray.wait(references, num_returns=len(references), timeout=0)
         return [job for job in jobs if self.references[job.name] in done]
 
     def stop(self, jobs: list[Job]) -> None:
-        """Ask the tasks of these jobs to save and end, as Ctrl-C would."""
         for job in jobs:
-            self.ray.cancel(self.references[job.name])
+            self.ray.cancel(self.references[job.name])  # as Ctrl-C would
 
     def fault(self, job: Job) -> str:
-        """Return why a task failed that never wrote a log, or whose machine died once too often; else nothing."""
+        # A task that Ray could not start, or whose machine died once too often, has written no reason into its log.
         try:
             self.ray.get(self.references[job.name])
         except Exception as error:
