@@ -28,6 +28,7 @@ from errors import door
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported: no test waits for the Hub
 os.environ["WANDB_MODE"] = "disabled"  # tests of the mirror say otherwise
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # a run has one graph to compile: a pool of processes costs more
 torch.set_num_threads(1)  # small tensors gain nothing from more
 settings.register_profile("actgpt", deadline=None)  # how long an example takes is no concern of a test
 settings.load_profile("actgpt")

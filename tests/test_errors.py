@@ -57,7 +57,8 @@ def test_a_fault_of_ours_whose_text_speaks_of_memory_keeps_its_traceback(fault):
 
 
 def test_a_door_that_has_not_loaded_torch_does_not_load_it_to_judge_a_fault():
-    code = "import sys, errors\ndef main(): raise MemoryError\nassert errors.door(main) == 2 and 'torch' not in sys.modules"
+    code = "import sys, errors\ndef main(): raise MemoryError\n"
+    code += "assert errors.door(main) == 2 and 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("error: not enough memory (MemoryError)")

@@ -14,7 +14,7 @@ from helpers import Noisy, records, rewrite, same_weights, train_and_stop
 from data.batches import train_batch
 from errors import Interrupted, UserError
 from model.activations import ACTIVATIONS
-from training import checkpoint
+from training import checkpoint, loop
 from training import step as one_step
 from training.clock import Clock
 from training.folder import hold, read_run_config, read_summary
@@ -86,6 +86,20 @@ def test_random_numbers_go_on_where_they_stopped(tiny, tmp_path, stop_at, monkey
     train(config, tmp_path / "parts")
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     assert same_weights(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_warm_up_and_decay_of_a_run_worked_by_hand(tiny, tmp_path, monkeypatch):
+    taken, take = [], loop.train_step
+
+    def step(model, optimizers, tokens_N, config, number, lr, *others):
+        taken.append(lr)
+        return take(model, optimizers, tokens_N, config, number, lr, *others)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    schedule = {"warmup": 0.25, "decay": 0.5, "schedule": "linear", "final_lr": 0.0, "lr": 0.03}
+    train(tiny(train={"tokens": 8 * 64, "log_every": 1} | schedule), tmp_path / "run")
+    assert taken == pytest.approx([0.01, 0.02, 0.03, 0.03, 0.03, 0.0225, 0.015, 0.0075])
+    assert [*by_step(tmp_path / "run", "train/lr").items()] == [*enumerate(taken, 1)]
 
 
 def test_time_and_speed_are_those_of_all_sessions(tiny, tmp_path, stop_at):
