@@ -5,7 +5,7 @@ from pathlib import Path
 
 from errors import UserError
 from study.judge.results import run_folders
-from study.plan.claims import claims_in
+from study.plan.plan import claims_in
 from study.report.claims_page import report_claims
 from study.report.compare import compare
 from training.score import score_run, score_text

@@ -159,7 +159,7 @@ def newest(folder: Path) -> Path | None:
                 print(f"warning: {problem}; using {path.name}", file=sys.stderr, flush=True)
             return path
         # One that has disappeared was deleted by its run, which goes on: look again.
-        if all(path.exists() for path in paths):
+        if all(os.path.lexists(path) for path in paths):
             found = "; ".join(problems)
             raise UserError(f"no intact checkpoint in {folder}: {found}. Delete the folder to start over.")
     return None

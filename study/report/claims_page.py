@@ -10,7 +10,7 @@ from study.judge.arms import joined
 from study.judge.effects import Row
 from study.judge.statistics import MINIMUM_SEEDS
 from study.judge.verdicts import DECISIVE, ClaimResult, Finding, judge_claims
-from study.plan.claims import claims_in
+from study.plan.plan import claims_in
 from study.report.claims_figures import centring_figure, gate_figure, vocabulary_figures
 from study.report.drawing import Figure
 from study.report.figures import depth_figure, final_figure, heat_maps

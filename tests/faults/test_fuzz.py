@@ -20,8 +20,8 @@ from data.dataset import prepare
 from errors import door
 from model.activations import ACTIVATIONS
 from model.gpt import GPT
-from study.plan.config import ALL_SECTIONS, merge, parse_command
-from study.plan.grid import expand, study_config
+from study.plan.config import ALL_SECTIONS, parse_command
+from study.plan.plan import read_plan
 from training.run import check_available, check_context
 
 FIELDS = [(section, field.name) for section, part in ALL_SECTIONS.items() for field in dataclasses.fields(part)]
@@ -82,9 +82,7 @@ def up_to_training(corpus, tmp_path, capsys):
 
         def main():
             given = parse_command([str(path), *flags], path).flags if flags else {}
-            merged = merge(path, given)
-            study_config(merged, "it")
-            for each in expand(merged, "it").values():
+            for each in read_plan(path, given).runs.values():
                 check_available(each)
                 data, network = prepare(each.data), each.model
                 check_context(each, data)

@@ -6,7 +6,8 @@ from errors import UserError
 from study.judge.controls import CONTROLS, Control
 from study.judge.results import load_run
 from study.judge.verdicts import Finding, conclude, judge_claims, metric_at
-from study.plan.claims import Prediction, claims_in
+from study.plan.claims import Prediction
+from study.plan.plan import claims_in
 from study.report.claims_page import report_claims
 
 
