@@ -259,7 +259,7 @@ def write_corpus(path):
 def tiny_config(corpus, **changes):
     """Return the config of a run that takes half a second; `changes` are keys by section."""
     tree = {
-        "data": {"corpus": str(corpus), "tokenizer": "bytes", "val_fraction": 0.05, "test_fraction": 0.05},
+        "data": {"corpus": str(corpus), "tokenizer": "bytes", "val_fraction": 0.02, "test_fraction": 0.02},
         "model": {"n_layer": 2, "n_head": 2, "d_model": 24, "context": 16},
         "train": {"tokens": 16 * 4 * 20, "batch_size": 4, "log_every": 2, "eval_every": 8, "checkpoint_every": 6}
         | {"threads": 1, "precision": "fp32", "lr": 1e-2},

@@ -50,7 +50,6 @@ def config(folder):
     """Twenty steps of two micro-batches of four; a validation set that fills neither its last batch nor its window."""
     return tiny_config(
         write_corpus(folder / "corpus.txt"),
-        data={"val_fraction": 0.02, "test_fraction": 0.02},
         model={"activation": "swiglu"},
         train={"tokens": 16 * 8 * 20, "batch_size": 8, "accumulate": 2, "log_every": 1, "keep": 9, "probes": 5},
     )
@@ -133,7 +132,7 @@ def test_a_checkpoint_of_two_processes_resumes_in_one(folder, config, solo, two,
 def test_a_batch_that_does_not_split_is_refused(tiny):
     check_batch(tiny(train={"batch_size": 8, "accumulate": 2}), 2)
     with pytest.raises(
-        UserError, match=r"batch_size = 6 with .*accumulate = 2 does not split .* Make it a multiple of 4"
+        UserError, match="batch_size = 6 .* does not split .* Make it a multiple of 4"
     ):
         check_batch(tiny(train={"batch_size": 6, "accumulate": 2}), 2)
 

@@ -291,7 +291,7 @@ def test_a_bug_in_one_run_is_in_its_log_with_its_traceback(runs, monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
-def test_a_step_that_is_not_finite_leaves_its_run_as_it_was_and_the_others_go_on(
+def test_a_step_that_is_not_finite_leaves_its_run_as_it_was_and_others_go_on(
     runs, tmp_path, monkeypatch, optimizer
 ):
     def batch(tokens_N, seed, step, *shape):
