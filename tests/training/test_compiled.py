@@ -25,7 +25,9 @@ def config(corpus):
 
     def make(**train):
         model = {"n_layer": 1, "d_model": 64, "activation": "swiglu"}
-        return tiny_config(corpus, model=model, train={"compile": True, "threads": 2, "probes": 5, "tokens": 640} | train)
+        return tiny_config(
+            corpus, model=model, train={"compile": True, "threads": 2, "probes": 5, "tokens": 640} | train
+        )
 
     yield make
     torch.set_num_threads(1)  # as conftest.py sets it

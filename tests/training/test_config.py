@@ -1,37 +1,19 @@
+"""A run's config: read, checked, written, compared."""
+
 import dataclasses
-from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import UserError
-from study.plan.config import ALL_SECTIONS, merge, parse_command
-from study.plan.plan import make_plan
-from training.config import RunConfig, build, build_sections, differences, read_toml, to_toml
-
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+from study.plan.config import ALL_SECTIONS
+from training.config import build, build_sections, differences, read_toml, to_toml
 
 
 def test_a_config_written_and_read_back_is_equal(tmp_path, tiny):
     (tmp_path / "config.toml").write_text(to_toml(tiny()), encoding="utf-8")
     assert build(read_toml(tmp_path / "config.toml"), "it") == tiny()
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
-def test_every_shipped_config_loads(path):
-    runs = make_plan(merge(path, {}), str(path)).runs
-    assert all(isinstance(config, RunConfig) for config in runs.values())
-
-
-def test_the_default_is_the_five_that_everyone_knows():
-    quick = next(path for path in CONFIGS if path.name == "quick.toml")
-    runs = make_plan(merge(quick, {}), "quick").runs
-    assert list(runs) == ["sigmoid", "relu", "gelu", "silu", "swiglu"]
-    assert (
-        len({dataclasses.replace(c, model=dataclasses.replace(c.model, activation="gelu")) for c in runs.values()}) == 1
-    )
 
 
 def test_steps_cover_the_budget():
@@ -107,9 +89,6 @@ def test_broken_and_missing_files_are_named(tmp_path):
         read_toml(tmp_path / "bad.toml")
     with pytest.raises(UserError, match=r"Did you mean .*bad\.toml"):
         read_toml(tmp_path / "bda.toml")
-    (tmp_path / "flat.toml").write_text("lr = 1")
-    with pytest.raises(UserError, match="every key stands in a section"):
-        merge(tmp_path / "flat.toml", {})
 
 
 def test_differences_leave_out_where_a_run_runs():
@@ -118,64 +97,9 @@ def test_differences_leave_out_where_a_run_runs():
     assert differences(one, two) == ["train.lr: 0.1 in the folder, 0.2 asked for"]
 
 
-def test_flags_stand_above_the_file_and_the_file_above_the_defaults(tmp_path):
-    (tmp_path / "a.toml").write_text('[train]\nlr = 0.5\nseed = 7\n[model]\nactivation = ["relu", "gelu"]')
-    command = parse_command([str(tmp_path / "a.toml"), "--train.lr=3e-3", "--model.d-model", "64"], Path("none"))
-    assert parse_command(["--out=~/here"], Path("none")).out == Path.home() / "here"
-    tree = merge(command.config, command.flags)
-    assert tree == {
-        "train": {"lr": 3e-3, "seed": 7},
-        "model": {"activation": ["relu", "gelu"], "d_model": 64},
-    }
-    assert command.out == Path("runs/a")
-    assert {c.train.batch_size for c in make_plan(tree).runs.values()} == {RunConfig().train.batch_size}
-
-
-def test_a_flag_may_make_or_end_a_study(tmp_path):
-    (tmp_path / "a.toml").write_text('[model]\nactivation = ["relu", "gelu"]')
-    one = parse_command([str(tmp_path / "a.toml"), "--model.activation=silu"], Path("none"))
-    assert list(make_plan(merge(one.config, one.flags)).runs) == [""]
-    many = parse_command([str(tmp_path / "a.toml"), "--train.seed=[1, 2]", '--model.activation=["silu"]'], Path("none"))
-    assert list(make_plan(merge(many.config, many.flags)).runs) == ["silu-seed1", "silu-seed2"]
-
-
-@pytest.mark.parametrize(
-    ("flag", "meant"),
-    [("--train.tokns", "--train.tokens"), ("--model.tokens", "--train.tokens"), ("--data.d-model", "--model.d_model")],
-)
-def test_a_flag_that_its_section_lacks_gets_the_nearest_or_its_own_section(flag, meant):
-    with pytest.raises(UserError, match=f"unknown flag.* Did you mean '{meant}'"):
-        parse_command(["a.toml", flag], Path("none"))
-
-
-def test_a_number_given_for_a_name_stays_text():
-    command = parse_command(["a.toml", "--wandb.project=2024"], Path("none"))
-    assert command.flags == {"wandb": {"project": "2024"}}
-
-
 @given(st.floats(1e-8, 1e3), st.integers(0, 2**40), st.integers(1, 10**12))
 def test_numbers_survive_the_file_exactly(tmp_path_factory, lr, seed, tokens):
     path = tmp_path_factory.mktemp("config") / "c.toml"
     config = build({"train": {"lr": lr, "seed": seed, "tokens": tokens}}, "it")
     path.write_text(to_toml(config), encoding="utf-8")
     assert build(read_toml(path), "it") == config
-
-
-def test_the_command_line_of_a_sweep_agent_is_understood(monkeypatch):
-    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-
-    sweep = yaml.safe_load((CONFIGS[0].parent / "wandb-sweep.yaml").read_text())
-    chosen = {name: {"value": entry["values"][-1]} for name, entry in sweep["parameters"].items()}
-    chosen["model.ffn_residual"] = {"value": False}
-    arguments = create_sweep_command_args({"args": chosen})["args"]
-    template = create_sweep_command(list(sweep["command"]))
-    assert template[:3] == ["${env}", "${interpreter}", "${program}"]
-    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
-    monkeypatch.setenv("WANDB_RUN_ID", "r1")
-    line = [part for chunk in template[3:] for part in (arguments if chunk == "${args}" else [chunk])]
-    assert "--model.activation=swiglu" in line
-    command = parse_command(line, Path("none"))
-    assert command.out == Path("runs/single-r1")
-    single = CONFIGS[0].parent / command.config.name
-    (run,) = make_plan(merge(single, command.flags)).runs.values()
-    assert (run.model.activation, run.model.ffn_residual, run.train.lr, run.train.seed) == ("swiglu", False, 0.008, 4)

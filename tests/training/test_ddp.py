@@ -131,9 +131,7 @@ def test_a_checkpoint_of_two_processes_resumes_in_one(folder, config, solo, two,
 
 def test_a_batch_that_does_not_split_is_refused(tiny):
     check_batch(tiny(train={"batch_size": 8, "accumulate": 2}), 2)
-    with pytest.raises(
-        UserError, match="batch_size = 6 .* does not split .* Make it a multiple of 4"
-    ):
+    with pytest.raises(UserError, match=r"batch_size = 6 .* does not split .* Make it a multiple of 4"):
         check_batch(tiny(train={"batch_size": 6, "accumulate": 2}), 2)
 
 

@@ -205,17 +205,6 @@ def test_a_run_is_exported_through_the_door(tiny, tmp_path, monkeypatch, capsys,
     assert load_file(tmp_path / "empty" / "model.safetensors").keys() == dict(found["model"].named_parameters()).keys()
 
 
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [(["--device=cpu"], "--device"), (["--reference=relu"], "--reference"), (["run2"], "--export goes with one run")],
-)
-def test_mistakes_at_the_door(flags, reason, tmp_path, monkeypatch, capsys):
-    (tmp_path / "config.toml").touch()
-    assert exported(monkeypatch, tmp_path, *flags, "--export", tmp_path / "hf") == 2
-    assert reason in capsys.readouterr().err
-    assert not (tmp_path / "hf").exists()
-
-
 def test_the_card_of_a_run_without_figures_has_none(tiny, tmp_path, no_sample):
     train(tiny(), tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step-00000020" / "state.json").unlink()  # the figures are of another step

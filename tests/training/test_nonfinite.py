@@ -134,10 +134,3 @@ def test_micro_batches_find_the_same_layer(tiny, tmp_path, inject):
     inject({2}, "blocks.1.ffn.up", INF)
     with pytest.raises(FloatingPointError, match=r"^step 3: .* is the output of blocks\.1\.ffn\.up\. "):
         train(tiny(train={"accumulate": 2}), tmp_path / "run")
-
-
-def test_a_run_whose_checkpoints_know_nothing_of_skipping_goes_on(tiny, tmp_path, stop_at, monkeypatch):
-    train_and_stop(tiny(), tmp_path / "run", stop_at, 7)
-    read = checkpoint.read_state
-    monkeypatch.setattr(checkpoint, "read_state", lambda path: {k: v for k, v in read(path).items() if k != "skipped"})
-    assert train(tiny(), tmp_path / "run")["status"] == "finished"

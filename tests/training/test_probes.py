@@ -8,7 +8,6 @@ import torch
 from helpers import records, same_weights, train_and_stop, values
 from torch import nn
 
-from data.dataset import prepare
 from errors import UserError
 from model.config import ModelConfig
 from model.gpt import GPT, Block
@@ -276,13 +275,3 @@ def test_measuring_counts_as_time_of_the_run_but_not_of_training(tiny, tmp_path,
     assert summary["perf/train_seconds"] == 20
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["time"] > 1000
-
-
-def test_the_probe_batch_is_the_start_of_the_validation_split(tiny, tmp_path):
-    config = tiny()
-    data = prepare(config.data)
-    model = GPT(config.model, data.tokenizer.n_vocab)
-    made = probes.Probes(model, [], data.val, 20, 3)
-    assert made.x_BT.shape == (probes.SEQUENCES, config.model.context)
-    assert made.x_BT.flatten().tolist() == data.val.tokens_N[: made.x_BT.numel()].tolist()
-    assert made.y_BT.flatten().tolist() == data.val.tokens_N[1 : made.x_BT.numel() + 1].tolist()

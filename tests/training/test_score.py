@@ -154,14 +154,6 @@ def run(tiny, tmp_path, capsys, no_sample):
     return tmp_path / "run"
 
 
-def test_a_damaged_checkpoint_is_named_once_and_the_one_before_is_scored(run, capsys):
-    (run / "checkpoints" / "step-00000020" / "state.json").unlink()
-    score_run(run, "cpu")
-    printed = capsys.readouterr()
-    assert printed.err.count("warning: step-00000020: state.json is missing") == 1
-    assert "step 18" in printed.out
-
-
 def test_another_text_is_scored_whole_with_the_tokenizer_of_the_run(run, tmp_path, monkeypatch, capsys):
     texts = ["a queen, é\n" * 9, "to speak of\nthe night\n", ""]
     path = tmp_path / "other.jsonl"
