@@ -37,7 +37,7 @@ def kill_at_a_random_time(process, seconds, draw):
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(corpus, tmp_path, call, times):
     code, said = call("train", "configs/single.toml", *run_flags(corpus), f"--out={tmp_path / 'whole'}")
     assert code == 0, said
-    draw, wanted, seconds = random.Random(0), times(3, 20), 10.0
+    draw, wanted, seconds = random.Random(0), times(2, 20), 10.0
     kills, within_a_save, resumed, run = 0, 0, 0, 0
     ended = False
     while not ended:

@@ -20,7 +20,7 @@ def test_a_signal_saves_at_the_next_step_and_nothing_is_lost(call, corpus, tmp_p
     code, said = call("train", "configs/single.toml", *run_flags(corpus), f"--out={whole}")
     assert code == 0, said
     draw, stopped = random.Random(0), 0
-    while stopped < times(2, 20):
+    while stopped < times(1, 20):
         out, signum = tmp_path / f"run{stopped}", [signal.SIGTERM, signal.SIGINT][stopped % 2]
         process = begin(corpus, out)
         until(process, lambda out=out: trains(out))
@@ -48,6 +48,7 @@ def test_ctrl_c_while_a_study_starts_its_first_process_is_not_lost(corpus, tmp_p
     process = begin(corpus, tmp_path / "study", "--model.activation=['relu', 'gelu']")
 
     def starts():  # the server that loads torch for all runs
+        time.sleep(0.05)  # a look through all processes takes time from the command
         for pid in descendants(process.pid):
             with suppress(OSError):  # it has ended
                 if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
