@@ -4,6 +4,7 @@ python benchmarks/attention.py [--rounds 5]
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,7 @@ from torch import Tensor
 from model.gpt import attend
 
 SHAPES = ((16, 4, 64, 48), (16, 4, 128, 48), (8, 6, 256, 64), (4, 12, 512, 64))  # B, H, T, K
-
-
-def fused(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    """Return what torch's own function computes."""
-    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
-
-
-def written_out(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    """Return what a network computes."""
-    return attend(q_BHTK, k_BHTK, v_BHTK, causal=True)
+FUSED, WRITTEN_OUT = partial(F.scaled_dot_product_attention, is_causal=True), partial(attend, causal=True)
 
 
 def passes(attention: Callable[[Tensor, Tensor, Tensor], Tensor], shape: tuple[int, int, int, int]) -> None:
@@ -44,8 +36,8 @@ def main(rounds: int = ROUNDS) -> None:
     torch.set_num_threads(1)
     for shape in SHAPES:
         works = {
-            "fused": lambda shape=shape: passes(fused, shape),
-            "written out": lambda shape=shape: passes(written_out, shape),
+            "fused": lambda shape=shape: passes(FUSED, shape),
+            "written out": lambda shape=shape: passes(WRITTEN_OUT, shape),
         }
         seconds = time_in_turn(works, rounds)
         show(f"B,H,T,K = {shape}: time of fused / written out", ratio(seconds["fused"], seconds["written out"]))

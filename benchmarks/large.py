@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from ours import our_step
+from ours import Training
 from peers import nanogpt_model, nanogpt_step, random_tokens
 from rounds import ROUNDS, Work, compare
 
@@ -28,7 +28,7 @@ def make(who: str, run: RunConfig, checkout: Path) -> Work:
     torch.set_float32_matmul_precision("high")  # as nanoGPT's train.py
     tokens_N = random_tokens(N_VOCAB)
     if who == "ours":
-        step = our_step(tokens_N, run, N_VOCAB)
+        step = Training(run, tokens_N, N_VOCAB).step
     else:
         step = nanogpt_step(nanogpt_model(checkout, run.model, PADDED).cuda(), tokens_N, run)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import tyro
-from ours import our_step
+from ours import Training
 from peers import nanogpt_model, nanogpt_step, random_tokens
 from rounds import CPU, ROUNDS, ratio, run_alone, show
 
@@ -31,7 +31,7 @@ def measure(checkout: Path | None) -> int:
         step = nanogpt_step(nanogpt_model(checkout, NETWORK, VOCABULARY), tokens_N, RUN)
     else:
         keep_memory()
-        step = our_step(tokens_N, RUN, VOCABULARY)
+        step = Training(RUN, tokens_N, VOCABULARY).step
     for _ in range(STEPS):
         step()
     return peak_memory(CPU) - before

@@ -1,11 +1,10 @@
-"""Our training step, for the benchmarks that time it."""
+"""Our training steps, for the benchmarks that time them."""
 
 import dataclasses
 
 import numpy as np
-from rounds import CPU, ROOT, Work
+from rounds import ROOT
 
-from data.dataset import prepare
 from model.gpt import GPT
 from training.config import RunConfig, build, read_toml
 from training.device import pick_device, pick_precision
@@ -22,24 +21,17 @@ def quick_run() -> RunConfig:
 
 
 class Training:
-    """A network on the CPU, its data and its optimisers."""
+    """A network in training on these tokens, with its optimisers."""
 
-    def __init__(self, config: RunConfig):
-        self.config, self.data = config, prepare(config.data)
-        self.model = GPT(config.model, self.data.tokenizer.n_vocab)
+    def __init__(self, config: RunConfig, tokens_N: np.ndarray, n_vocab: int):
+        device = pick_device(config.train.device)
+        self.config, self.tokens_N = config, tokens_N
+        self.model = GPT(config.model, n_vocab).to(device)
+        if config.train.compile:
+            compile_loss(self.model)
         self.optimizers = build_optimizers(self.model, config.train)
-        self.precision = pick_precision("auto", CPU)
+        self.precision = pick_precision(config.train.precision, device)
 
     def step(self) -> None:
         """Take a training step."""
-        train_step(self.model, self.optimizers, self.data.train.tokens_N, self.config, 0, 1e-3, self.precision)
-
-
-def our_step(tokens_N: np.ndarray, run: RunConfig, n_vocab: int) -> Work:
-    """Return our training step on these tokens."""
-    device = pick_device(run.train.device)
-    model = GPT(run.model, n_vocab).to(device)
-    if run.train.compile:
-        compile_loss(model)
-    optimizers, precision = build_optimizers(model, run.train), pick_precision(run.train.precision, device)
-    return lambda: train_step(model, optimizers, tokens_N, run, 0, 1e-3, precision)
+        train_step(self.model, self.optimizers, self.tokens_N, self.config, 0, 1e-3, self.precision)

@@ -7,7 +7,6 @@ from round to round. Memory is the peak of the process above what it held when i
 python benchmarks/prepare.py [--megabytes 300] [--tokenizer gpt2] [--rounds 5]
 """
 
-import itertools
 import os
 import random
 import shutil
@@ -18,11 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+import tiktoken
 import tyro
+from pyarrow import parquet
 from rounds import CPU, ROUNDS, ratio, run_alone, show
 
 from data.config import DataConfig
 from data.dataset import prepare
+from data.tokenizer import Tokenizer
 from training.device import peak_memory
 
 DOCUMENTS = 10_000  # of a row group, and given to tiktoken at a time: its lists of all would fill the memory
@@ -51,18 +54,6 @@ def documents(megabytes: int) -> Iterator[str]:
         yield text
 
 
-def write_corpus(path: Path, megabytes: int) -> None:
-    """Write the corpus, a row group at a time."""
-    import pyarrow as pa
-    from pyarrow.parquet import ParquetWriter
-
-    schema = pa.schema([("text", pa.string())])
-    texts = documents(megabytes)
-    with ParquetWriter(path, schema) as file:
-        while group := list(itertools.islice(texts, DOCUMENTS)):
-            file.write_table(pa.table({"text": group}, schema))
-
-
 def prepare_corpus(path: Path, tokenizer: str, cache: Path) -> Prepared:
     """Prepare the corpus in a cache."""
     os.environ["ACTGPT_CACHE"] = str(cache)
@@ -77,15 +68,10 @@ def prepare_corpus(path: Path, tokenizer: str, cache: Path) -> Prepared:
 
 def encode_with_tiktoken(path: Path, tokenizer_file: Path) -> tuple[float, int]:
     """Give the documents to tiktoken; return the seconds that it takes, reading not counted, and its tokens."""
-    import tiktoken
-    from pyarrow.parquet import ParquetFile
-
-    from data.tokenizer import Tokenizer
-
     ours = Tokenizer.load(tokenizer_file)
     encoding = tiktoken.Encoding("peer", pat_str=ours.pattern, mergeable_ranks=ours.ranks, special_tokens={})
     seconds, n_tokens = 0.0, 0
-    for batch in ParquetFile(path).iter_batches(DOCUMENTS):
+    for batch in parquet.ParquetFile(path).iter_batches(DOCUMENTS):
         texts = batch.column(0).to_pylist()
         started = time.perf_counter()
         encoded = encoding.encode_ordinary_batch(texts)
@@ -106,7 +92,8 @@ def main(megabytes: int = 300, tokenizer: str = "gpt2", rounds: int = ROUNDS) ->
     theirs: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         path, cache, tokenizer_file = Path(name) / "corpus.parquet", Path(name) / "cache", Path(name) / "tokenizer.json"
-        write_corpus(path, megabytes)
+        table = pa.table({"text": list(documents(megabytes))})
+        parquet.write_table(table, path, row_group_size=DOCUMENTS)
 
         def our_turn() -> None:
             shutil.rmtree(cache / "datasets", ignore_errors=True)  # what is fetched (gpt2's vocabulary) stays

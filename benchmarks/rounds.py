@@ -2,10 +2,11 @@
 
 import multiprocessing
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,6 +27,15 @@ def run_alone(function: Callable[Arguments, Result], *args: Arguments.args, **kw
         return pool.submit(function, *args, **kwargs).result()
 
 
+def run_command(command: list[str], folder: Path) -> tuple[float, str]:
+    """Run a command in a folder; return how long it took, seconds, and what it printed."""
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return time.perf_counter() - started, done.stdout
+
+
 class OwnProcess:
     """A process that calls `make(*arguments)` once, and then the work that it returns whenever this object is called.
 
@@ -34,30 +44,26 @@ class OwnProcess:
 
     def __init__(self, make: Callable[..., Work], *arguments: object):
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        # A daemon ends with this process.
-        context.Process(target=_serve, args=(theirs, make, arguments), daemon=True).start()
-        theirs.close()
+        self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare, initargs=(make, arguments))
 
     def __call__(self) -> None:
-        """Let the process do its work once. A process that has died ends this one with an `EOFError`."""
-        self.connection.send("go")
-        self.connection.recv()
+        """Let the process do its work once."""
+        self.pool.submit(_do_work).result()
 
     def close(self) -> None:
         """End the process."""
-        self.connection.close()
+        self.pool.shutdown()
 
 
-def _serve(connection: Connection, make: Callable[..., Work], arguments: Sequence[object]) -> None:
-    work = make(*arguments)
-    while True:
-        try:
-            connection.recv()
-        except EOFError:  # closed by the other end
-            return
-        work()
-        connection.send("done")
+_works: list[Work] = []  # the one that this process has, if it is an OwnProcess
+
+
+def _prepare(make: Callable[..., Work], arguments: Sequence[object]) -> None:
+    _works.append(make(*arguments))
+
+
+def _do_work() -> None:
+    _works[0]()
 
 
 def time_in_turn(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from ours import our_step
+from ours import Training
 from peers import gpt2_model, gpt2_step, nanogpt_model, nanogpt_step, peers, random_tokens
 from rounds import ROUNDS, Work, compare
 
@@ -62,7 +62,7 @@ def make(side: Side, size: str, checkout: Path | None, keep: bool) -> Work:
     else:
         if keep:
             keep_memory()
-        step = our_step(tokens_N, run, n_vocab)
+        step = Training(run, tokens_N, n_vocab).step
     step()  # the second step still asks for memory that later ones find there: no turn that counts may have it
 
     def turn() -> None:

@@ -6,7 +6,6 @@ python benchmarks/study.py [--tokens 600000] [--rounds 3] [--stacked 32] [--devi
 """
 
 import dataclasses
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from typing import Literal
 
 import tyro
 from ours import quick_run
-from rounds import ROOT, ratio, show
+from rounds import ROOT, ratio, run_command, show
 
 from training.config import read_toml
 from training.loop import train, train_stack
@@ -45,7 +44,7 @@ def compare_commands(tokens: int, device: str, rounds: int) -> None:
 
     def call(out: Path, *more: str) -> None:
         door = [sys.executable, "train.py", "configs/quick.toml", *flags, *more, f"--out={out}"]
-        subprocess.run(door, cwd=ROOT, capture_output=True, check=True)
+        run_command(door, ROOT)
 
     def study(folder: Path) -> None:
         call(folder / "study", f"--train.seed={list(SEEDS)}")

@@ -9,28 +9,17 @@ python benchmarks/time_to_loss.py --nanogpt PATH --text input.txt [--rounds 3]
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import tyro
-from rounds import ROOT, ratio, show
+from rounds import ROOT, ratio, run_command, show
 
 RECIPE = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 "
     "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"
 )
-
-
-def run(command: list[str], folder: Path) -> tuple[float, str]:
-    """Run a command; return how long it took, seconds, and what it printed."""
-    started = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return time.perf_counter() - started, done.stdout
 
 
 def main(nanogpt: Path, text: Path, rounds: int = 3, steps: int = 2000) -> None:
@@ -48,19 +37,19 @@ def main(nanogpt: Path, text: Path, rounds: int = 3, steps: int = 2000) -> None:
         peer = Path(name) / "nanogpt"
         shutil.copytree(nanogpt, peer, ignore=shutil.ignore_patterns(".git"))
         shutil.copy(text, peer / "data" / "shakespeare_char" / "input.txt")
-        run([sys.executable, "data/shakespeare_char/prepare.py"], peer)
+        run_command([sys.executable, "data/shakespeare_char/prepare.py"], peer)
         theirs = [sys.executable, "train.py", *RECIPE.split()]
         theirs += [f"--max_iters={steps}", f"--lr_decay_iters={steps}"]
         # wandb is off, as it is for nanoGPT.
         ours = [sys.executable, "train.py", "configs/shakespeare-char-muon.toml", "--wandb.mode=disabled"]
         ours.append(f"--data.corpus={text.resolve()}")
-        run([*ours, "--train.tokens=768", f"--out={name}/warm"], ROOT)
+        run_command([*ours, "--train.tokens=768", f"--out={name}/warm"], ROOT)
         for n in range(rounds):
-            seconds, printed = run(theirs, peer)
+            seconds, printed = run_command(theirs, peer)
             times["nanoGPT"].append(seconds)
             losses["nanoGPT"].append(float(re.findall(rf"step {steps}: .*val loss ([\d.]+)", printed)[0]))
             out = Path(name) / f"run{n}"
-            seconds, _ = run([*ours, f"--train.seed={n}", f"--out={out}"], ROOT)
+            seconds, _ = run_command([*ours, f"--train.seed={n}", f"--out={out}"], ROOT)
             times["ours"].append(seconds)
             losses["ours"].append(json.loads((out / "summary.json").read_text())["val/loss"])
             for who in times:
