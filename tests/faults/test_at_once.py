@@ -1,8 +1,10 @@
-"""Two commands for one run."""
+"""Two commands for one run, and processes that need one corpus."""
 
 import os
+import subprocess
+import sys
 
-from helpers import begin, run_flags, trains, until
+from helpers import ROOT, begin, run_flags, trains, until
 
 
 def test_the_second_of_two_is_told_who_writes_the_run(corpus, tmp_path, call):
@@ -16,3 +18,20 @@ def test_the_second_of_two_is_told_who_writes_the_run(corpus, tmp_path, call):
     _, error = process.communicate()
     assert process.returncode == 143, error
     assert not (out / ".holder").exists()
+
+
+PREPARE = """
+import sys
+from data.config import DataConfig
+from data.dataset import prepare
+data = prepare(DataConfig(sys.argv[1], "bytes"))
+print(data.fingerprint, data.folder.stat().st_ino)  # a folder that is made anew is another one
+"""
+
+
+def test_processes_that_need_one_corpus_at_once_make_its_tokens_once(corpus, times):
+    command = [sys.executable, "-c", PREPARE, str(corpus)]
+    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(times(2, 16))]
+    said = {process.communicate()[0] for process in running}
+    assert [process.returncode for process in running] == [0] * len(running)
+    assert len(said) == 1
