@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from data.tokenizer import Tokenizer
 from errors import UserError
-from files import sha256_of, write_folder, writing
+from files import PARTIAL, sha256_of, write_folder, writing
 from training.optim import slot_names
 from training.wandb_mirror import ID
 
@@ -68,8 +68,8 @@ def save(
     others |= {f"probes/{name}": tensor for name, tensor in (probes or {}).items()}
     with writing(target, sum(tensor.nbytes for tensor in [*weights.values(), *others.values()])):
         folder.mkdir(exist_ok=True)
-        for leftover in folder.glob(f"{DROPPED}*"):  # of a process that was killed while deleting
-            shutil.rmtree(leftover)
+        for leftover in [*folder.glob(f"{DROPPED}*"), *folder.glob(f".*{PARTIAL}")]:
+            shutil.rmtree(leftover)  # left by a process that was killed while it deleted or wrote
         with write_folder(target) as partial:
             save_tensors(weights, partial / "model.safetensors")
             save_tensors(others, partial / "optimizer.safetensors")

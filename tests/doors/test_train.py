@@ -146,21 +146,11 @@ def test_a_mistake_ends_with_code_2_and_a_hint_before_anything_is_done(call, com
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("flag", [f"--train.batch_size={10**15}", f"--model.d_model={2 * 10**9}"])
+@pytest.mark.parametrize("flag", [f"--train.batch_size={2 * 10**9}", f"--model.d_model={2 * 10**9}"])
 def test_a_run_that_no_memory_holds_is_refused(call, flags, flag, tmp_path):
     code, said = call("train", "configs/single.toml", *flags, "--train.device=cpu", flag, f"--out={tmp_path / 'run'}")
     assert code == 2, said
     assert "not enough memory" in said
-
-
-def test_help_documents_every_field_with_its_default_and_imports_nothing_slow():
-    done = process("-X", "importtime", "train.py", "--help")
-    assert done.returncode == 0
-    for slow in ("torch", "wandb", "datasets", "plotly", "pandas", "scipy", "transformers"):
-        assert f"| {slow}\n" not in done.stderr
-    text = " ".join(done.stdout.split())
-    for part in ("--train.lr FLOAT", "(default: 0.001)", "--data.corpus", "--model.activation", "--wandb.mode"):
-        assert part in text
 
 
 def test_the_processes_of_a_study_do_not_end_by_a_name_that_stdout_cannot_encode(flags, tmp_path):
@@ -169,17 +159,3 @@ def test_the_processes_of_a_study_do_not_end_by_a_name_that_stdout_cannot_encode
     done = process("train.py", "configs/single.toml", *flags, *study, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "study" / "ü" / "summary.json").exists()
-
-
-def test_a_run_whose_output_nobody_reads_stops_and_goes_on_with_the_same_command(call, flags, tmp_path):
-    command = ["configs/single.toml", *flags, f"--out={tmp_path / 'run'}"]
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    arguments = [sys.executable, "train.py", *command]
-    with subprocess.Popen(arguments, cwd=ROOT, stdout=-1, stderr=-1, text=True, env=env) as running:
-        assert running.stdout is not None
-        assert running.stderr is not None
-        running.stdout.close()  # as after `| head`
-        said = running.stderr.read()
-    assert (running.returncode, said.startswith("stopped: the reader of the output has gone")) == (1, True)
-    code, said = call("train", *command)
-    assert code == 0, said
