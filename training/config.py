@@ -27,7 +27,7 @@ class TrainConfig:
 
     seed: Annotated[int, Field(ge=0, lt=2**63, description="fixes the initial weights and the order of the data")] = 0
     tokens: Annotated[int, Field(gt=0, description="budget, tokens; rounded up to whole steps")] = 1_000_000
-    batch_size: Annotated[int, Field(gt=0, lt=2**31, description="sequences of `context` tokens per step")] = 16
+    batch_size: Annotated[int, Field(gt=0, lt=2**50, description="sequences of `context` tokens per step")] = 16
     accumulate: Annotated[int, Field(gt=0, description="micro-batches a step is split into; divides batch_size")] = 1
     optimizer: Annotated[
         Literal["adamw", "sgd", "muon"], Field(description="muon: hidden matrices; the rest AdamW")

@@ -12,6 +12,7 @@ import pytest
 from helpers import GELU, ROOT, plan, shifted, write_run, write_study
 
 import errors
+from model.plugin import load_plugin
 
 
 def door(*arguments, **env):
@@ -106,24 +107,27 @@ def test_a_study_is_mirrored_in_wandb_once_it_is_trained_and_not_when_it_is_comp
     assert list(study.glob("wandb/offline-run-*")) == mirrors
 
 
-def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_path):
-    plugin = tmp_path / "acts.py"
+def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_path, call):
+    plugin, study = tmp_path / "acts.py", tmp_path / "study"
     plugin.write_text(
         "import torch\nfrom model.activations import pointwise\nACTIVATIONS = {'sinü': pointwise(torch.sin)}\n"
     )
-    arguments = ("configs/single.toml", *flags, '--model.activation=["sinü"]', f"--out={tmp_path / 'study'}")
-    assert door("train.py", *arguments).returncode == 2
-    assert not (tmp_path / "study").exists()
+    arguments = ("configs/single.toml", *flags, '--model.activation=["sinü"]', f"--out={study}")
+    assert call("train", *arguments)[0] == 2
+    assert not study.exists()
     done = door("train.py", *arguments, f"--plugin={plugin}", PYTHONIOENCODING="ascii")  # in the study's process too
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"--plugin={plugin}" in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
-    without = door("sample.py", tmp_path / "study" / "sinü")
-    assert without.returncode == 2
-    assert "--plugin" in without.stderr
-    assert door("sample.py", tmp_path / "study" / "sinü", f"--plugin={plugin}").returncode == 0
-    compared = door("eval.py", tmp_path / "study")  # figures need no plugin
-    assert compared.returncode == 0, compared.stderr
-    assert "--plugin=FILE" in (tmp_path / "study" / "report.html").read_text(encoding="utf-8")
+    assert f"--plugin={plugin}" in (study / "report.html").read_text(encoding="utf-8")
+    code, said = call("sample", study / "sinü")
+    assert code == 2
+    assert "--plugin" in said
+    code, said = call("eval", study)  # figures need no plugin
+    assert code == 0, said
+    assert "--plugin=FILE" in (study / "report.html").read_text(encoding="utf-8")
+    code, said = call("sample", study / "sinü", f"--plugin={plugin}")
+    assert code == 0, said
+    plugin.write_text("ACTIVATIONS = {}")
+    load_plugin(plugin)  # takes back what the file added: the registry is this process's
 
 
 MISTAKES = {

@@ -35,7 +35,7 @@ MISTAKES = {
     "train.seed=-1": ["train.seed = -1"],
     "train.threads=3000000000": ["train.threads = 3000000000", "less than or equal to 1024"],
     "model.n_head=5": ["d_model 128", "5 heads", "4"],
-    "train.batch_size=100000000000000000000": ["train.batch_size = 1", "less than 2147483648"],
+    "train.batch_size=100000000000000000000": ["train.batch_size = 1", "less than 1125899906842624"],
     "train.parallel=fsdp": ["unknown key in [train] 'parallel'"],
     "model.norm=layer": ["'layer'", "Allowed: rms, none"],
     "train.accumulate=3": ["batch_size = 16", "accumulate = 3"],
