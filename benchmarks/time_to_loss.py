@@ -39,7 +39,7 @@ def main(nanogpt: Path, text: Path, rounds: int = 3, steps: int = 2000) -> None:
         shutil.copy(text, peer / "data" / "shakespeare_char" / "input.txt")
         run_command([sys.executable, "data/shakespeare_char/prepare.py"], peer)
         theirs = [sys.executable, "train.py", *RECIPE.split()]
-        theirs += [f"--max_iters={steps}", f"--lr_decay_iters={steps}"]
+        theirs += [f"--max_iters={steps}", f"--lr_decay_iters={steps}", f"--eval_interval={min(steps, 250)}"]
         # wandb is off, as it is for nanoGPT.
         ours = [sys.executable, "train.py", "configs/shakespeare-char-muon.toml", "--wandb.mode=disabled"]
         ours.append(f"--data.corpus={text.resolve()}")
