@@ -16,9 +16,20 @@ def main() -> int:
 
     command = parse_command(sys.argv[1:], QUICK)
 
-    from study.command import train_command
+    from study.command import estimate, read_plans, train_studies
+    from training.loop import train
+    from training.summary import describe
 
-    return train_command(command)
+    plans = read_plans(command)
+    if command.dry_run:
+        estimate(plans)
+        return 0
+    (folder, plan), *_ = plans.items()
+    if plan.is_study:
+        return train_studies(plans, command)
+    summary = train(plan.runs[""], folder)
+    print(f"finished: {folder}  {describe(summary)}")
+    return int(summary["status"] != "finished")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ Pre-norm blocks, rotary positions, no biases, and one matrix for the embedding a
 choices by name: the FFN's activation (model/activations.py) and the head (model/heads.py).
 
 Shape suffixes, everywhere: B batch, T positions, S positions that attention sees, D width of the residual stream,
-F width of the FFN, H heads, K width of a head, V vocabulary, N any number of tokens.
+F width of the FFN, H heads, K width of a head, V vocabulary, N any number of tokens. A digit is a fixed size: 2 for
+cosines and sines, or for keys and values; 3 for queries, keys and values.
+
+Scores z are what the head reads; logits are what it returns.
 """
 
 import math
@@ -23,6 +26,8 @@ from model.init import init_weights
 # Under the root of every norm. torch's own default for RMSNorm depends on the dtype.
 EPS = 1e-6
 
+WRITTEN_OUT_UP_TO = 512  # positions, of the one formula that is not torch's (see `attend`)
+
 # A vocabulary is padded to a multiple of this: a GPU's fast matrix products need it.
 VOCABULARY_MULTIPLE = 64
 
@@ -30,7 +35,7 @@ VOCABULARY_MULTIPLE = 64
 # the 50,257 tokens of GPT-2 the scores of a whole batch would be most of a step's memory. On a GPU large products are
 # faster and memory is less scarce.
 SCORES_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 30, "mps": 1 << 27}
-FEWEST_ROWS = 512  # fewer tokens at a time would add to the gradient of the output layer too often
+FEWEST_ROWS = 512  # fewer tokens at a time would be slow: each part adds to the gradient of the output layer
 
 
 def ffn_width(d_model: int, gated: bool) -> int:
@@ -63,7 +68,7 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, causal: bool) -> Tens
     # The one formula that is written out instead of torch's own. In bf16 on a CPU the fused kernel takes 2.5 to 3.8
     # times as long up to 512 positions (benchmarks/attention.py), which is 0.7 to 0.9 of the speed of a whole step.
     # Beyond, the scores need too much memory.
-    if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.bfloat16 or S > 512:
+    if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.bfloat16 or S > WRITTEN_OUT_UP_TO:
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=causal)
     # Not q.new_zeros: in a stack of runs (training/stack.py) every run would get a mask of its own.
     mask_TS = torch.full((T, S), -math.inf if causal else 0.0, device=q_BHTK.device, dtype=q_BHTK.dtype).triu_(1)
@@ -167,7 +172,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.n_vocab = n_vocab
-        # Stacked runs and compiled ones compute all scores of a batch at once: neither goes with checkpoint().
+        # Stacked runs (training/stack.py) and compiled ones (training/step.py) set this to False: neither goes with
+        # checkpoint().
         self.loss_in_parts = True
         padded = math.ceil(n_vocab / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         self.embedding = nn.Embedding(padded, config.d_model)

@@ -35,14 +35,17 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
     Every matrix has a random stream of its own, named by seed and parameter. So models that differ in one part (the
     activation, say) start equal in all others.
     """
-    branch_ends = ["attn.out.weight"] + ["ffn.down.weight"] * config.ffn_residual
+    branch_ends = ["attn.out.weight"]
+    if config.ffn_residual:
+        branch_ends.append("ffn.down.weight")
     stds = ffn_stds(config, model.get_parameter("blocks.0.ffn.down.weight").shape[1])
     for name, parameter in model.named_parameters():
         if name.endswith("ffn.down.bias"):
             nn.init.zeros_(parameter)
         if parameter.ndim < 2 or ".act." in name or parameter.is_meta:
             continue
-        std = stds[name.split(".")[-2]] if ".ffn." in name else 0.02
+        matrix = name.split(".")[-2]  # as `up` in blocks.0.ffn.up.weight
+        std = stds[matrix] if ".ffn." in name else 0.02
         if name.endswith(tuple(branch_ends)):
             std /= math.sqrt(2 * config.n_layer)
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()

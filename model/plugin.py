@@ -66,7 +66,9 @@ def _problem_with(name: object, factory: Callable[[], nn.Module]) -> str:
         act = factory()
         with torch.device("meta"):
             factory()  # a network's size is counted without memory for its weights
-        fault = _trial(act) if factory() is not act else "it is one object for all layers"
+        fault = _trial(act)
+        if isinstance(act, nn.Module) and factory() is act:
+            fault = "it is one object for all layers"
     except (Exception, SystemExit) as error:
         fault = f"{type(error).__name__}: {error}"
     if not fault:

@@ -1,4 +1,4 @@
-"""The whole of `train.py`: one run, a study, or a folder of studies, estimated or trained."""
+"""What `train.py` does: reads plans, estimates them, trains studies and reports them."""
 
 import sys
 from pathlib import Path
@@ -14,42 +14,41 @@ from study.report.compare import compare
 from study.report.mirror import mirror_study
 from study.run.protocol import run_plan
 from training.config import RunConfig
-from training.loop import train
-from training.summary import describe
 
 
-def train_command(command: Command) -> int:
-    """Do what a command line of train.py asks for and return the exit code: 1 if a run of a study failed.
+def read_plans(command: Command) -> dict[Path, Plan]:
+    """Return what a command line asks for, by folder: a run, a study, or the studies of a folder of configs.
 
     Raises:
         UserError: as `read_plan`, for any of the files, before anything is trained.
     """
     if command.plugin:
         load_plugin(command.plugin)
-    plans = {path: read_plan(path, command.flags) for path in configs_of(command.config)}
-    for path, plan in plans.items():
-        if path != command.config and not plan.is_study:
+    plans: dict[Path, Plan] = {}
+    for path in configs_of(command.config):
+        plan = read_plan(path, command.flags)
+        if path == command.config:
+            return {command.out: plan}
+        if not plan.is_study:
             raise UserError(f"{path} is a single run: a folder of configs holds studies.")
-    if command.dry_run:
-        counted: set[RunConfig] = set()
-        hours = [dry_run(plan, counted) for plan in plans.values()]
-        if len(hours) > 1:
-            print(f"all of {command.config}: {sum(hours):.2f} h")
-        return 0
-    if command.config not in plans:
-        return _train_studies({command.out / path.stem: plan for path, plan in plans.items()}, command)
-    plan = plans[command.config]
-    return _train_studies({command.out: plan}, command) if plan.is_study else _train_run(plan, command.out)
+        plans[command.out / path.stem] = plan
+    return plans
 
 
-def _train_run(plan: Plan, folder: Path) -> int:
-    summary = train(plan.runs[""], folder)
-    print(f"finished: {folder}  {describe(summary)}")
-    return int(summary["status"] != "finished")
+def estimate(plans: dict[Path, Plan]) -> None:
+    """Print the runs of each plan, and the hours that they take."""
+    counted: set[RunConfig] = set()
+    hours = [dry_run(plan, counted) for plan in plans.values()]
+    if len(hours) > 1:
+        print(f"all {len(hours)} studies: {sum(hours):.2f} h")
 
 
-def _train_studies(plans: dict[Path, Plan], command: Command) -> int:
-    """Train studies by their folders, and report each as soon as it is done; claims get their verdicts at the end."""
+def train_studies(plans: dict[Path, Plan], command: Command) -> int:
+    """Train studies by their folders, and report each as soon as it is done; claims get their verdicts at the end.
+
+    Returns:
+        The exit code: 1 if a run failed.
+    """
     failed: list[str] = []
     done: list[Path] = []
     for folder, plan in plans.items():

@@ -61,6 +61,9 @@ class Plain:
 def train_loop(runs: Sequence[Run], engine: Engine, interrupt: Interrupt, process: OneProcess = ONE_PROCESS) -> None:
     """Train runs of one shape from where they are to their last step; those that fail drop out.
 
+    A record of step n is taken after n updates: step 0 is the network before training. `engine.step(runs, n)` takes
+    the update that leads from n to n + 1.
+
     Raises:
         Interrupted: a signal came; every run has written a checkpoint, and the same call resumes.
     """
@@ -73,7 +76,7 @@ def train_loop(runs: Sequence[Run], engine: Engine, interrupt: Interrupt, proces
         due = [run for run in active if not run.has_record_of(step)]
         if due and due[0].is_scored(step):
             for run, score_of_run in zip(due, engine.score(due, "val"), strict=True):
-                run.score = score_of_run
+                run.last_score = score_of_run
         for run in due:
             run.record(step, stopping=signum > 0)  # metrics, probes, and a checkpoint where one is due
         if last:
@@ -146,9 +149,10 @@ def _train_part(
         for run in runs:
             run.open(patience)
         unfinished = [run for run in runs if run.summary is None and not run.failed]
+        together = len(unfinished) > 1
         for run in unfinished:
-            run.build(stacked=len(unfinished) > 1)
-        unfinished = [run for run in unfinished if not run.failed]
-        if unfinished:
-            train_loop(unfinished, Stacked() if len(unfinished) > 1 else Plain(), interrupt)
+            run.build(stacked=together)
+        built = [run for run in unfinished if not run.failed]
+        if built:
+            train_loop(built, Stacked() if together else Plain(), interrupt)
         return {run.folder: run.summary for run in runs}

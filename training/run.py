@@ -68,7 +68,7 @@ class Run:
         self.summary: dict[str, Any] | None = None
         self.failed = False
         self.start = 0  # the step that it starts at
-        self.score: Score | None = None  # of the validation split, as the engine has found it last
+        self.last_score: Score | None = None  # of the validation split, as the engine has found it last
         self.log: io.TextIOWrapper | None = None
         self._held = ExitStack()  # the folder, its files and the wandb run
         if in_stack:
@@ -186,12 +186,12 @@ class Run:
     def record(self, step: int, stopping: bool = False) -> None:
         """Write what there is to know at that step: the record, then the checkpoint where one is due."""
         c, record = self.config.train, self.figures
-        scored = self.score is not None and self.is_scored(step)
-        if self.score and scored:
-            self.val = self.score.named("val")
+        scored = self.last_score is not None and self.is_scored(step)
+        if self.last_score and scored:
+            self.val = self.last_score.named("val")
             record |= self.val
             if self.process.main:
-                write_file(self.folder / "val_windows.npy", _npy(self.score.windows.astype(np.float32)))
+                write_file(self.folder / "val_windows.npy", _npy(self.last_score.windows.astype(np.float32)))
         record |= self.probes.measure(step)
         if record:
             place = {"step": step, "tokens": step * self.config.tokens_per_step, "time": self.clock.time}
