@@ -35,7 +35,7 @@ VOCABULARY_MULTIPLE = 64
 # the 50,257 tokens of GPT-2 the scores of a whole batch would be most of a step's memory. On a GPU large products are
 # faster and memory is less scarce.
 SCORES_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 30, "mps": 1 << 27}
-FEWEST_ROWS = 512  # fewer tokens at a time would be slow: each part adds to the gradient of the output layer
+FEWEST_ROWS = 256  # fewer tokens at a time would be slow: each part adds to the gradient of the output layer
 
 
 def ffn_width(d_model: int, gated: bool) -> int:
@@ -55,10 +55,10 @@ def rotary_table(context: int, d_head: int) -> Tensor:
     return torch.stack((torch.cat((cos_TK, cos_TK), -1), torch.cat((-sin_TK, sin_TK), -1))).float()
 
 
-def rotate(x_BHTK: Tensor, rotary_2TK: Tensor) -> Tensor:
-    """Return x with each pair (k, k + K/2) of a head turned by the angle of its position."""
-    cos_TK, sin_TK = rotary_2TK.to(x_BHTK.dtype)
-    return x_BHTK * cos_TK + x_BHTK.roll(x_BHTK.shape[-1] // 2, -1) * sin_TK
+def rotate(x: Tensor, rotary_2TK: Tensor) -> Tensor:
+    """Return x, (…, T, K), with each pair (k, k + K/2) of a head turned by the angle of its position."""
+    cos_TK, sin_TK = rotary_2TK.to(x.dtype)
+    return x * cos_TK + x.roll(x.shape[-1] // 2, -1) * sin_TK
 
 
 def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, causal: bool) -> Tensor:
@@ -108,8 +108,9 @@ class Attention(nn.Module):
         """
         B, T, D = x_BTD.shape
         qkv_BT3HK = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head)
-        q_BHTK, k_BHTK, v_BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
-        q_BHTK, k_BHTK = rotate(q_BHTK, rotary_2TK), rotate(k_BHTK, rotary_2TK)
+        qkv_3BHTK = qkv_BT3HK.permute(2, 0, 3, 1, 4)
+        q_BHTK, k_BHTK = rotate(qkv_3BHTK[:2], rotary_2TK)
+        v_BHTK = qkv_3BHTK[2]
         if cache_2BHSK is not None:
             cache_2BHSK[0, :, :, -T:] = k_BHTK
             cache_2BHSK[1, :, :, -T:] = v_BHTK
