@@ -269,7 +269,8 @@ def tiny_config(corpus, **changes):
 
 def set_wandb_home(monkeypatch, home):
     """Make wandb see a user who never logged in, and write nothing outside of `home`."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+    # A wandb that an earlier test has started in this process would serve the processes of this test too.
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_SERVICE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "HOME"):
         monkeypatch.setenv(name, str(home))

@@ -52,21 +52,13 @@ def run_to_end(corpus, out, whole, **env):
     return said, time.monotonic() - started
 
 
-def start_with_wandb(corpus, folder):
-    """Start a run and return its process, its folder and the processes of wandb, once it trains."""
-    for attempt in range(3):  # on a busy machine wandb may take too long to start, and is off then
-        out = folder / f"run-{attempt}"
-        process = begin(corpus, out, f"--train.tokens={STEPS * 64}", WANDB_MODE="offline")
-        until(process, lambda out=out: trains(out))
-        if below := descendants(process.pid):
-            return process, out, below
-        process.communicate()
-    raise AssertionError("wandb has not started in three runs")
-
-
 def test_its_process_is_killed_within_the_run(whole, corpus, tmp_path, wandb_home, times):
     for n in range(times(1, 5)):
-        process, out, below = start_with_wandb(corpus, tmp_path / str(n))
+        out = tmp_path / f"run{n}"
+        process = begin(corpus, out, f"--train.tokens={STEPS * 64}", WANDB_MODE="offline")
+        until(process, lambda out=out: trains(out))
+        below = descendants(process.pid)
+        assert below
         for pid in below:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -83,7 +83,7 @@ ONE_MESSAGE = r"'new' does not work as an activation: (?=.* has to make a new nn
 BAD_FACTORIES = {
     "nn.ReLU()": "TypeError",
     "3": "TypeError: 'int' object is not callable",
-    "lambda: 3": "it is one object for all layers",
+    "lambda: 3": "the factory made 3",
     "lambda: [nn.ReLU()]": r"the factory made \[ReLU\(\)\]",
     "sys.exit": "SystemExit",
     "nn.functional.relu": "TypeError",
