@@ -4,12 +4,9 @@ import difflib
 import errno
 import io
 import os
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 # torch raises a plain RuntimeError where the CPU's memory ends. These texts begin the two that its allocator raises.
 CPU_ALLOCATOR = ("[enforce fail at alloc_cpu.cpp", "Storage size calculation overflowed")
@@ -33,21 +30,6 @@ def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {kind} {given!r}.{hint} Allowed: {', '.join(names)}."
-
-
-@contextmanager
-def explained(what: str, way_out: str, where: Path | None = None) -> Iterator[None]:
-    """Turn an error of the file system into a `UserError` with three parts: what failed, why, and the way out.
-
-    `where` is the folder that was written to. If its disk is full, the message gives the free space.
-    """
-    try:
-        yield
-    except OSError as fault:
-        free = ""
-        if where and where.exists() and fault.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = f"; {shutil.disk_usage(where).free:,} bytes are free there"
-        raise UserError(f"{what} ({fault}{free}): {way_out}.") from fault
 
 
 def is_memory_fault(fault: BaseException) -> bool:
