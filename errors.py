@@ -16,6 +16,10 @@ class UserError(ValueError):
     """A mistake in the user's call. The doors print its message and exit with code 2, without a traceback."""
 
 
+class Damaged(UserError):
+    """A file of this project whose content cannot be believed; an earlier checkpoint may take its place."""
+
+
 class Interrupted(Exception):
     """A run or study stopped by a signal after saving; `code` is the exit code, 128 + signal."""
 

@@ -7,16 +7,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from errors import UserError
+from pydantic import ValidationError
+
+from errors import Damaged, UserError
 
 PARTIAL = ".partial"  # the name, or the end of the name, of what a process is writing; a killed process leaves it
 GO_ON = "Then the same command goes on from the last checkpoint."
+WRITTEN_AGAIN = "The train.py command of this run writes it again."
 
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str, listed_in: str, way_out: str = "") -> None:
+    """Raise `Damaged` unless a file is there and has the SHA-256 that another file lists for it; as `own_file`."""
+    with own_file(path, way_out):
+        if sha256_of(path) != expected:
+            raise ValueError(f"its SHA-256 is not the one in {listed_in}")
+
+
+@contextmanager
+def own_file(path: Path, way_out: str = "") -> Iterator[None]:
+    """Turn whatever fails while a file of this project is read into one message that names the file.
+
+    Raises:
+        Damaged: the file is missing, damaged, or from elsewhere. `way_out` is a sentence that says what to do.
+    """
+    try:
+        yield
+    except Exception as fault:
+        # The message names the file already.
+        reason = str(fault).replace(str(path), "it")
+        if isinstance(fault, ValidationError):
+            problem = fault.errors()[0]
+            place = ".".join(map(str, problem["loc"]))
+            reason = f"{place}: {problem['msg']}" if place else problem["msg"]
+        elif isinstance(fault, OSError):
+            reason = fault.strerror or reason
+        elif not isinstance(fault, ValueError):
+            reason = f"{type(fault).__name__}: {reason}"
+        end = f". {way_out}" if way_out else ""
+        raise Damaged(f"{path} is damaged or was not written by this project: {reason.rstrip('.')}{end}") from fault
 
 
 def write_file(path: Path, content: str | bytes) -> None:

@@ -15,11 +15,21 @@ import tiktoken
 from data.assets import GPT2, fetch
 from data.config import parse_tokenizer
 from errors import UserError
+from files import own_file
 
 END_OF_TEXT = "<|endoftext|>"
-# Any pattern gives the same ids for bytes, since nothing is merged. Short pieces are the fastest.
-BYTES_PATTERN = r"[\s\S]{1,32}"
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"  # as in tiktoken
+# The expressions that cut text into the pieces within which bytes are merged.
+PATTERNS = {
+    # Any expression gives the same ids for bytes, since nothing is merged. Short pieces are the fastest.
+    "bytes": r"[\s\S]{1,32}",
+    # rustbpe's own, which is nearly GPT-4's.
+    "bpe": (
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+    ),
+    # As in tiktoken.
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+}
 SHARES = 64  # of a batch, one for a thread at a time: handing over a single short text takes longer than encoding it
 TRAINING_TEXTS = 32  # held in memory at a time while a tokenizer is trained; more are hardly faster
 
@@ -29,23 +39,23 @@ class Tokenizer:
 
     Args:
         spec: the name in the config: bytes, bpe:N, gpt2.
-        pattern: the regular expression that cuts text into the pieces within which bytes are merged.
         ranks: the bytes of each token, and its id.
 
     Raises:
         ValueError: the ids are not 0 … n-1, a byte has no token, or `spec` means another number of tokens.
     """
 
-    def __init__(self, spec: str, pattern: str, ranks: dict[bytes, int]):
-        self.spec, self.pattern, self.ranks = spec, pattern, ranks
+    def __init__(self, spec: str, ranks: dict[bytes, int]):
+        kind, n_vocab = parse_tokenizer(spec)
+        self.spec, self.pattern, self.ranks = spec, PATTERNS[kind], ranks
         self.eot = len(ranks)
         self.n_vocab = len(ranks) + 1
         has_all_ids = sorted(ranks.values()) == list(range(len(ranks)))
         has_all_bytes = all(bytes([byte]) in ranks for byte in range(256))
-        if not has_all_ids or not has_all_bytes or self.n_vocab != parse_tokenizer(spec)[1]:
+        if not has_all_ids or not has_all_bytes or self.n_vocab != n_vocab:
             raise ValueError(f"{self.n_vocab} tokens are no {spec!r}, or their ids have a gap, or a byte is missing")
         special = {END_OF_TEXT: self.eot}
-        self._encoding = tiktoken.Encoding(spec, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        self._encoding = tiktoken.Encoding(spec, pat_str=self.pattern, mergeable_ranks=ranks, special_tokens=special)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text. They never hold `eot`, since "<|endoftext|>" in a text is ordinary text."""
@@ -65,21 +75,31 @@ class Tokenizer:
         """Return the text of ids. Broken UTF-8 becomes U+FFFD. `eot` is shown, so that texts do not run together."""
         return self._encoding.decode([int(token) for token in ids], errors="replace")
 
-    def save(self, path: Path) -> None:
-        """Write the tokenizer as JSON: spec, pattern, and the tokens in order of id, each in base64."""
+    def to_json(self) -> str:
+        """Return the tokenizer as JSON: spec, pattern, and the tokens in order of id, each in base64."""
         tokens = [base64.b64encode(token).decode() for token in sorted(self.ranks, key=self.ranks.__getitem__)]
-        record = {"spec": self.spec, "pattern": self.pattern, "tokens": tokens}
-        Path(path).write_text(json.dumps(record), encoding="utf-8")
+        return json.dumps({"spec": self.spec, "pattern": self.pattern, "tokens": tokens})
+
+    def save(self, path: Path) -> None:
+        """Write the tokenizer as JSON."""
+        path.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read what `save` wrote. Raises UserError, naming the file, for any other content."""
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-            tokens = [base64.b64decode(token, validate=True) for token in record["tokens"]]
-            return cls(record["spec"], record["pattern"], {token: rank for rank, token in enumerate(tokens)})
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as fault:
-            raise UserError(f"{path} is not a whole tokenizer: {fault}") from fault
+        """Read what `save` wrote.
+
+        Raises:
+            Damaged: the file holds anything else, such as a pattern that is not its kind's.
+        """
+        with own_file(path):
+            text = path.read_text(encoding="utf-8")
+            record = json.loads(text)
+            tokens = [base64.b64decode(token) for token in record["tokens"]]
+            tokenizer = cls(record["spec"], {token: rank for rank, token in enumerate(tokens)})
+            # Written again it has to be the same text. So no part of the file needs a check of its own.
+            if tokenizer.to_json() != text:
+                raise ValueError(f"it is not what a tokenizer {tokenizer.spec} is written as")
+            return tokenizer
 
 
 def train_tokenizer(spec: str, texts: Iterator[str]) -> Tokenizer:
@@ -99,13 +119,13 @@ def train_at_most(spec: str, texts: Iterator[str]) -> Tokenizer:
     """Return the tokenizer called `spec`, or a bpe:N of fewer tokens where the texts give no more."""
     kind, n_vocab = parse_tokenizer(spec)
     if kind == "bytes":
-        return Tokenizer(spec, BYTES_PATTERN, {bytes([byte]): byte for byte in range(256)})
+        return Tokenizer(spec, {bytes([byte]): byte for byte in range(256)})
     if kind == "gpt2":
-        return Tokenizer(spec, GPT2_PATTERN, _gpt2_ranks())
+        return Tokenizer(spec, _gpt2_ranks())
     bpe = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]  (compiled, without stubs)
-    bpe.train_from_iterator(texts, vocab_size=n_vocab - 1, buffer_size=TRAINING_TEXTS)
+    bpe.train_from_iterator(texts, vocab_size=n_vocab - 1, buffer_size=TRAINING_TEXTS, pattern=PATTERNS[kind])
     ranks = {bytes(token): rank for token, rank in bpe.get_mergeable_ranks()}
-    return Tokenizer(f"bpe:{len(ranks) + 1}", bpe.get_pattern(), ranks)
+    return Tokenizer(f"bpe:{len(ranks) + 1}", ranks)
 
 
 def _gpt2_ranks() -> dict[bytes, int]:

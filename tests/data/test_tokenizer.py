@@ -6,7 +6,7 @@ import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from data.tokenizer import Tokenizer, train_tokenizer
+from data.tokenizer import PATTERNS, Tokenizer, train_tokenizer
 from errors import UserError
 
 TEXT = "To be, or not to be: that is the question: whether 'tis nobler in the mind to suffer 1234 slings.\n" * 40
@@ -69,6 +69,8 @@ def test_save_and_load_give_the_same_ids(tokenizers, tmp_path):
     "damage",
     [
         lambda record: record.pop("pattern"),
+        lambda record: record.update(pattern=PATTERNS["gpt2"]),
+        lambda record: record.update(more=1),
         lambda record: record["tokens"].pop(),
         lambda record: record["tokens"].__setitem__(3, record["tokens"][4]),
         lambda record: record["tokens"].__setitem__(97, "bm90IGE="),
@@ -82,7 +84,7 @@ def test_damaged_file_is_named(tokenizers, tmp_path, damage):
     record = json.loads(path.read_text())
     damage(record)
     path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match=r"tokenizer\.json is not a whole tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged or was not written by this project: "):
         Tokenizer.load(path)
 
 

@@ -70,4 +70,4 @@ def test_gpt2_ids_are_the_same(wheels):
 def test_a_token_that_nothing_merges_to_is_no_silent_difference():
     ranks = bytes_tokenizer().ranks | {b"abc": 256}
     with pytest.raises(ValueError, match="b'abc'"):
-        to_tokenizers(Tokenizer("bpe:258", bpe_tokenizer().pattern, ranks))
+        to_tokenizers(Tokenizer("bpe:258", ranks))
