@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 import torch
@@ -26,7 +27,7 @@ from study.judge.effects import compare_arms
 from study.judge.results import load_study
 from training import checkpoint
 from training import step as one_step
-from training.config import build
+from training.config import RunConfig, TrainConfig, build, tree
 from training.loop import train
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +81,7 @@ def remount(folder, options):
     subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
 
+RECORDS = b'{"step": 0, "tokens": 0, "time": 0.0}\n'
 TOKENIZER: Tokenizer = train_tokenizer("bytes", iter(()))
 GELU = [4.0, 4.0625, 3.9375, 4.03125, 3.96875]
 SIGMOID_GAPS = [0.25, 0.25, 0.1875, 0.3125, 0.25]  # mean 0.25
@@ -212,6 +214,19 @@ def weights(folder):
 def same_weights(one, other):
     ours, theirs = weights(one), weights(other)
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def save_checkpoint(folder, n, model, optimizers, probes=None, keep=2):
+    """Save a checkpoint as a run with `config_of(model)` does at step n."""
+    state = {"time": 1.0, "train_seconds": 1.0, "skipped": 0, "wandb_id": None, "wandb_best": None}
+    state |= {"step": n, "config": tree(config_of(model)), "environment": {}, "fingerprint": "f"}
+    windows = np.zeros(3, np.float32)
+    return checkpoint.save(folder, model, optimizers, probes or {}, state, TOKENIZER, RECORDS, windows, keep)
+
+
+def config_of(model):
+    """Return the config of a run that trains such a model for very long."""
+    return RunConfig(model=model.config, train=TrainConfig(tokens=10**9))
 
 
 def step(model, optimizers, seed):

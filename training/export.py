@@ -15,7 +15,7 @@ from model.gpt import GPT
 from model.size import size
 from training.checkpoint import save_tensors
 from training.config import RunConfig
-from training.folder import read_run_config, read_summary
+from training.contents import read_config, read_summary
 from training.sample import load_run
 
 
@@ -25,7 +25,7 @@ def export_run(run: Path, folder: Path) -> None:
     Raises:
         UserError: it is not a run, has no checkpoint, cannot be expressed exactly, or `folder` holds something already.
     """
-    config = read_run_config(run)
+    config = read_config(run)
     check_exportable(config.model)
     _check_free(folder)
     model, tokenizer, state = load_run(run, torch.device("cpu"))
@@ -81,7 +81,7 @@ def _loading(folder: Path) -> str:
 def _card(run: Path, config: RunConfig, model: GPT, state: dict[str, Any]) -> str:
     """Return the model card: what was trained, on what, how well, and how to load it."""
     c, corpus = config.model, config.data.corpus
-    env = dict.fromkeys(("precision", "commit", "torch", "python"), "unknown") | state.get("environment", {})
+    env = dict.fromkeys(("precision", "commit", "torch", "python"), "unknown") | state["environment"]
     theirs = to_transformers(model)[0]
     parameters = size(c, model.n_vocab).total
     rows = {

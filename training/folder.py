@@ -1,7 +1,6 @@
 """A run is a folder: who may write to it, and what it holds already."""
 
 import contextlib
-import json
 import os
 import platform
 import tomllib
@@ -14,19 +13,19 @@ from typing import Any
 import tomli_w
 from filelock import FileLock, Timeout
 
-from errors import UserError
+from errors import Damaged, UserError
 from files import PARTIAL, write_file
-from training.config import RunConfig, build, differences, read_toml, to_toml, tree
+from training.config import RunConfig, differences, to_toml, tree
+from training.contents import read_config, read_summary
 
 CHOOSE = "Choose another --out."
 HOLDER = ".holder"  # says who writes here; beside the lock, since who waits for that one empties it
 OWN_FILES = {".lock", HOLDER, PARTIAL, "log.txt"}  # may be there before the run is
-NEEDED = ("val/loss", "val/perplexity", "val/bits_per_byte")  # what a finished run has for certain
 
 
 @contextmanager
 def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator[dict[str, Any] | None]:
-    """Hold the folder of a run while it is written; yields the summary if the run is finished already.
+    """Hold the folder of a run while it is written; yields the summary if the run is finished and intact.
 
     `patience` is how long to wait, seconds, for another process that holds it.
 
@@ -36,11 +35,16 @@ def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator
     _check_free(folder)
     with hold(folder, patience):
         if has_begun(folder):  # one that never did leaves no trace of its config
-            if lines := differences(read_run_config(folder), config):
+            if lines := differences(read_config(folder), config):
                 raise UserError("\n  ".join([f"{folder} holds a run with another config:", *lines, CHOOSE]))
         else:
             write_file(folder / "config.toml", to_toml(config))
-        yield read_summary(folder)
+        try:
+            summary = read_summary(folder)
+        except Damaged as problem:
+            print(f"warning: {problem} It is made from the last checkpoint.")
+            summary = None
+        yield summary
 
 
 def _check_free(folder: Path) -> None:
@@ -96,51 +100,3 @@ def hold(folder: Path, patience: float = 0.0) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a disk that has become read-only
             holder.unlink()
         lock.release()
-
-
-def read_run_config(folder: Path) -> RunConfig:
-    """Return the config of a run folder.
-
-    Raises:
-        UserError: it is not a run folder.
-    """
-    if not (folder / "config.toml").is_file():
-        raise UserError(f"{folder} is not a run folder (it has no config.toml). Runs are made by train.py.")
-    return build(read_toml(folder / "config.toml"), str(folder / "config.toml"))
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Return the final figures of a finished run, None for an unfinished one."""
-    path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # none, or damaged: the run writes it again
-        return None
-    if not isinstance(summary, dict):
-        return None
-    complete = all(isinstance(summary.get(key), int | float) for key in NEEDED)
-    return summary if complete or summary.get("status") == "diverged" else None
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a `metrics.jsonl`; none where the file is missing.
-
-    A last line that a killed process cut short is left out.
-
-    Raises:
-        UserError: any other line is damaged.
-    """
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number} is damaged: {error}.") from error
-        # Every reader relies on the place of a record in its run.
-        if not isinstance(record, dict) or not all(isinstance(record.get(key), int) for key in ("step", "tokens")):
-            raise UserError(f"{path}, line {number} is damaged: it is not a record with step and tokens.")
-        records.append(record)
-    return records

@@ -2,35 +2,31 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, Self
 
-from errors import UserError
-from files import writing
+from files import write_file, writing
 from training.wandb_mirror import WandbMirror
 
 
 class Metrics:
-    """One JSON record a line, in order of steps. A resumed run cuts the file back to its checkpoint's `offset`.
+    """One JSON record a line, in order of steps. The file starts as `before`, the records in a run's checkpoint.
 
     Without a path (in all but the first of several processes) nothing is written.
 
     Raises:
-        UserError: the file is shorter than `offset`, or cannot be written.
+        UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path | None, offset: int, mirror: WandbMirror):
+    def __init__(self, path: Path | None, before: bytes, mirror: WandbMirror):
         self.path, self.mirror = path, mirror
         self.file = None
         if path is None:
             return
-        if offset and (not path.exists() or path.stat().st_size < offset):
-            raise UserError(f"{path} is shorter than at the last checkpoint: it was cut or replaced. Restore it.")
-        with writing(path):
-            self.file = path.open("a+b", buffering=0)  # unbuffered, so that a full disk is noticed in `log`
-        self.file.truncate(offset)
-        self.file.seek(offset)
+        if before and not (path.exists() and path.read_bytes().startswith(before)):
+            print(f"warning: {path} was changed; it is restored from the checkpoint. No record is lost.")
+        write_file(path, before)
+        self.file = path.open("a+b", buffering=0)  # unbuffered, so that a full disk is noticed in `log`
 
     def __enter__(self) -> Self:
         return self
@@ -54,13 +50,9 @@ class Metrics:
                     raise
         self.mirror.log(record)
 
-    def flush(self) -> int:
-        """Wait until the disk holds all records, and return their bytes: what a checkpoint keeps as its `offset`."""
-        if not self.file or not self.path:
-            return 0
-        with writing(self.path):
-            os.fsync(self.file.fileno())
-        return self.file.tell()
+    def content(self) -> bytes:
+        """Return all records as they are in the file: what a checkpoint keeps of them."""
+        return self.path.read_bytes() if self.path else b""
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Give wandb the final figures and the sample."""

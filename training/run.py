@@ -21,10 +21,11 @@ from model.gpt import GPT
 from training import checkpoint
 from training.clock import Clock
 from training.config import RunConfig, build, differences, tree
+from training.contents import intact_summary, read_records, read_state, read_windows, seal
 from training.ddp import ONE_PROCESS, OneProcess
 from training.device import check_compiler, environment, keep_memory, pick_device, pick_precision
 from training.evaluate import Score
-from training.folder import open_run, read_summary
+from training.folder import open_run
 from training.metrics import Metrics, strict_json
 from training.optim import build_optimizers, lr_factor
 from training.probes.probes import Probes
@@ -34,6 +35,9 @@ from training.summary import sample_of, summary_of
 from training.wandb_mirror import WandbMirror
 
 Arguments = ParamSpec("Arguments")
+
+# What a run has before its first checkpoint.
+FRESH = {"step": 0, "skipped": 0, "time": 0.0, "train_seconds": 0.0, "wandb_id": None, "wandb_best": None}
 
 
 def contained(method: "Callable[Concatenate[Run, Arguments], None]") -> "Callable[Concatenate[Run, Arguments], None]":
@@ -95,7 +99,7 @@ class Run:
         Raises:
             UserError: the folder or the data do not fit the config.
         """
-        if not read_summary(self.folder):
+        if not intact_summary(self.folder):
             check_available(self.config)
         self.summary = self.process.first(
             lambda: self._held.enter_context(open_run(self.folder, self.config, patience))
@@ -130,44 +134,55 @@ class Run:
         self.module = self.process.wrap(self.model)
         self.optimizers = build_optimizers(self.model, c)
         self.probes = Probes(self.model, self.optimizers, self.data.val, self.config.steps, c.probes)
+        self.lines = b""  # of metrics.jsonl up to the start
+        self.val: dict[str, float | None] = {}  # the newest scores of the validation split
+        self.windows = np.empty(0, np.float32)  # the loss of each window in the newest score
         state = self._load_checkpoint()
         self.resumed = state is not None
-        state = state or {}
-        self.start = state.get("step", 0)
-        self.val: dict[str, float] = state.get("val", {})  # the newest scores of the validation split
-        self.skipped = state.get("skipped", 0)
-        self.clock = Clock(state.get("time", 0.0), state.get("train_seconds", 0.0))
+        state = state or FRESH
+        self.start = state["step"]
+        self.skipped = state["skipped"]
+        self.clock = Clock(state["time"], state["train_seconds"])
         self.figures: dict[str, Any] = {}  # of the last training step, for the next record
         self.display = Display(self.folder.name, self.start, self.config.steps, self.resumed)
         self._held.enter_context(self.display)
-        wandb_id, wandb_best = state.get("wandb_id"), state.get("wandb_best")
-        mirror = WandbMirror.of_run(self.config, self.folder, wandb_id, wandb_best, self.display.say)
+        mirror = WandbMirror.of_run(self.config, self.folder, state["wandb_id"], state["wandb_best"], self.display.say)
         self._held.callback(lambda: mirror.close(self.failed))
         path = self.folder / "metrics.jsonl" if self.process.main else None
-        self.metrics = self._held.enter_context(Metrics(path, state.get("offset", 0), mirror))
+        self.metrics = self._held.enter_context(Metrics(path, self.lines, mirror))
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
         """Load the newest checkpoint, if there is one, and return its state.
 
         Raises:
-            UserError: it was trained on other data, or is not one that such a run saved.
+            UserError: all are damaged, or it was trained on other data.
         """
-        found = self.process.first(lambda: checkpoint.newest(self.folder / "checkpoints"))
+        checkpoints = self.folder / "checkpoints"
+        found = self.process.first(lambda: checkpoint.load_newest(checkpoints, self._load))
         if found is None:
             return None
-        path = Path(found)
-        state = checkpoint.read_state(path)
-        if state.get("fingerprint") != self.data.fingerprint:
-            raise UserError("the checkpoint was trained on other data: the corpus or its tokens have changed since.")
-        before = {"ranks": 1, "compiled": False, "stacked": False} | state.get("environment", {})
+        path, state = found
+        if not self.process.main:
+            self._load(Path(path))
         for key in ("threads", "ranks", "compiled", "stacked", "device_name", "torch", "precision"):
-            if before.get(key) != self.environment[key]:
-                was, now = before.get(key), self.environment[key]
+            was, now = state["environment"].get(key), self.environment[key]
+            if was != now:
                 print(f"warning: {key} was {was}, is {now}: not bitwise the same from now on")
+        return state
+
+    def _load(self, path: Path) -> tuple[Path, dict[str, Any]]:
+        """Take over a verified checkpoint, and return it with its state."""
+        state = read_state(path, self.config)
+        if state["fingerprint"] != self.data.fingerprint:
+            raise UserError("the checkpoint was trained on other data: the corpus or its tokens have changed since.")
         checkpoint.load_weights(path, self.model)
         tensors = checkpoint.load_training_state(path, self.model, self.optimizers, self.probes.tensors)
         self.probes.load(tensors)
-        return state
+        for record in read_records(path / "metrics.jsonl"):
+            self.val |= {name: value for name, value in record.items() if name.startswith("val/")}
+        self.lines = (path / "metrics.jsonl").read_bytes()
+        self.windows = read_windows(path / "val_windows.npy")
+        return path, state
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -188,10 +203,11 @@ class Run:
         c, record = self.config.train, self.figures
         scored = self.last_score is not None and self.is_scored(step)
         if self.last_score and scored:
-            self.val = self.last_score.named("val")
-            record |= self.val
-            if self.process.main:
-                write_file(self.folder / "val_windows.npy", _npy(self.last_score.windows.astype(np.float32)))
+            record |= self.last_score.named("val")
+            self.val = strict_json(self.last_score.named("val"))
+            self.windows = self.last_score.windows.astype(np.float32)
+            if not np.isfinite(self.windows).all():  # such a run has no result whose noise could be estimated
+                self.windows = self.windows[:0]
         record |= self.probes.measure(step)
         if record:
             place = {"step": step, "tokens": step * self.config.tokens_per_step, "time": self.clock.time}
@@ -200,7 +216,7 @@ class Run:
         self.figures = {}
         due = step > 0 and step % c.checkpoint_every == 0
         if (due or stopping or step == self.config.steps) and self.process.main:
-            lowest = scored and self.metrics.mirror.is_lowest(self.val["val/loss"])
+            lowest = self.last_score and scored and self.metrics.mirror.is_lowest(self.last_score.loss)
             path = self._save(step)
             if lowest:
                 self.metrics.mirror.upload(path)
@@ -208,10 +224,9 @@ class Run:
     def _save(self, step: int) -> Path:
         mirror = self.metrics.mirror
         state = {
-            "offset": self.metrics.flush(),
+            "step": step,
             "time": self.clock.time,
             "train_seconds": self.clock.train_seconds,
-            "val": self.val,
             "skipped": self.skipped,
             "wandb_id": mirror.id,
             "wandb_best": mirror.best,
@@ -221,13 +236,14 @@ class Run:
         }
         return checkpoint.save(
             self.folder / "checkpoints",
-            step,
             self.model,
             self.optimizers,
+            self.probes.tensors,
             state,
             self.data.tokenizer,
+            self.metrics.content(),
+            self.windows,
             self.config.train.keep,
-            self.probes.tensors,
         )
 
     @contained
@@ -258,17 +274,23 @@ class Run:
     @contained
     def finish(self, test: Score | None) -> None:
         """Write the summary of a run that has taken its last step; `test` is its score on the test split."""
-        scores = self.val | (test.named("test") if test else {})
+        scores = self.val | strict_json(test.named("test") if test else {})
         sample = self.process.first(lambda: sample_of(self.model, self.data, self.precision))
         seconds = self.clock.train_seconds
         summary = summary_of(self.config, self.model, sample, self.data, scores, seconds, self.environment)
         # What is returned is what the file holds, so that a run that is read again is equal.
         summary = strict_json(summary | self.probes.summary())
-        if self.process.main:
-            content = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
-            write_file(self.folder / "summary.json", content)
+        self.summary = summary = self.process.first(lambda: self._write_results(summary))
         self.metrics.finish({key: value for key, value in summary.items() if not isinstance(value, dict)})
-        self.summary = summary
+
+    def _write_results(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """Write the windows, then the summary with the hashes of all that a report reads; return that summary."""
+        file = io.BytesIO()
+        np.save(file, self.windows)
+        write_file(self.folder / "val_windows.npy", file.getvalue())
+        summary = seal(summary, self.folder)
+        write_file(self.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False))
+        return summary
 
 
 def check_available(config: RunConfig) -> None:
@@ -286,7 +308,7 @@ def check_context(config: RunConfig, data: Dataset) -> None:
         limited = f" under data.max_tokens = {most}" if most else ""
         raise UserError(
             f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}"
-            f"{limited}, {len(data.train.tokens_N)} tokens."
+            f"{limited}, {len(data.train.tokens_N)} tokens. Use model.context = {len(data.train.tokens_N) - 1} or less."
         )
 
 
@@ -302,10 +324,3 @@ def check_same_everywhere(config: RunConfig, data: Dataset, process: OneProcess)
         raise UserError(f"a process has other tokens than the first: is {config.data.corpus} equal on all hosts?")
     if mine != precision:
         raise UserError(f"a process trains in {mine}, the first in {precision}: set --train.precision on all hosts.")
-
-
-def _npy(array: np.ndarray) -> bytes:
-    """Return the content of a .npy file."""
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()

@@ -7,12 +7,13 @@ import torch
 
 from data.tokenizer import Tokenizer
 from errors import UserError
+from files import own_file
 from model.generate import generate
 from model.gpt import GPT
 from model.plugin import load_plugin
 from training import checkpoint
+from training.contents import read_config, read_state
 from training.device import autocast, keep_memory, pick_device, pick_precision
-from training.folder import read_run_config
 
 
 def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[str, Any]]:
@@ -21,21 +22,23 @@ def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[s
     Raises:
         UserError: it is not a run folder, or has no checkpoint yet.
     """
-    config = read_run_config(folder)
-    path = checkpoint.newest(folder / "checkpoints")
-    if path is None:
-        raise UserError(f"{folder} has no checkpoint yet; train it first.")
-    try:
-        tokenizer, state = Tokenizer.load(path / "tokenizer.json"), checkpoint.read_state(path)
+    config = read_config(folder)
+
+    def load(path: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+        tokenizer, state = Tokenizer.load(path / "tokenizer.json"), read_state(path, config)
+        with own_file(path / "tokenizer.json"):
+            if tokenizer.spec != config.data.tokenizer:
+                raise ValueError(f"it is {tokenizer.spec}, and the run has {config.data.tokenizer}")
         # As in training: no checkpoint holds the random numbers that an activation of a plugin draws when it is made.
         torch.manual_seed(config.train.seed)
         model = GPT(config.model, tokenizer.n_vocab, config.train.seed)
         checkpoint.load_weights(path, model)
-    except UserError:
-        if path.exists():
-            raise
-        return load_run(folder, device)  # its run goes on, and has deleted this checkpoint meanwhile
-    return model.to(device).eval(), tokenizer, state
+        return model.to(device).eval(), tokenizer, state
+
+    loaded = checkpoint.load_newest(folder / "checkpoints", load)
+    if loaded is None:
+        raise UserError(f"{folder} has no checkpoint yet; train it first.")
+    return loaded
 
 
 def sample(
@@ -73,12 +76,14 @@ def sample_run(
     """Return continuations of `prompt` by the newest checkpoint of a run, in the precision that it trains in.
 
     Raises:
-        UserError: as `load_run`, or there is no such device.
+        UserError: as `load_run`; or there is no such device, or the weights are not finite.
     """
     if plugin:
         load_plugin(plugin)
     place = pick_device(device)
     keep_memory()
     model, tokenizer, _ = load_run(run, place)
-    with autocast(pick_precision(read_run_config(run).train.precision, place), place):
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise UserError(f"{run} diverged: its weights are not finite. Train another run with a lower train.lr.")
+    with autocast(pick_precision(read_config(run).train.precision, place), place):
         return sample(model, tokenizer, prompt, tokens, temperature, top_k, top_p, seed, samples)

@@ -12,9 +12,9 @@ from data.encode import Split, encode_whole
 from errors import UserError
 from model.gpt import GPT
 from training.config import RunConfig, build
+from training.contents import read_config
 from training.device import pick_device, pick_precision
 from training.evaluate import Score, score
-from training.folder import read_run_config
 from training.sample import load_run
 
 
@@ -24,11 +24,11 @@ def score_run(folder: Path, device_name: str) -> dict[str, Score]:
     Raises:
         UserError: it is not a run, has no checkpoint, or its data have changed since.
     """
-    config = read_run_config(folder)
+    config = read_config(folder)
     device = pick_device(device_name)
     model, _, state = load_run(folder, device)
     data = prepare(config.data)
-    if state.get("fingerprint") != data.fingerprint:
+    if state["fingerprint"] != data.fingerprint:
         raise UserError(f"{folder} was trained on other data: the corpus {config.data.corpus} has changed since.")
     splits = {"val": data.val} | ({"test": data.test} if data.test else {})
     return {name: _score(model, split, config, device, state["step"], name) for name, split in splits.items()}
@@ -40,7 +40,7 @@ def score_text(folder: Path, device_name: str, corpus: str, column: str | None) 
     Raises:
         UserError: it is not a run, or has no checkpoint; the corpus cannot be read, is empty, or is the run's own.
     """
-    config = read_run_config(folder)
+    config = read_config(folder)
     data = build({"data": {"corpus": corpus} | ({} if column is None else {"column": column})}, "flags").data
     scored, trained = open_corpus(data), None
     with suppress(UserError):  # its own corpus may be gone

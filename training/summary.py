@@ -1,7 +1,6 @@
 """The final figures of a run, in `summary.json`."""
 
 import dataclasses
-import math
 from typing import Any
 
 from data.dataset import Dataset
@@ -25,7 +24,7 @@ def summary_of(
     model: GPT,
     text: str,
     data: Dataset,
-    scores: dict[str, float],
+    scores: dict[str, float | None],
     seconds: float,
     env: dict[str, Any],
 ) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def summary_of(
     count = dataclasses.asdict(size(config.model, data.tokenizer.n_vocab))
     return {
         # Beyond 700 nats per token a loss has no perplexity that a number could hold.
-        "status": "finished" if math.isfinite(scores["val/perplexity"]) else "diverged",
+        "status": "diverged" if scores["val/perplexity"] is None else "finished",
         "activation": config.model.activation,
         "gated": is_gated(config.model.activation),
         "steps": config.steps,

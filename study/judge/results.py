@@ -18,9 +18,7 @@ from files import replacing
 from study.plan.config import StudyConfig, Tree, merge
 from study.plan.grid import points
 from training.config import SECTIONS, WHERE
-from training.folder import read_records, read_summary
-
-RUN_FOLDER = "a run folder holds config.toml and metrics.jsonl, a study folder holds one such folder per run"
+from training.contents import RUN_FOLDER, read_records, read_summary, read_tree, read_windows
 
 
 @dataclass(frozen=True)
@@ -79,16 +77,7 @@ class Run:
     def windows(self) -> np.ndarray:
         """The loss of each whole validation window after the last step, nats per token; empty if there is none."""
         path = self.folder / "val_windows.npy"
-        if self.status != "finished" or not path.exists():
-            return np.empty(0)
-        try:
-            # Nothing is ever unpickled: a folder may come from somebody else.
-            windows = np.load(path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path} is damaged: {error}") from error
-        if not isinstance(windows, np.ndarray) or windows.ndim != 1 or windows.dtype.kind != "f":
-            raise UserError(f"{path} is damaged: it is not a list of losses.")
-        return windows
+        return read_windows(path) if self.status == "finished" and path.exists() else np.empty(0)
 
     def final(self, metric: str) -> float | None:
         """Return a figure of a finished run's summary. Any other run has none: its last record is not final."""
@@ -172,16 +161,8 @@ def load_run(folder: str | Path) -> Run:
         UserError: it is not a run folder, or one of its files is damaged.
     """
     folder = Path(folder).resolve()
-    path = folder / "config.toml"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run folder: {RUN_FOLDER}.")
-    config = merge(path, {})
-    # Only what every table needs is checked. The rest of the config is shown as it stands.
-    model, train = config.get("model", {}), config.get("train", {})
-    numbers = isinstance(train.get("tokens"), int) and isinstance(train.get("seed", 0), int)
-    if "activation" not in model or not numbers:
-        raise UserError(f"{path} is not the config of a run: it needs model.activation, and train.tokens as a number.")
-    return Run(folder.name, folder, config, read_records(folder / "metrics.jsonl"), read_summary(folder))
+    summary = read_summary(folder)  # first, since it has the hashes of the other files
+    return Run(folder.name, folder, read_tree(folder), read_records(folder / "metrics.jsonl"), summary)
 
 
 def load_study(paths: Iterable[str | Path]) -> Study:

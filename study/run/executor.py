@@ -8,7 +8,7 @@ from typing import Protocol
 from errors import Interrupted
 from study.run.display import StudyDisplay
 from study.run.job import Job
-from training.folder import read_summary
+from training.contents import intact_summary
 from training.interrupt import Interrupt
 
 POLL_SECONDS = 0.1
@@ -45,7 +45,7 @@ def execute(jobs: list[Job], engine: Engine, folder: Path, interrupt: Interrupt)
         Interrupted: a signal came; every run has written a checkpoint.
     """
     for job in jobs:
-        job.status = "finished" if read_summary(job.folder) else "waiting"
+        job.status = "finished" if intact_summary(job.folder) else "waiting"
     largest_stack = max(Counter(job.stack for job in jobs).values())
     with StudyDisplay(folder.name, jobs, largest_stack * engine.parallel) as display:
         _run_jobs(jobs, engine, interrupt, display)
@@ -78,7 +78,7 @@ def _run_jobs(jobs: list[Job], engine: Engine, interrupt: Interrupt, display: St
             records = job.read_new()
             if job in ended:
                 unfinished = "waiting" if stopping else "failed"
-                job.status = "finished" if read_summary(job.folder) else unfinished
+                job.status = "finished" if intact_summary(job.folder) else unfinished
             if job.status == "failed" and (fault := engine.fault(job)):
                 display.say(f"{job.name}: {fault}")
             display.follow(job, records)

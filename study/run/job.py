@@ -1,12 +1,12 @@
 """A run of a study while it trains: what the study knows of it is read from its folder."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from training.config import RunConfig
+from training.contents import RECORD
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Job:
             file.seek(self.offset)
             whole, newline, _ = file.read().rpartition(b"\n")
         try:
-            records = [json.loads(line) for line in whole.splitlines()]
+            records = [{**RECORD.validate_json(line)} for line in whole.splitlines()]
         except ValueError:  # the file was cut back and grew again between two calls: read it from the start next time
             self.offset = 0
             return []

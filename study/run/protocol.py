@@ -20,16 +20,9 @@ from study.plan.tuning import EXTENSIONS, best_lr, extension, tuning_runs
 from study.run.processes import execute_processes, execute_stacked
 from study.run.ray_engine import execute_ray, import_ray
 from training.config import WHERE, RunConfig, differences, read_toml
+from training.contents import intact_summary, read_config
 from training.ddp import world_size
-from training.folder import (
-    CHOOSE,
-    OWN_FILES,
-    as_written,
-    has_begun,
-    hold,
-    read_run_config,
-    read_summary,
-)
+from training.folder import CHOOSE, OWN_FILES, as_written, has_begun, hold
 from training.interrupt import Interrupt
 from training.run import check_available, check_context
 
@@ -62,7 +55,7 @@ def run_plan(plan: Plan, folder: Path, plugin: Path | None = None, beside: Seque
             "Over many machines: --study.engine=ray."
         )
     # A finished study needs no engine, device or corpus: its report can be written again without them.
-    finished = all(read_summary(folder / name) for name in runs)
+    finished = all(intact_summary(folder / name) for name in runs)
     engine = "" if finished else pick_engine(plan.study.engine, runs.values())
     if not finished:
         for config in runs.values():
@@ -131,7 +124,7 @@ def _losses(trial: dict[str, RunConfig], folder: Path) -> dict[float, list[float
     """Return the final losses of tuning runs by learning rate, infinity for one that failed or diverged."""
     losses: dict[float, list[float]] = {}
     for name, run in trial.items():
-        summary = read_summary(folder / name)
+        summary = intact_summary(folder / name)
         loss = summary["val/loss"] if summary and summary["status"] == "finished" else math.inf
         losses.setdefault(run.train.lr, []).append(loss)
     return losses
@@ -142,7 +135,7 @@ def _copy_finished(runs: dict[str, RunConfig], source: Path, folder: Path) -> No
     copies = 0
     for name, config in runs.items():
         theirs = source / name
-        if (folder / name).exists() or not read_summary(theirs) or differences(read_run_config(theirs), config):
+        if (folder / name).exists() or not intact_summary(theirs) or differences(read_config(theirs), config):
             continue
         folder.mkdir(exist_ok=True)
         size = sum(path.lstat().st_size for path in theirs.rglob("*"))

@@ -9,7 +9,7 @@ import re
 import resource
 
 import pytest
-from helpers import SMALL, TOKENIZER, records, remount, same_weights, step
+from helpers import SMALL, records, remount, same_weights, save_checkpoint, step
 
 from errors import UserError
 from model.config import ModelConfig
@@ -52,7 +52,7 @@ def save(folder, n):
     model = GPT(ModelConfig(n_layer=1, n_head=2, d_model=32, context=8), 257, seed=n)
     optimizers = build_optimizers(model, TrainConfig())
     step(model, optimizers, n)
-    return checkpoint.save(folder, n, model, optimizers, {"offset": 0}, TOKENIZER, keep=2)
+    return save_checkpoint(folder, n, model, optimizers)
 
 
 def test_a_save_that_is_stopped_at_any_byte_leaves_the_checkpoint_before(tmp_path, times):

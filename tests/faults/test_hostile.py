@@ -103,36 +103,53 @@ def pickles_beside(run):
 
 
 WEIGHTS, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", f"{NEWEST}/manifest.json"
-KINDS = {  # name: the poison, and the exit codes of sample.py, eval.py and then train.py
-    "pickle as weights": (in_checkpoint(WEIGHTS, lambda run: pickle.dumps(Payload(run))), 2, 2, 2),
-    "header longer than any file": (in_checkpoint(WEIGHTS, struct.pack("<Q", 1 << 62) + b"{}"), 2, 2, 2),
-    "header deeply nested": (in_checkpoint(WEIGHTS, struct.pack("<Q", len(DEEP)) + DEEP), 2, 2, 2),
-    "state of wrong types": (values("state.json", offset="0", val=[]), 2, 2, 2),
-    "state deeply nested": (in_checkpoint("state.json", DEEP), 2, 2, 2),
-    "wandb id that is a path": (values("state.json", wandb_id="../../../evil"), 2, 2, 2),
-    "offset beyond the file": (values("state.json", offset=10**12), 0, 0, 2),
-    "pickle as optimiser": (in_checkpoint(OPTIMIZER, lambda run: pickle.dumps(Payload(run))), 0, 0, 2),
-    "tokenizer with a broken pattern": (values("tokenizer.json", pattern="(((("), 2, 2, 0),
-    "tokenizer deeply nested": (in_checkpoint("tokenizer.json", DEEP), 2, 2, 0),
-    # Without a manifest the checkpoint before it is used.
-    "manifest with a path": (in_run(MANIFEST, b'{"../../../evil": "0"}'), 0, 0, 0),
-    "manifest deeply nested": (in_run(MANIFEST, DEEP), 0, 0, 0),
-    "pickles and scripts beside": (pickles_beside, 0, 0, 0),
-    "a config of 50 MB": (config(lambda text: text + "#" * (50 << 20)), 2, 2, 2),
-    "a config deeply nested": (config(lambda text: text + "x = " + "[" * 10_000 + "]" * 10_000), 2, 2, 2),
-    "an activation that is a path": (config(lambda text: text.replace('"gelu"', '"../../evil"')), 2, 2, 2),
+IN_CHECKPOINT = {  # the poison, and the file that a warning names before the checkpoint before is used
+    "pickle as weights": (in_checkpoint(WEIGHTS, lambda run: pickle.dumps(Payload(run))), WEIGHTS),
+    "header longer than any file": (in_checkpoint(WEIGHTS, struct.pack("<Q", 1 << 62) + b"{}"), WEIGHTS),
+    "header deeply nested": (in_checkpoint(WEIGHTS, struct.pack("<Q", len(DEEP)) + DEEP), WEIGHTS),
+    "state of wrong types": (values("state.json", skipped="0"), "state.json"),
+    "state deeply nested": (in_checkpoint("state.json", DEEP), "state.json"),
+    "wandb id that is a path": (values("state.json", wandb_id="../../../evil"), "state.json"),
+    "tokenizer with a broken pattern": (values("tokenizer.json", pattern="(((("), "tokenizer.json"),
+    "tokenizer with a slow pattern": (values("tokenizer.json", pattern="(a+)+$"), "tokenizer.json"),
+    "tokenizer deeply nested": (in_checkpoint("tokenizer.json", DEEP), "tokenizer.json"),
+    "manifest with a path": (in_run(MANIFEST, b'{"../../../evil": "0"}'), "manifest.json"),
+    "manifest deeply nested": (in_run(MANIFEST, DEEP), "manifest.json"),
+    "pickle as optimiser": (in_checkpoint(OPTIMIZER, lambda run: pickle.dumps(Payload(run))), OPTIMIZER),
+    "records that are none": (in_checkpoint("metrics.jsonl", b"[1, 2]\n3\n"), "metrics.jsonl"),
+    "pickles and scripts beside": (pickles_beside, ""),
+}
+TRAINING_ONLY = (OPTIMIZER, "metrics.jsonl")  # files of a checkpoint that only a resume reads
+OF_THE_RUN = {
+    "a config of 50 MB": config(lambda text: text + "#" * (50 << 20)),
+    "a config deeply nested": config(lambda text: text + "x = " + "[" * 10_000 + "]" * 10_000),
+    "an activation that is a path": config(lambda text: text.replace('"gelu"', '"../../evil"')),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_run_of_another_hand_is_refused_or_does_nothing_of_its_own(run, call, tmp_path, kind):
-    poison, *codes = KINDS[kind]
+def commands(run):
+    return [("sample", run, "--tokens=3"), ("eval", run), ("train", run / "config.toml", f"--out={run}")]
+
+
+@pytest.mark.parametrize("kind", IN_CHECKPOINT)
+def test_a_checkpoint_of_another_hand_gives_way_to_the_one_before_it(run, call, tmp_path, kind):
+    poison, name = IN_CHECKPOINT[kind]
     poison(run)
     before = snapshot(tmp_path, run)
-    commands = [("sample", run, "--tokens=3"), ("eval", run), ("train", run / "config.toml", f"--out={run}")]
-    said = [call(*command) for command in commands]
-    assert [code for code, _ in said] == codes, said
+    for command in commands(run):
+        code, said = call(*command)
+        assert code == 0, said
+        reads = name not in TRAINING_ONLY if command[0] != "train" else name != "tokenizer.json"
+        assert (f"{name} is damaged or was not written by this project" in said) == (bool(name) and reads)
     assert not (run / "canary").exists()
+    assert snapshot(tmp_path, run) == before
+
+
+@pytest.mark.parametrize("kind", OF_THE_RUN)
+def test_a_run_of_another_hand_is_refused(run, call, tmp_path, kind):
+    OF_THE_RUN[kind](run)
+    before = snapshot(tmp_path, run)
+    assert [call(*command)[0] for command in commands(run)] == [2, 2, 2]
     assert snapshot(tmp_path, run) == before
 
 

@@ -14,7 +14,7 @@ from study.plan.engine import pick_engine
 from study.plan.plan import make_plan
 from study.run.protocol import run_plan, run_study
 from training.config import tree as plain
-from training.folder import read_run_config, read_summary
+from training.contents import read_config, read_summary
 from training.loop import train
 
 
@@ -153,7 +153,7 @@ def test_a_study_that_is_killed_and_then_stopped_is_its_runs_each_as_if_alone(co
     assert len(tuning) >= 6
     assert [run.name for run in sorted(final)] == ["gelu", "relu"]
     for run in (*tuning, *final):
-        train(read_run_config(run), tmp_path / "alone" / run.name)
+        train(read_config(run), tmp_path / "alone" / run.name)
         assert records(run) == records(tmp_path / "alone" / run.name)
 
     before = (folder / "relu" / "metrics.jsonl").stat().st_mtime_ns

@@ -1,10 +1,13 @@
 import csv
+import json
 
+import numpy as np
 import pytest
 from helpers import write_plan, write_run
 
 from errors import UserError
 from study.judge.results import load_run, load_study, varying, write_csv
+from training.contents import seal
 
 
 def test_a_run_folder_is_read_whole(tmp_path):
@@ -30,10 +33,58 @@ def test_a_last_line_cut_short_is_ignored_and_any_other_damage_is_named(tmp_path
     text = metrics.read_bytes()
     metrics.write_bytes(text + '{"step": 11, "note": "é'.encode()[:-1])
     assert load_run(metrics.parent).records == whole
-    for damage in (b"{" + text, b"[1]\n" + text, b'{"step": "1", "tokens": 1}\n' + text):
+    first, *others = text.splitlines(keepends=True)
+    for damage in (
+        b"{" + text,
+        b"[1]\n" + text,
+        b'{"step": "1", "tokens": 1, "time": 1}\n' + text,
+        b'{"step": 1, "tokens": 1, "time": 1e999}\n' + text,
+        b'{"step": 1, "tokens": 1, "time": 1, "val/loss": "4"}\n' + text,
+        b'{"step": 10000000000000000000000, "tokens": 1, "time": 1}\n' + text,
+    ):
         metrics.write_bytes(damage)
-        with pytest.raises(UserError, match=r"metrics\.jsonl, line 1 is damaged"):
+        with pytest.raises(UserError, match=r"metrics\.jsonl is damaged .* Line 1 is the first that is wrong"):
             load_run(metrics.parent)
+    for damage in ([first, first, *others], [*others, first]):
+        metrics.write_bytes(b"".join(damage))
+        with pytest.raises(UserError, match=r"step 1 follows step \d+\. Line \d+ is the first that is wrong"):
+            load_run(metrics.parent)
+
+
+def test_figures_that_were_changed_after_their_run_are_refused(tmp_path):
+    run = write_run(tmp_path / "run")
+    np.save(run / "val_windows.npy", np.ones(4, np.float32))
+    path = run / "summary.json"
+    summary = seal(json.loads(path.read_text()), run)
+    path.write_text(json.dumps(summary))
+    assert load_run(run).final("val/loss") == 4
+    for change in (
+        {"val/loss": 3.5},
+        {"params/total": 54_320},
+        {"environment": {}},
+        {"mine": 1},
+        {"status": "unknown"},
+    ):
+        path.write_text(json.dumps(summary | change))
+        with pytest.raises(UserError, match=r"summary\.json is damaged .*The train\.py command of this run writes it"):
+            load_run(run)
+    path.write_text(json.dumps(summary))
+    for name in ("config.toml", "metrics.jsonl", "val_windows.npy"):
+        content = (run / name).read_bytes()
+        (run / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(UserError, match=rf"{name} is damaged .*its SHA-256 is not the one in summary\.json"):
+            load_run(run)
+        (run / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x93NUMPY", np.ones((2, 2), np.float32), np.ones(3, int), np.array([np.nan]), np.array([{}])]
+)
+def test_windows_that_are_no_list_of_losses_are_refused(tmp_path, content):
+    path = write_run(tmp_path / "run") / "val_windows.npy"
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    with pytest.raises(UserError, match=r"val_windows\.npy is damaged or was not written by this project"):
+        load_run(path.parent).windows  # noqa: B018
 
 
 def test_a_folder_that_holds_no_run_is_refused(tmp_path):
@@ -47,7 +98,7 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         load_run(tmp_path)
     (tmp_path / "config.toml").write_text("[train]\ntokens = 5\n")
-    with pytest.raises(UserError, match=r"needs model\.activation"):
+    with pytest.raises(UserError, match=r"config\.toml is damaged .*: it has no model\.activation"):
         load_study([tmp_path])
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TOKENIZER, rewrite, step
+from helpers import TOKENIZER, config_of, rewrite, step
+from helpers import save_checkpoint as save
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -19,6 +20,7 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from training import checkpoint
 from training.config import TrainConfig
+from training.contents import read_state
 from training.optim import build_optimizers
 from training.probes.path import Path as WeightPath
 
@@ -26,10 +28,6 @@ from training.probes.path import Path as WeightPath
 def make(optimizer: Any = "adamw", seed: int = 0, activation: str = "swish_beta"):
     model = GPT(ModelConfig(activation=activation, n_layer=1, n_head=2, d_model=8, context=4), 11, seed)
     return model, build_optimizers(model, TrainConfig(optimizer=optimizer))
-
-
-def save(folder, n, model, optimizers, keep=2, probes=None):
-    return checkpoint.save(folder, n, model, optimizers, {"note": n}, TOKENIZER, keep, probes)
 
 
 class Spare(nn.Module):
@@ -67,7 +65,7 @@ def test_a_checkpoint_is_safetensors_and_json(tmp_path):
     path = save(tmp_path, 7, *make())
     assert path.name == "step-00000007"
     assert {p.name for p in path.iterdir()} == {*checkpoint.FILES, "manifest.json"}
-    assert checkpoint.read_state(path) == {"step": 7, "note": 7}
+    assert read_state(path, config_of(make()[0]))["step"] == 7
     assert Tokenizer.load(path / "tokenizer.json").encode("abc") == TOKENIZER.encode("abc")
     assert json.loads((path / "manifest.json").read_text()) == {n: sha256_of(path / n) for n in checkpoint.FILES}
 
@@ -115,7 +113,7 @@ def test_all_damaged_is_an_error_and_none_is_none(tmp_path):
     assert checkpoint.newest(tmp_path) is None
     path = save(tmp_path, 1, *make())
     (path / "state.json").write_text(json.dumps({"step": 0}))
-    with pytest.raises(UserError, match=r"step-00000001: state\.json is missing or does not match"):
+    with pytest.raises(UserError, match=r"step-00000001/state\.json is damaged .* its SHA-256"):
         checkpoint.newest(tmp_path)
 
 
@@ -144,7 +142,7 @@ def test_a_foreign_tensor_under_an_honest_manifest_is_a_message_and_no_traceback
     FOREIGN[change](tensors)
     rewrite(path, "optimizer.safetensors", lambda file: save_file({k: t.clone() for k, t in tensors.items()}, file))
     checkpoint.verify(path)
-    with pytest.raises(UserError, match=r"step-00000001 is not a checkpoint of this run \(\w+: "):
+    with pytest.raises(UserError, match=r"step-00000001/optimizer\.safetensors is damaged or was not written"):
         checkpoint.load_training_state(path, *make(), probes)
 
 
@@ -158,25 +156,53 @@ def test_weights_of_another_network_are_a_message(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "state", ["[]", "{}", '{"step": 2}', '{"step": 1, "val": 3}', '{"step": 1, "wandb_id": "../x"}']
+    "change",
+    [
+        {"step": 2},
+        {"step": 1.0},
+        {"environment": {"threads": []}},
+        {"skipped": -1},
+        {"wandb_id": "../x"},
+        {"wandb_best": 10**400},
+        {"mine": 1},
+        {"config": {}},
+    ],
+    ids=str,
 )
-def test_a_foreign_state_is_a_message(tmp_path, state):
+def test_a_foreign_state_is_a_message(tmp_path, change):
     path = save(tmp_path, 1, *make())
-    (path / "state.json").write_text(state)
-    with pytest.raises(UserError, match="is not a checkpoint of this run"):
-        checkpoint.read_state(path)
+    config = config_of(make()[0])
+    state = read_state(path, config)
+    (path / "state.json").write_text(json.dumps(state | change))
+    with pytest.raises(UserError, match=r"state\.json is damaged or was not written|with another config"):
+        read_state(path, config)
+    for key in state:
+        (path / "state.json").write_text(json.dumps({name: state[name] for name in state if name != key}))
+        with pytest.raises(
+            UserError, match=rf"state\.json is damaged or was not written by this project: {key}: Field"
+        ):
+            read_state(path, config)
+
+
+def test_a_checkpoint_beyond_the_last_step_is_foreign(tmp_path):
+    path = save(tmp_path, 10**6, *make())  # the run has 10**9 tokens in steps of 64
+    assert read_state(path, config_of(make()[0]))["step"] == 10**6
+    path = save(tmp_path, 10**8, *make())
+    with pytest.raises(UserError, match="beyond the last step, 15625000"):
+        read_state(path, config_of(make()[0]))
 
 
 def test_a_checkpoint_that_its_run_drops_while_it_is_read_is_not_damaged(tmp_path, monkeypatch, capsys):
     save(tmp_path, 1, *make())
 
-    def meanwhile(path):
-        if path.name == "optimizer.safetensors" and path.parent.name == "step-00000001":
-            monkeypatch.setattr(checkpoint, "sha256_of", sha256_of)
-            save(tmp_path, 2, *make(), keep=1)
-        return sha256_of(path)
+    verify = checkpoint.verify
 
-    monkeypatch.setattr(checkpoint, "sha256_of", meanwhile)
+    def meanwhile(path):
+        monkeypatch.setattr(checkpoint, "verify", verify)
+        save(tmp_path, 2, *make(), keep=1)
+        verify(path)
+
+    monkeypatch.setattr(checkpoint, "verify", meanwhile)
     assert checkpoint.newest(tmp_path) == tmp_path / "step-00000002"
     assert capsys.readouterr().err == ""
 

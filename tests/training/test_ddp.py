@@ -15,8 +15,8 @@ import train as train_door
 from data.dataset import prepare
 from errors import UserError
 from training.config import to_toml
+from training.contents import read_summary
 from training.ddp import ONE_PROCESS, OneProcess, check_batch
-from training.folder import read_summary
 from training.loop import train
 from training.run import check_same_everywhere
 

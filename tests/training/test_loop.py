@@ -16,7 +16,7 @@ from model.activations import ACTIVATIONS
 from training import checkpoint, loop
 from training import step as one_step
 from training.clock import Clock
-from training.folder import read_run_config, read_summary
+from training.contents import read_config, read_summary
 from training.loop import train
 from training.sample import load_run
 from training.summary import describe
@@ -32,7 +32,7 @@ def by_step(folder, key):
 def test_a_run_is_a_folder_that_tells_all(tiny, tmp_path):
     config = tiny()
     summary = train(config, tmp_path / "run")
-    assert read_run_config(tmp_path / "run") == config
+    assert read_config(tmp_path / "run") == config
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
     found = records(tmp_path / "run")
     assert [r["step"] for r in found] == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
@@ -44,25 +44,40 @@ def test_a_run_is_a_folder_that_tells_all(tiny, tmp_path):
     assert kept == ["step-00000018", "step-00000020"]
 
 
-def test_a_checkpoint_stands_only_on_records_that_a_power_loss_cannot_take(tiny, tmp_path, monkeypatch):
-    fsync, replace, on_disk, seen = os.fsync, os.replace, {}, []
+LINE = b'{"step": 8, "tokens": 512, "time": 1.0}\n'
 
-    def note_sync(file):
-        fsync(file)
-        found = os.stat(file)
-        on_disk[found.st_ino] = found.st_size
 
-    def check(source, target):
-        if Path(target).name.startswith("step-"):
-            metrics = os.stat(tmp_path / "run" / "metrics.jsonl")
-            seen.append(json.loads((Path(source) / "state.json").read_text())["offset"])
-            assert seen[-1] == metrics.st_size == on_disk[metrics.st_ino]
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(os, "replace", check)
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: b"", lambda text: LINE + text, lambda text: text[:99], lambda text: text.replace(b"8", b"9")],
+)
+def test_a_resume_puts_the_records_of_its_checkpoint_back(tiny, tmp_path, stop_at, capsys, damage):
+    train(tiny(), tmp_path / "whole")
+    train_and_stop(tiny(), tmp_path / "run", stop_at, 9)
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(damage(path.read_bytes()))
     train(tiny(), tmp_path / "run")
-    assert len(seen) > 2
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    assert "metrics.jsonl was changed; it is restored from the checkpoint. No record is lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "val_windows.npy", "summary.json"])
+@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: text.replace(b"5", b"6"), None])
+def test_a_damaged_result_is_made_anew_from_the_last_checkpoint(tiny, tmp_path, capsys, monkeypatch, name, damage):
+    run = tmp_path / "run"
+    summary = train(tiny(), run)
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(damage(content)) if damage else (run / name).unlink()
+    if (run / "summary.json").exists():
+        with pytest.raises(UserError, match=rf"{name} is damaged .*The train\.py command of this run writes it again"):
+            read_summary(run)
+    monkeypatch.setattr(loop, "train_step", lambda *_: pytest.fail("it trains again"))
+    again = train(tiny(), run)
+    assert {key: again[key] for key in again if "loss" in key} == {
+        key: summary[key] for key in summary if "loss" in key
+    }
+    assert read_summary(run) == again
+    assert name == "summary.json" or (run / name).read_bytes() == content
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
@@ -261,16 +276,16 @@ def test_a_run_that_died_while_it_wrote_a_file_goes_on(tiny, tmp_path, monkeypat
 
 def test_a_checkpoint_that_its_run_drops_while_it_is_loaded_gives_way_to_the_next(tiny, tmp_path, stop_at, monkeypatch):
     train_and_stop(tiny(), tmp_path / "run", stop_at, 7)
-    read_state = checkpoint.read_state
+    verify = checkpoint.verify
 
     def meanwhile(path):
-        monkeypatch.setattr(checkpoint, "read_state", read_state)
+        verify(path)
+        monkeypatch.setattr(checkpoint, "verify", verify)
         later = path.rename(path.with_name("step-00000009"))  # in the place of the one that is gone
         state = json.loads((later / "state.json").read_text()) | {"step": 9}
         rewrite(later, "state.json", lambda file: file.write_text(json.dumps(state)))
-        return read_state(path)
 
-    monkeypatch.setattr(checkpoint, "read_state", meanwhile)
+    monkeypatch.setattr(checkpoint, "verify", meanwhile)
     assert load_run(tmp_path / "run", torch.device("cpu"))[2]["step"] == 9
 
 
