@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from model.activations import is_gated
 from model.config import ModelConfig
-from model.gpt import GPT
+from model.gpt import GPT, ffn_width
 
 
 @dataclass(frozen=True)
@@ -41,3 +42,13 @@ def size(config: ModelConfig, n_vocab: int) -> Size:
         ffn=sum(n for name, n in counts.items() if ".ffn." in name),
         flops_per_token=6 * products + 12 * config.n_layer * config.d_model * config.context,
     )
+
+
+def least_weights(config: ModelConfig, n_vocab: int, n_layer: int, d_model: int) -> int:
+    """Count the weights of the matrices of a network with that many layers of that width, the other fields given.
+
+    Unlike `size`, this makes no network, so that any config is counted at once.
+    """
+    gated = is_gated(config.activation)
+    ffn = (3 if gated else 2) * d_model * ffn_width(d_model, gated)
+    return n_vocab * d_model + n_layer * (4 * d_model**2 + ffn)

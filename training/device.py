@@ -116,6 +116,13 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def total_memory(device: torch.device) -> int:
+    """Return the memory of the GPU, else of the machine, bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def free_memory(device: torch.device) -> int:
     """Return the free memory, bytes: of the GPU, else of the machine; all of it where the system does not say."""
     if device.type == "cuda":

@@ -26,6 +26,7 @@ from training.ddp import ONE_PROCESS, OneProcess
 from training.device import check_compiler, environment, keep_memory, pick_device, pick_precision
 from training.evaluate import Score
 from training.folder import open_run
+from training.limits import check_budget, check_memory
 from training.metrics import Metrics, strict_json
 from training.optim import build_optimizers, lr_factor
 from training.probes.probes import Probes
@@ -294,9 +295,14 @@ class Run:
 
 
 def check_available(config: RunConfig) -> None:
-    """Raise `UserError` for a corpus, device or compiler that is missing, before a folder is made or text fetched."""
+    """Raise `UserError` for what this machine lacks: a corpus, device, compiler, or memory.
+
+    It is called before a folder is made or text is fetched. A step larger than the run's budget is refused here too.
+    """
+    check_budget(config)
     check_corpus(config.data)
     pick_device(config.train.device)
+    check_memory(config)
     if config.train.compile:
         check_compiler()
 

@@ -14,6 +14,7 @@ from model.plugin import load_plugin
 from training import checkpoint
 from training.contents import read_config, read_state
 from training.device import autocast, keep_memory, pick_device, pick_precision
+from training.limits import check_memory
 
 
 def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[str, Any]]:
@@ -23,6 +24,7 @@ def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[s
         UserError: it is not a run folder, or has no checkpoint yet.
     """
     config = read_config(folder)
+    check_memory(config, training=False)
 
     def load(path: Path) -> tuple[GPT, Tokenizer, dict[str, Any]]:
         tokenizer, state = Tokenizer.load(path / "tokenizer.json"), read_state(path, config)

@@ -124,6 +124,7 @@ OF_THE_RUN = {
     "a config of 50 MB": config(lambda text: text + "#" * (50 << 20)),
     "a config deeply nested": config(lambda text: text + "x = " + "[" * 10_000 + "]" * 10_000),
     "an activation that is a path": config(lambda text: text.replace('"gelu"', '"../../evil"')),
+    "more layers than memory": config(lambda text: text.replace("n_layer = 1", "n_layer = 1000000000")),
 }
 
 
