@@ -1,6 +1,7 @@
 """What a run reads: the corpus, how text becomes tokens, how documents are split. Imports nothing heavy."""
 
 import re
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -10,6 +11,7 @@ from errors import UserError, unknown
 
 # The smallest BPE has the 256 bytes and <|endoftext|>. The largest has all ids that fit into 16 bits.
 MIN_BPE, MAX_BPE = 257, 65_536
+FOLLOW_SEED = -1  # as split_seed: the run's own seed
 
 
 def parse_tokenizer(spec: str) -> tuple[str, int]:
@@ -52,12 +54,25 @@ class DataConfig:
             "0 uses all of it.",
         ),
     ] = 0
+    split_seed: Annotated[
+        int,
+        Field(
+            ge=FOLLOW_SEED,
+            lt=2**63,
+            description="Chooses the documents for validation and test. -1 follows train.seed: each seed then holds "
+            "out other documents.",
+        ),
+    ] = 0
     val_fraction: Annotated[
         float, Field(gt=0, lt=1, description="Share of the corpus's bytes for validation, above 0 and below 1.")
     ] = 0.03
     test_fraction: Annotated[
         float, Field(ge=0, lt=1, description="Share of the corpus's bytes for the test split, below 1. 0 makes none.")
     ] = 0.03
+
+    def of_run(self, seed: int) -> "DataConfig":
+        """Return the config with the split of a run of that seed: `split_seed` is the seed itself where it is -1."""
+        return replace(self, split_seed=seed) if self.split_seed == FOLLOW_SEED else self
 
     def __post_init__(self) -> None:
         parse_tokenizer(self.tokenizer)

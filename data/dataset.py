@@ -19,7 +19,7 @@ from data.splits import SPLITS, plan_splits
 from data.tokenizer import Tokenizer, train_tokenizer
 from files import sha256_of, write_folder
 
-FORMAT = 2  # part of the key: to be raised when the same corpus and config would give other files
+FORMAT = 3  # part of the key: to be raised when the same corpus and config would give other files
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,15 @@ class Dataset:
     folder: Path
 
 
-def prepare(config: DataConfig) -> Dataset:
+def prepare(config: DataConfig, seed: int = 0) -> Dataset:
     """Return the tokens of a config, from the cache where they are there. Several processes may call it at once.
+
+    `seed` is the run's, which decides the split where `split_seed` is -1.
 
     Raises:
         UserError: the corpus or the tokenizer cannot be had, the corpus is too small, or the cache cannot be used.
     """
+    config = config.of_run(seed)
     corpus = open_corpus(config)
     # The corpus is part of the key by its content, which covers the column, and not by its name.
     recipe = [FORMAT, *astuple(replace(config, corpus=corpus.fingerprint, column=DataConfig.column))]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from data.config import DataConfig
 from data.documents import Corpus, Document
-from data.splits import line_start
+from data.splits import first_bytes
 from data.tokenizer import train_at_most
 
 SAMPLE = 1 << 22  # bytes from which the size of a token is estimated
@@ -35,8 +35,7 @@ def take_bytes(documents: Iterator[Document], n_bytes: int) -> Iterator[Document
     for document in documents:
         size = len(document.text.encode())
         if size > n_bytes:
-            end = line_start(document.text, 0, round(len(document.text) * n_bytes / size))
-            yield replace(document, text=document.text[:end])
+            yield replace(document, text=first_bytes(document.text, n_bytes))
             return
         if size:
             yield document

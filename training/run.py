@@ -107,7 +107,7 @@ class Run:
         )
         if self.summary:
             return
-        self.data = prepare(self.config.data)
+        self.data = prepare(self.config.data, self.config.train.seed)
         check_context(self.config, self.data)
         check_same_everywhere(self.config, self.data, self.process)
 

@@ -27,7 +27,7 @@ def score_run(folder: Path, device_name: str) -> dict[str, Score]:
     config = read_config(folder)
     device = pick_device(device_name)
     model, _, state = load_run(folder, device)
-    data = prepare(config.data)
+    data = prepare(config.data, config.train.seed)
     if state["fingerprint"] != data.fingerprint:
         raise UserError(f"{folder} was trained on other data: the corpus {config.data.corpus} has changed since.")
     splits = {"val": data.val} | ({"test": data.test} if data.test else {})

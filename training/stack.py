@@ -28,9 +28,13 @@ from training.step import nonfinite_error, split_batch
 
 
 def shape(config: RunConfig) -> RunConfig:
-    """Return what is equal for runs that can be stacked: all but seed, learning rate, and how the record is kept."""
+    """Return what is equal for runs that can be stacked: all but seed, learning rate, and how the record is kept.
+
+    Runs that hold out other documents are not stacked: they are scored on other text, and their tokenizers differ.
+    """
     train = dataclasses.replace(config.train, seed=0, lr=1.0, keep=1)
-    return dataclasses.replace(config, train=train, wandb=WandbConfig())
+    data = config.data.of_run(config.train.seed)
+    return dataclasses.replace(config, data=data, train=train, wandb=WandbConfig())
 
 
 def room(config: RunConfig) -> int:
@@ -40,7 +44,7 @@ def room(config: RunConfig) -> int:
     needs in between) and what the backward pass keeps of a micro-batch, all in fp32.
     """
     m, c = config.model, config.train
-    n_vocab = prepare(config.data).tokenizer.n_vocab
+    n_vocab = prepare(config.data, c.seed).tokenizer.n_vocab
     per_token = m.n_layer * (32 * m.d_model + 3 * m.n_head * m.context) + 4 * n_vocab
     tokens = c.batch_size // c.accumulate * m.context
     numbers = 8 * size(m, n_vocab).total + tokens * per_token

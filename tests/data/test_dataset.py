@@ -85,25 +85,74 @@ def test_the_splits_together_are_the_corpus_and_share_no_document(tmp_path):
 
 def test_the_tokenizer_sees_the_training_split_alone(tmp_path):
     letters = "abcdefghijklmnopqrstuvwxyz"
-    config = DataConfig(write(tmp_path, [f"{letter}{letter} " * 100 for letter in letters]), "bpe:281", test_fraction=0)
-    dataset = prepare(config)  # 24 merges: fewer than the 25 letters of train, and each letter of train is as frequent
-    [held_out] = documents(dataset, "val")
-    merged = [letter for letter in letters if len(dataset.tokenizer.encode(letter * 2)) == 1]
-    assert len(merged) == 24
-    assert held_out[0] not in merged
+    config = DataConfig(write(tmp_path, [f"{letter}{letter} " * 100 for letter in letters]), "bpe:278", test_fraction=0)
+    dataset = prepare(config)  # 21 merges: fewer than the 22 letters of train, and each letter of train is as frequent
+    held_out = {text[0] for text in documents(dataset, "val")}
+    merged = {letter for letter in letters if len(dataset.tokenizer.encode(letter * 2)) == 1}
+    assert (len(merged), len(held_out)) == (21, 4)
+    assert not held_out & merged
 
 
 def test_split_documents_by_hand():
     keys, sizes = np.array([40, 10, 30, 20, 50], np.uint64), np.array([30, 10, 20, 10, 30], np.uint64)
-    assert split_documents(keys, sizes, 0.1, 0.1) == (10, 20)
-    assert split_documents(keys, sizes, 0.15, 0.1) == (20, 30)
-    assert split_documents(keys, sizes, 0.01, 0) == (10, 10)
-    assert split_documents(keys, sizes, 0.3, 0.3) == (30, 40)
-    assert split_documents(keys[:2], sizes[:2], 0.1, 0.1) is None  # two documents, three splits
-    assert split_documents(keys[:2], np.array([10, 90], np.uint64), 0.1, 0) is None  # val would get 90 %
+    assert split_documents(keys, sizes, 0.1, 0.1, 1) == (10, 20)
+    assert split_documents(keys, sizes, 0.15, 0.1, 1) == (20, 30)
+    assert split_documents(keys, sizes, 0.01, 0, 1) == (10, 10)
+    assert split_documents(keys, sizes, 0.2, 0.2, 1) == (20, 30)
+    assert split_documents(keys, sizes, 0.2, 0.2, 2) is None  # val 10 and 20, test 30 and 40: train would get 30 of 100
+    assert split_documents(keys, sizes, 0.1, 0, 2) == (20, 20)  # 5 bytes of each
+    assert split_documents(keys, sizes, 0.1, 0.05, 2) is None
+    assert split_documents(keys[:2], sizes[:2], 0.1, 0.1, 1) is None  # two documents, three splits
+    assert split_documents(keys[:2], np.array([10, 90], np.uint64), 0.1, 0, 1) is None  # train would get 10 %
     equal = np.array([7, 7, 7, 9], np.uint64)
-    assert split_documents(equal, np.full(4, 10, np.uint64), 0.1, 0) is None  # 30 of 40 bytes would be val's
-    assert split_documents(np.array([7, 7, *range(8, 20)], np.uint64), np.full(14, 10, np.uint64), 0.05, 0) == (7, 7)
+    assert split_documents(equal, np.full(4, 10, np.uint64), 0.1, 0, 1) is None  # 30 of 40 bytes would be val's
+    some_equal = np.array([7, 7, *range(8, 20)], np.uint64)
+    assert split_documents(some_equal, np.full(14, 10, np.uint64), 0.05, 0, 1) == (7, 7)
+
+
+def plays(folder, count=40):
+    """A corpus of long documents, as plays are: 100 lines each, no two of them equal."""
+    return write(folder, ["".join(f"play {i} line {j}\n" for j in range(100)) for i in range(count)])
+
+
+def test_four_long_documents_give_their_first_lines_to_each_split_and_the_rest_to_none(tmp_path):
+    dataset = prepare(DataConfig(plays(tmp_path), "bytes", val_fraction=0.04, test_fraction=0.02))
+    parts = {split: documents(dataset, split) for split in SPLITS}
+    originals = [path.read_text() for path in tmp_path.glob("*.txt")]
+    total = sum(map(len, originals))
+    for split, share in (("val", 0.04), ("test", 0.02)):
+        assert len(parts[split]) == 4
+        assert sum(map(len, parts[split])) == pytest.approx(share * total, rel=0.05)
+        assert all(any(play.startswith(text) for play in originals) and text.endswith("\n") for text in parts[split])
+    assert len(parts["train"]) == 32
+    assert set(parts["train"]) <= set(originals)
+    titles = {split: {text.partition(" line")[0] for text in parts[split]} for split in SPLITS}
+    for one, other in itertools.combinations(SPLITS, 2):
+        assert not titles[one] & titles[other]
+
+
+def test_few_long_documents_give_one_to_a_split_and_fewer_are_cut(tmp_path):
+    several = prepare(DataConfig(plays(tmp_path / "several", 8), "bytes"))
+    assert several.test is not None
+    assert [several.train.n_documents, several.val.n_documents, several.test.n_documents] == [6, 1, 1]
+    few = prepare(DataConfig(plays(tmp_path / "few", 3), "bytes"))
+    assert few.test is not None
+    assert [few.train.n_documents, few.val.n_documents, few.test.n_documents] == [3, 3, 3]
+
+
+def test_the_split_seed_chooses_which_documents_are_held_out(tmp_path):
+    config = DataConfig(plays(tmp_path), "bytes")
+    held_out = []
+    for seed in range(4):
+        dataset = prepare(replace(config, split_seed=seed))
+        parts = {split: documents(dataset, split) for split in SPLITS}
+        titles = {split: {text.partition(" line")[0] for text in parts[split]} for split in SPLITS}
+        assert sum(len(found) for found in titles.values()) == len(set().union(*titles.values())) == 40
+        held_out.append(titles["val"])
+    assert all(one != other for one, other in itertools.combinations(held_out, 2))
+    following = replace(config, split_seed=-1)
+    assert prepare(following, seed=3).folder == prepare(replace(config, split_seed=3)).folder
+    assert prepare(config, seed=3).folder == prepare(config).folder
 
 
 @given(
@@ -180,7 +229,7 @@ def flip(content):
         ("val.bin", lambda content: None),
         ("meta.json", lambda content: b"{"),
         ("meta.json", lambda content: b'{"sha256": []}'),
-        ("meta.json", lambda content: content.replace(b'"documents": 1', b'"documents": 2')),
+        ("meta.json", lambda content: content.replace(b'"documents": 4', b'"documents": 5')),
     ],
 )
 def test_damaged_files_are_made_again(texts, name, damage, capsys):
@@ -211,11 +260,11 @@ def test_too_small_a_corpus_is_refused_and_leaves_nothing_behind(tmp_path, cache
 def test_the_plays_are_without_markup_and_their_tokens_are_pinned(wheels):
     dataset = prepare(DataConfig())
     assert dataset.test is not None
-    assert (dataset.train.n_documents, dataset.val.n_documents, dataset.test.n_documents) == (35, 2, 1)
+    assert (dataset.train.n_documents, dataset.val.n_documents, dataset.test.n_documents) == (30, 4, 4)
     plays = "".join(text for split in SPLITS for text in documents(dataset, split))
     assert "HAMLET:\nTo be, or not to be: that is the question:\n" in plays
     assert not re.search(r"[*_\\#]| \n|\n\n\n", plays)
     # A change here is a change of the default corpus: no result before and after it can be compared.
-    assert dataset.fingerprint == "3333e8959ddd659fa82d15881bd804a91dcd81c73e4e96d1e2049b05cee45d29"
+    assert dataset.fingerprint == "b971bda960289b35fe54dc37afb612b078e4f2d4ff51bfd5deb575a97bfee4e7"
     first = dataset.train.tokens_N[:1000].astype("<u2").tobytes()
-    assert hashlib.sha256(first).hexdigest() == "9489543665c57a820caf13f0b9932c06135662484ec4143aa9e0e329dcb47205"
+    assert hashlib.sha256(first).hexdigest() == "1f34e15a6a41acf9ebfc186f2fc3d3006724cf6dc3518fe5208636faebd38c55"

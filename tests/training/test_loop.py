@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from helpers import Noisy, records, rewrite, same_weights, train_and_stop
 
 from data.batches import train_batch
+from data.dataset import prepare
 from errors import Interrupted, UserError
 from model.activations import ACTIVATIONS
 from training import checkpoint, loop
@@ -19,6 +21,7 @@ from training.clock import Clock
 from training.contents import read_config, read_summary
 from training.loop import train
 from training.sample import load_run
+from training.score import score_run
 from training.summary import describe
 
 pytestmark = pytest.mark.usefixtures("no_sample")
@@ -185,6 +188,23 @@ def test_a_seed_decides_everything(tiny, tmp_path):
         train(tiny(train={"seed": seed}), tmp_path / name)
     assert records(tmp_path / "a") == records(tmp_path / "b")
     assert records(tmp_path / "a") != records(tmp_path / "c")
+
+
+def test_each_seed_can_hold_out_other_documents(tiny, tmp_path, corpus):
+    lines = corpus.read_text().splitlines(keepends=True)
+    for i in range(0, 1000, 20):
+        (tmp_path / f"part{i}.txt").write_text("".join(lines[i : i + 20]))
+    data = {"corpus": str(tmp_path / "part*.txt"), "split_seed": -1}
+    fingerprints = []
+    for seed in (3, 4):
+        folder = tmp_path / f"run{seed}"
+        config = tiny(data=data, train={"seed": seed})
+        summary = train(config, folder)
+        assert summary["data/fingerprint"] == prepare(replace(config.data, split_seed=seed)).fingerprint
+        assert read_run_config(folder).data.split_seed == -1
+        assert score_run(folder, "cpu")["val"].loss == pytest.approx(summary["val/loss"], rel=1e-5)
+        fingerprints.append(summary["data/fingerprint"])
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_a_finished_run_is_not_trained_again_and_needs_its_corpus_no_longer(tiny, tmp_path, corpus):

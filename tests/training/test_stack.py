@@ -345,3 +345,7 @@ def test_runs_stack_that_differ_in_seed_and_learning_rate_alone(tiny):
     changes = [{"model": {"activation": "relu"}}, {"train": {"tokens": 99}}, {"train": {"clip": 0.5}}]
     for change in [*changes, {"data": {"tokenizer": "bpe:300"}}, {"train": {"device": "cpu"}}]:
         assert shape(tiny(**change)) != shape(config), change
+    by_seed = [
+        tiny(data={"split_seed": -1}, train={"seed": seed, "lr": lr}) for seed, lr in ((1, 1.0), (1, 2.0), (2, 1.0))
+    ]
+    assert shape(by_seed[0]) == shape(by_seed[1]) != shape(by_seed[2])  # seeds that hold out other documents
