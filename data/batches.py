@@ -3,6 +3,7 @@
 Shapes: N tokens of a split, B rows of a batch, T positions of the context. y_BT is x_BT one token later.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,6 +37,20 @@ def eval_windows(tokens_N: np.ndarray, context: int, batch_size: int) -> Iterato
         yield x_BT, _tensor(tokens_N[start + 1 : stop + 1].reshape(-1, context))
     if n_full < n_targets:
         yield _tensor(tokens_N[None, n_full:n_targets]), _tensor(tokens_N[None, n_full + 1 :])
+
+
+def spread_windows(tokens_N: np.ndarray, context: int, n_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (x_BT, y_BT), int64: whole windows of `eval_windows`, evenly spread over the split.
+
+    There are as few as hold `n_tokens` together, or all where these are fewer. A split that is shorter than the context
+    is one window.
+    """
+    context = min(context, len(tokens_N) - 1)
+    n_windows = (len(tokens_N) - 1) // context
+    count = min(math.ceil(n_tokens / context), n_windows)
+    starts_B = np.arange(count) * n_windows // count * context
+    positions_BT = starts_B[:, None] + np.arange(context)
+    return _tensor(tokens_N[positions_BT]), _tensor(tokens_N[positions_BT + 1])
 
 
 def _tensor(tokens: np.ndarray) -> torch.Tensor:

@@ -218,13 +218,13 @@ class GPT(nn.Module):
             cache.length = end
         x_BTD = self.norm(x_BTD)
         if targets_BT is None:
-            return self.head(self._scores(x_BTD))
+            return self.head(self.scores(x_BTD))
         loss = self._cross_entropy if per_token else self.head.loss
         losses_BT = self._in_parts(loss, x_BTD.flatten(0, 1), targets_BT.flatten()).view_as(targets_BT)
         return losses_BT if per_token else losses_BT.mean()
 
-    def _scores(self, x_BTD: Tensor) -> Tensor:
-        """Return what the head reads, z_BTV, without the columns that pad the vocabulary."""
+    def scores(self, x_BTD: Tensor) -> Tensor:
+        """Return what the head reads, z_BTV, of the last norm's output, without the columns that pad the vocabulary."""
         return F.linear(x_BTD, self.embedding.weight)[..., : self.n_vocab]
 
     def _cross_entropy(self, z_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -237,10 +237,10 @@ class GPT(nn.Module):
         """
         rows = max(SCORES_AT_A_TIME[x_ND.device.type] // self.n_vocab, FEWEST_ROWS)
         if len(x_ND) <= rows or not self.loss_in_parts:
-            return loss(self._scores(x_ND), targets_N)
+            return loss(self.scores(x_ND), targets_N)
 
         def loss_of_part(part_ND: Tensor, part_N: Tensor) -> Tensor:
-            return loss(self._scores(part_ND), part_N)
+            return loss(self.scores(part_ND), part_N)
 
         losses = [
             checkpoint(loss_of_part, part_ND, part_N, use_reentrant=False, preserve_rng_state=False)

@@ -66,9 +66,10 @@ class TrainConfig:
         int,
         Field(
             ge=0,
-            description="measure inside the network at the last step, that / probes, / probes², …, and 0; 0: never",
+            description="measure inside the network at the last step, at this factor before it, and so on, and at "
+            "step 0; 0: never",
         ),
-    ] = 3
+    ] = 30
     checkpoint_every: Annotated[int, Field(gt=0, description="steps between two checkpoints")] = 500
     keep: Annotated[int, Field(gt=0, description="checkpoints kept, the newest")] = 2
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.batches import eval_windows, train_batch
+from data.batches import eval_windows, spread_windows, train_batch
 
 TOKENS = np.arange(1000, dtype=np.uint16)
 
@@ -53,3 +53,19 @@ def test_evaluation_scores_each_token_but_the_first_once(n, context, batch_size)
 def test_evaluation_windows_by_hand():
     shapes = [tuple(x_BT.shape) for x_BT, _ in eval_windows(TOKENS[:24], 4, 2)]
     assert shapes == [(2, 4), (2, 4), (1, 4), (1, 3)]
+
+
+@given(n=st.integers(2, 200), context=st.integers(1, 20), n_tokens=st.integers(1, 100))
+def test_spread_windows_are_some_of_those_of_evaluation_and_reach_over_the_split(n, context, n_tokens):
+    x_BT, y_BT = spread_windows(TOKENS[:n], context, n_tokens)
+    assert torch.equal(y_BT, x_BT + 1)
+    whole = [x_BT for x_BT, _ in eval_windows(TOKENS[:n], context, 1) if x_BT.shape[1] == context]
+    if not whole:
+        assert x_BT.tolist() == [list(range(n - 1))]
+        return
+    starts = x_BT[:, 0].tolist()
+    assert set(starts) <= {start for window in whole for start in window[:, 0].tolist()}
+    assert len(starts) == min(-(-n_tokens // context), len(whole))
+    ends = [*starts[1:], context * len(whole)]
+    gaps = [(end - start) // context for start, end in zip(starts, ends, strict=True)]
+    assert max(gaps) - min(gaps) <= 1

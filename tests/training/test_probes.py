@@ -3,11 +3,13 @@ import math
 import statistics
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from helpers import records, same_weights, train_and_stop, values
 from torch import nn
 
+from data.encode import Split
 from errors import UserError
 from model.config import ModelConfig
 from model.gpt import GPT, Block
@@ -17,7 +19,7 @@ from training.optim import build_optimizers
 from training.probes import probes
 from training.probes.measures import same_sign
 from training.probes.path import Path
-from training.probes.probes import gate_histogram, measure, probe_steps, snapshot, watch, weights
+from training.probes.probes import Probes, gate_histogram, measure, probe_steps, snapshot, watch, weights
 
 pytestmark = pytest.mark.usefixtures("no_sample")
 
@@ -46,6 +48,14 @@ def test_the_steps_are_log_spaced():
     assert probe_steps(586, 0) == set()
     with pytest.raises(UserError, match=r"train\.probes = 1"):
         build({"train": {"probes": 1}}, "it")
+
+
+def test_the_batch_is_2048_tokens_of_all_documents_of_the_validation_split():
+    model, optimizers, _ = small()
+    split = Split(np.repeat(np.arange(4, dtype=np.uint16), 2500), n_bytes=10_000, n_documents=4)  # one token a document
+    batch = Probes(model, optimizers, split, steps=10, factor=2).x_BT
+    assert batch.shape == (256, 8)
+    assert [(batch == document).float().mean().item() for document in range(4)] == pytest.approx([0.25] * 4, abs=0.01)
 
 
 def test_gradients_are_those_of_autograd_by_hand():

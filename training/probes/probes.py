@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from data.batches import eval_windows
+from data.batches import spread_windows
 from data.dataset import Split
 from model.activations import Gated
 from model.gpt import FFN, GPT
@@ -42,9 +42,9 @@ from training.evaluate import evaluating
 from training.probes.measures import calibration, cosine, log_slope, moments, rms, same_sign, slopes, spectrum
 from training.probes.path import Path, ffn_matrices, ffns
 
-# Sequences of the probe batch, the first of the validation split. Each costs a quarter of a per cent of training
-# (benchmarks/probes.py).
-SEQUENCES = 3
+# Of the probe batch, or some more: windows that are spread over the validation split, and so over its documents. A
+# measurement of them costs about as much as training on twice as many (benchmarks/probes.py).
+TOKENS = 2048
 GATES = (-2.0, 2.0, 40)  # the histogram of act(gate): lowest and highest edge, and bins
 
 Seen = dict[str, tuple[Tensor, Tensor]]  # input and output of modules, by name
@@ -66,7 +66,7 @@ class Probes:
         self.model, self.optimizers, self.steps = model, optimizers, probe_steps(steps, factor)
         self.path = Path(model) if self.steps else None
         self.before: dict[str, Tensor] | None = None  # the weights before the last step, if that step is measured
-        x_BT, y_BT = next(eval_windows(split.tokens_N, model.config.context, SEQUENCES))
+        x_BT, y_BT = spread_windows(split.tokens_N, model.config.context, TOKENS)
         device = model.embedding.weight.device
         self.x_BT, self.y_BT = x_BT.to(device), y_BT.to(device)
 
@@ -144,8 +144,7 @@ def measure(
     No hook, gradient or random number is left behind or used up.
     """
     with evaluating(model), torch.autocast(x_BT.device.type, enabled=False):
-        figures, gradients = _blocks(model, x_BT, y_BT)
-        figures |= _head(model, x_BT, y_BT)
+        figures, gradients = _forward_and_backward(model, x_BT, y_BT)
         if before is not None:
             matrices = ffn_matrices(model)
             with weights(model, before):
@@ -179,10 +178,11 @@ def function_of(ffn: FFN) -> nn.Module:
     return ffn.act.act if isinstance(ffn.act, Gated) else ffn.act
 
 
-def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the figures of the blocks and the gradients of the FFN matrices."""
+def _forward_and_backward(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the figures of the blocks and of the head, and the gradients of the FFN matrices."""
     blocks = ffns(model)
     modules: dict[str, nn.Module] = dict(zip(blocks, model.blocks, strict=True))
+    modules["norm"] = model.norm
     for where, ffn in blocks.items():
         modules |= {f"{where}/up": ffn.up, f"{where}/act": function_of(ffn), f"{where}/down": ffn.down}
     with watch(modules) as seen:
@@ -204,6 +204,7 @@ def _blocks(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[str, Any], dic
         figures |= {f"grad/{name}": gradients[name].norm() for name in ffn_matrices(model)}
         for where, ffn in blocks.items():
             figures |= _activation(where, ffn, seen) | _signs(where, seen, gradients)
+        figures |= _head(model, seen["norm"][1], y_BT)
     return figures, gradients
 
 
@@ -251,13 +252,11 @@ def _signs(where: str, seen: Seen, gradients: Mapping[str, Tensor]) -> dict[str,
     return figures
 
 
-@torch.no_grad()
-def _head(model: GPT, x_BT: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
-    with watch({"head": model.head}) as seen:
-        logits_BTV = model(x_BT)
-    z_BTV, _ = seen["head"]
+def _head(model: GPT, x_BTD: Tensor, y_BT: Tensor) -> dict[str, Tensor]:
+    """Return the figures of the head; `x_BTD` is what the last norm returns."""
+    z_BTV = model.scores(x_BTD)
     figures = {"head/sum_sigma": (z_BTV + getattr(model.head, "bias", 0.0)).sigmoid().sum(-1).mean()}
-    for name, value in calibration(logits_BTV.flatten(0, 1), y_BT.flatten()).items():
+    for name, value in calibration(model.head(z_BTV).flatten(0, 1), y_BT.flatten()).items():
         figures[f"head/{name}"] = value
     return figures
 
