@@ -116,6 +116,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanhexp": pointwise(_tanhexp),  # u·tanh(eᵘ); Liu & Di, 2020
     "lisht": pointwise(lambda u: u * torch.tanh(u)),  # u·tanh u; Roy et al., 2019
     "relu2": pointwise(_relu2),  # max(0, u)²; Primer, So et al., 2021
+    "leaky_relu2": pointwise(lambda u: F.leaky_relu(u, 0.5).square()),  # max(u/2, u)²; openai/parameter-golf, 2026
+    "gelu2": pointwise(lambda u: F.gelu(u).square()),  # (u·Φ(u))², a smoother relu2; openai/parameter-golf, 2026
+    "silu2": pointwise(lambda u: F.silu(u).square()),  # (u·σ(u))², a smoother relu2; openai/parameter-golf, 2026
     # learned: the formulas are in model/learnable.py
     "prelu": PReLU,  # u, below 0 au with a learned from 0.25; He et al., 2015
     "swish_beta": SwishBeta,  # u·σ(βu); Ramachandran et al., 2017

@@ -57,6 +57,9 @@ FORMULAS: dict[str, Formula] = {
     "tanhexp": lambda u: u * np.tanh(np.exp(u)),
     "lisht": lambda u: u * np.tanh(u),
     "relu2": lambda u: np.maximum(0, u) ** 2,
+    "leaky_relu2": lambda u: np.where(u > 0, u**2, u**2 / 4),
+    "gelu2": lambda u: (u * ndtr(u)) ** 2,
+    "silu2": lambda u: (u * expit(u)) ** 2,
 }
 
 # The learned ones, from their weights in the order of the module: where they start, and the formula.
