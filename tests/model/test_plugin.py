@@ -19,13 +19,7 @@ from model.activations import Gated, gated, pointwise
 """
 
 
-@pytest.fixture(autouse=True)
-def registry():
-    """The registry, as it was before after each test."""
-    before = dict(ACTIVATIONS)
-    yield
-    ACTIVATIONS.clear()
-    ACTIVATIONS.update(before)
+pytestmark = pytest.mark.usefixtures("registry")
 
 
 def plugin(folder: Path, text: str) -> Path:
