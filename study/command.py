@@ -13,6 +13,7 @@ from study.report.claims_page import report_claims
 from study.report.compare import compare
 from study.report.mirror import mirror_study
 from study.run.protocol import run_plan
+from study.run.search import left_to_train
 from training.config import RunConfig
 
 
@@ -38,7 +39,7 @@ def read_plans(command: Command) -> dict[Path, Plan]:
 def estimate(plans: dict[Path, Plan]) -> None:
     """Print the runs of each plan, and the hours that they take."""
     counted: set[RunConfig] = set()
-    hours = [dry_run(plan, counted) for plan in plans.values()]
+    hours = [dry_run(plan, left_to_train(plan, folder), counted) for folder, plan in plans.items()]
     if len(hours) > 1:
         print(f"all {len(hours)} studies: {sum(hours):.2f} h")
 

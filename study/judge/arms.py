@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from study.judge.results import Run, Study, mismatch, varying
+from study.judge.statistics import at_best_rate, lowest_three, pseudo_values, vertex
 from study.plan.tuning import BARE
 from training.config import SECTIONS
 
@@ -20,13 +21,19 @@ class Arm:
     """What a study compares.
 
     `parts` holds the settings that distinguish it from the other arms, as its label writes them; the activation is
-    always among them. `missing` are planned seeds that have no run yet, `tuning` the runs that chose its learning rate.
+    always among them. `runs` are one for each seed; `missing` are planned seeds that have no run yet.
+
+    `tuning` are the runs that chose its learning rate, or the middle of its bracket. Of a bracketed arm, `bracket`
+    holds the runs of each seed at the three rates that count, and `runs` are those at the middle one. `unsettled` is
+    the reason why there are no such three.
     """
 
     parts: dict[str, str]
     runs: tuple[Run, ...]
     tuning: tuple[Run, ...] = ()
     missing: tuple[int, ...] = ()
+    bracket: tuple[tuple[Run, ...], ...] = ()
+    unsettled: str = ""
 
     @property
     def label(self) -> str:
@@ -46,8 +53,11 @@ class Arm:
 
     @property
     def lr(self) -> float:
-        """The learning rate of its runs."""
-        return self.runs[0].settings.get(LR, float("nan"))
+        """The learning rate of its runs; of a bracketed arm the best one, between the rates that it trained at."""
+        if not self.bracket:
+            return self.runs[0].lr
+        losses = self.bracket_losses()
+        return vertex(list(losses), [fmean(of_seeds.values()) for of_seeds in losses.values()])
 
     @property
     def seeds(self) -> int:
@@ -57,6 +67,8 @@ class Arm:
     @cached_property
     def trouble(self) -> str:
         """Why there is no figure for the whole arm, with the seeds concerned; empty if all is well."""
+        if self.unsettled:
+            return self.unsettled
         reasons = [(run.seed, run.progress) for run in self.runs if run.status != "finished"]
         reasons += [(seed, "not begun") for seed in self.missing]
         for run in self.runs:
@@ -68,15 +80,49 @@ class Arm:
     @property
     def status(self) -> str:
         """What a table shows beside the label of an arm that is not whole; empty if all is well."""
+        if self.unsettled:
+            return "bracket open"
         finished = sum(run.status == "finished" for run in self.runs)
         if finished == self.seeds:
             return ""
         return f"{finished} of {self.seeds} seeds" if self.seeds > 1 else self.runs[0].status
 
+    def values(self, measure: Callable[[Run], float | None]) -> dict[int, float]:
+        """Return a figure of each seed whose run has it; of a bracketed arm, at the best learning rate.
+
+        There, they are the jackknife's pseudo-values, so that their spread covers the choice of that rate. Sums and
+        differences of pseudo-values are those of the sums and differences, and arms pair as usual.
+        """
+        if not self.bracket:
+            figures = {run.seed: measure(run) for run in self.runs}
+            return {seed: figure for seed, figure in figures.items() if figure is not None}
+        losses, figures_at = self.bracket_losses(), self._at_rates(measure)
+        seeds = [run.seed for run in self.runs]
+        if not all(seed in figures for figures in figures_at.values() for seed in seeds):
+            return {}
+        return pseudo_values(lambda some: at_best_rate(losses, figures_at, some), seeds)
+
+    def bracket_losses(self) -> dict[float, dict[int, float]]:
+        """Return the final losses of the bracket's runs by learning rate and seed, in order of the rates."""
+        return self._at_rates(lambda run: run.final("val/loss"))
+
+    def _at_rates(self, measure: Callable[[Run], float | None]) -> dict[float, dict[int, float]]:
+        """Return a figure of the bracket's runs by learning rate and seed."""
+        table: dict[float, dict[int, float]] = {}
+        for runs in self.bracket:
+            figures = {run.seed: measure(run) for run in runs}
+            table[runs[0].lr] = {seed: figure for seed, figure in figures.items() if figure is not None}
+        return table
+
     def finals(self, metric: str) -> dict[int, float]:
-        """Return the final figure of each seed that has one."""
-        figures = {run.seed: run.final(metric) for run in self.runs}
-        return {seed: figure for seed, figure in figures.items() if figure is not None}
+        """Return the final figure of each seed that has one, as `values`."""
+        return self.values(lambda run: run.final(metric))
+
+    def cost(self, metric: str) -> float | None:
+        """Return the mean of what its runs cost, a figure of their summaries, at the rate of `runs`."""
+        figures = [run.final(metric) for run in self.runs]
+        whole = [figure for figure in figures if figure is not None]
+        return fmean(whole) if len(whole) == self.seeds else None
 
     def mean(self, metric: str) -> float | None:
         """Return the mean over all seeds. None unless each has the figure: a mean of the others would be biased."""
@@ -99,8 +145,8 @@ class Arm:
         A rate at which a seed did not finish has no losses: those of the other seeds would flatter it.
         """
         trials: dict[float, list[Run]] = {}
-        for run in sorted(self.tuning, key=lambda run: run.settings[LR]):
-            trials.setdefault(run.settings[LR], []).append(run)
+        for run in sorted(self.tuning, key=lambda run: run.lr):
+            trials.setdefault(run.lr, []).append(run)
         losses: dict[float, dict[int, float]] = {}
         for lr, runs in trials.items():
             found = {run.seed: run.final("val/loss") for run in runs}
@@ -112,7 +158,7 @@ class Arm:
     def edge(self) -> bool:
         """Whether its learning rate is the lowest or highest that was tried, so that a better one may lie beyond."""
         rates = self.tuned()
-        return len(rates) > 1 and self.lr in (min(rates), max(rates))
+        return not self.bracket and len(rates) > 1 and self.lr in (min(rates), max(rates))
 
 
 def make_arms(study: Study) -> list[Arm]:
@@ -127,8 +173,51 @@ def make_arms(study: Study) -> list[Arm]:
     arms = []
     for parts, runs in sorted(_group(study.runs, fields), key=lambda group: order.index(group[0][ACTIVATION])):
         runs = sorted(runs, key=lambda run: run.seed)
-        arms.append(Arm(parts, tuple(runs), _tuning_of(runs[0], study.tuning), _missing_seeds(runs, missing)))
+        tuning, absent = _tuning_of(runs[0], study.tuning), _missing_seeds(runs, missing)
+        if runs[0].bracketed:
+            arms.append(_bracketed_arm(parts, runs, tuning, absent))
+        else:
+            arms.append(Arm(parts, tuple(runs), tuning, absent))
     return arms
+
+
+def _bracketed_arm(
+    parts: dict[str, str], runs: Sequence[Run], tuning: tuple[Run, ...], missing: tuple[int, ...]
+) -> Arm:
+    """Return the arm of runs that have several learning rates for each seed."""
+    by_rate: dict[float, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.lr):
+        by_rate.setdefault(run.lr, []).append(run)
+    seeds = {run.seed for run in runs} | set(missing)
+    # A rate counts once all seeds have trained at it. A study that has grown may hold rates of its first seeds alone.
+    whole: dict[float, dict[int, float]] = {}
+    for rate, found in by_rate.items():
+        losses = {run.seed: run.final("val/loss") for run in found}
+        finished = {seed: loss for seed, loss in losses.items() if loss is not None}
+        if finished.keys() == seeds:
+            whole[rate] = finished
+    three = lowest_three(whole) if len(whole) >= 3 else None
+    # Where a run diverged at a rate between these three, they would be no neighbours.
+    if three and not any(three[0] < rate < three[2] for rate in by_rate.keys() - whole.keys()):
+        middle, bracket = three[1], tuple(tuple(by_rate[rate]) for rate in three)
+        return Arm(parts, tuple(by_rate[middle]), tuning, missing, bracket)
+    most = max(by_rate, key=lambda rate: len(by_rate[rate]))
+    return Arm(parts, tuple(by_rate[most]), tuning, missing, unsettled=_why_unsettled(by_rate, seeds, whole))
+
+
+def _why_unsettled(by_rate: dict[float, list[Run]], seeds: set[int], whole: Iterable[float]) -> str:
+    """Return why the runs at these rates hold no bracket, naming those that did not finish."""
+    open_runs = []
+    for rate, runs in by_rate.items():
+        begun = {run.seed: run for run in runs}
+        for seed in sorted(seeds):
+            if seed not in begun:
+                open_runs.append(f"seed {seed} at lr {rate:g} not begun")
+            elif begun[seed].status != "finished":
+                open_runs.append(f"seed {seed} at lr {rate:g} {begun[seed].progress}")
+    rates = ", ".join(f"{rate:g}" for rate in sorted(whole))
+    reason = f"the lowest mean loss is not inside the rates that all seeds finished ({rates or 'none'})"
+    return "; ".join([reason, *open_runs])
 
 
 def reference_of(arm: Arm, arms: Sequence[Arm], reference: str) -> tuple[Arm | None, str]:
@@ -219,7 +308,7 @@ PLACES: tuple[Callable[[Run], str | Path], ...] = (
 
 
 def _group(runs: Sequence[Run], fields: Sequence[str]) -> list[tuple[dict[str, str], list[Run]]]:
-    """Return the parts and the runs of each arm; no arm has a seed twice."""
+    """Return the parts and the runs of each arm; no arm has a seed twice, a bracketed one at each rate."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for place in PLACES:
         groups = {}
@@ -230,7 +319,7 @@ def _group(runs: Sequence[Run], fields: Sequence[str]) -> list[tuple[dict[str, s
             if place(run):
                 parts.append((FOLDER, str(place(run))))
             groups.setdefault(tuple(parts), []).append(run)
-        if all(len({run.seed for run in group}) == len(group) for group in groups.values()):
+        if all(len({(run.seed, run.bracketed and run.lr) for run in group}) == len(group) for group in groups.values()):
             break
     return [(dict(parts), group) for parts, group in groups.items()]
 
@@ -268,5 +357,6 @@ def _equal_elsewhere(arm: Arm, other: Arm, reference: str) -> bool:
 
 def _arms_mismatch(arm: Arm, other: Arm) -> str:
     """Return why the losses of two arms do not compare, or an empty string."""
-    reasons = [mismatch(run, theirs) for run in arm.runs for theirs in other.runs]
+    partners = {theirs.seed: theirs for theirs in other.runs}
+    reasons = [mismatch(run, partners.get(run.seed, other.runs[0])) for run in arm.runs]
     return next((reason for reason in reasons if reason), "")

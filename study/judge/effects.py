@@ -9,26 +9,24 @@ from typing import Any
 import numpy as np
 
 from study.judge.arms import Arm, make_arms, reference_of
-from study.judge.results import Study
+from study.judge.curves import Curve, area, at_share, tokens_to
+from study.judge.results import Run, Study
 from study.judge.statistics import (
-    SMALLEST,
-    Curve,
     Effect,
-    area,
-    at_share,
     block_bootstrap,
+    detectable,
     holm,
+    outcome,
     pair,
     paired,
-    tokens_to,
-    verdict,
+    seeds_to_decide,
 )
+from study.plan.config import MARGIN
 
 EARLY = 0.25  # share of the budget at which the early difference is taken
 SHARES = (0.5, 0.75, 1.0)  # shares of the budget whose reference loss an arm has to reach
 BLOCK_TOKENS = 2048  # of validation text that the block bootstrap keeps together: about a scene of a play
-NO_DIFFERENCE = "no difference that matters"
-VERDICTS = ("better", NO_DIFFERENCE, "not shown", "worse")
+VERDICTS = ("better", "equal", "undecided", "worse")
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Row:
 
     arm: Arm
     reference: str
+    margin: float = MARGIN  # the smallest difference that matters
     is_reference: bool = False
     partner: Arm | None = None  # the arm of the reference that this arm is compared with
     note: str = ""
@@ -60,16 +59,14 @@ class Row:
     final: Effect | None = None  # at the end
     noise: float | None = None  # half the 95 % interval of `final` over other validation text, with the same networks
     p: float = math.nan  # of `final`, after Holm
-    verdict: str = ""
-    reason: str = ""  # for the verdict
+    verdict: str = ""  # one of `VERDICTS`; empty for the reference
+    seeds_needed: int | None = None  # that would probably decide; None where it is decided, or no number would
+    detectable: float = math.nan  # the smallest difference that these seeds would probably find
 
     early: Effect | None = None
     change: Effect | None = None  # from early to final
     area: Effect | None = None  # mean over training
     reach: dict[float, Reach] = field(default_factory=dict)
-
-    shared_lr: float | None = None  # the reference's best learning rate in tuning
-    shared: Effect | None = None  # the difference there, between the tuning runs
 
 
 def compare_arms(study: Study, reference: str | None = None) -> list[Row]:
@@ -87,36 +84,33 @@ def compare_arms(study: Study, reference: str | None = None) -> list[Row]:
     if not named and all(reference in arm.names for arm in arms):
         own = [name for name in arms[0].names if not all(name in arm.names for arm in arms)]
         reference = own[0] if own else reference
-    rows = [_compare(arm, arms, reference) for arm in arms]
+    rows = [_compare(arm, arms, reference, study.margin) for arm in arms]
     # The reference's difference to itself is 0 by construction, and no test.
     tests = [math.nan if row.final is None or row.is_reference else row.final.p for row in rows]
-    results = []
-    for row, p in zip(rows, holm(tests), strict=True):
-        if row.final and not row.is_reference:
-            outcome, reason = judge(row.final, p)
-            row = replace(row, p=p, verdict=outcome, reason=reason)
-        results.append(row)
-    return results
+    return [_judge(row, p) for row, p in zip(rows, holm(tests), strict=True)]
 
 
-def judge(effect: Effect, p: float) -> tuple[str, str]:
-    """Return the verdict on an arm of a table, where no direction is claimed beforehand, and the reason.
+def _judge(row: Row, p: float) -> Row:
+    """Return the row with its verdict, and with what would decide it where it is undecided."""
+    if row.is_reference:
+        return row
+    if row.final is None:
+        return replace(row, verdict="undecided")
+    word = table_verdict(row.final, row.margin, p)
+    needed = seeds_to_decide(row.final, row.margin) if word == "undecided" else None
+    return replace(row, p=p, verdict=word, seeds_needed=needed, detectable=detectable(row.final))
 
-    `better` or `worse`: that claim is supported. `no difference that matters`: both are refuted.
+
+def table_verdict(effect: Effect, margin: float, p: float) -> str:
+    """Return better, worse, equal or undecided: in a table no direction is claimed beforehand.
+
+    A loss that is above the reference's is worse. `p` is the effect's after Holm.
     """
-    above = verdict(effect, 1, p)
-    below = verdict(effect, -1, p)
-    if above[0] == "supported":
-        return "worse", above[1]
-    if below[0] == "supported":
-        return "better", below[1]
-    if above[0] == below[0] == "refuted":
-        interval = f"the {100 * effect.level:g} % interval [{effect.low:+.4f}, {effect.high:+.4f}]"
-        return NO_DIFFERENCE, f"{interval} lies within ±{SMALLEST:g} (n = {effect.n})"
-    # The claim on the side of the mean is the nearer one; its reason is given unless it is refuted.
-    nearer, other = (above, below) if effect.mean > 0 else (below, above)
-    _, reason = nearer if nearer[0] == "not shown" else other
-    return "not shown", reason.replace(" in the claimed direction", "")
+    if outcome(effect, 1, margin, p) == "supported":
+        return "worse"
+    if outcome(effect, -1, margin, p) == "supported":
+        return "better"
+    return "equal" if outcome(effect, 1, margin, p) == "no effect" else "undecided"
 
 
 def paired_curves(arm: Arm, partner: Arm) -> list[tuple[Curve, Curve]]:
@@ -131,9 +125,9 @@ def paired_curves(arm: Arm, partner: Arm) -> list[tuple[Curve, Curve]]:
     return curves
 
 
-def _compare(arm: Arm, arms: Sequence[Arm], reference: str) -> Row:
+def _compare(arm: Arm, arms: Sequence[Arm], reference: str, margin: float) -> Row:
     partner, reason = reference_of(arm, arms, reference)
-    row = Row(arm, reference, partner is arm, partner, arm.trouble or reason)
+    row = Row(arm, reference, margin, partner is arm, partner, arm.trouble or reason)
     if row.note or partner is None:
         return row
     if partner.trouble:
@@ -145,8 +139,7 @@ def _compare(arm: Arm, arms: Sequence[Arm], reference: str) -> Row:
     if partner is not arm and not any(differences):
         # Most likely a field that nothing reads, or a name that stands for the reference itself.
         return replace(row, note=f"every loss equals that of {partner.label} to the last bit: nothing differs")
-    shared_lr, shared = _at_shared_rate(arm, partner)
-    row = replace(row, final=paired(differences), noise=_text_noise(arm, partner), shared_lr=shared_lr, shared=shared)
+    row = replace(row, final=paired(differences), noise=_text_noise(arm, partner))
     try:
         return replace(row, **_course(arm, partner, differences))
     except ValueError:  # the loss was scored too seldom for its course to be known
@@ -160,7 +153,7 @@ def _course(arm: Arm, partner: Arm, finals: Sequence[float]) -> dict[str, Any]:
         ValueError: a curve is too short.
     """
     curves = paired_curves(arm, partner)
-    early = [at_share(ours, EARLY) - at_share(theirs, EARLY) for ours, theirs in curves]
+    early = pair(arm.values(_early_loss), partner.values(_early_loss))
     areas = []
     for ours, theirs in curves:
         start = max(ours[0][0], theirs[0][0])  # a mean over the same tokens
@@ -171,6 +164,10 @@ def _course(arm: Arm, partner: Arm, finals: Sequence[float]) -> dict[str, Any]:
         "area": paired(areas),
         "reach": {share: _reach(curves, share) for share in SHARES},
     }
+
+
+def _early_loss(run: Run) -> float:
+    return at_share([point for point in run.curve("val/loss") if point[0] > 0], EARLY)
 
 
 def _reach(curves: Sequence[tuple[Curve, Curve]], share: float) -> Reach:
@@ -191,25 +188,10 @@ def _text_noise(arm: Arm, partner: Arm) -> float | None:
     ours, theirs = ([run.windows for run in one.runs] for one in (arm, partner))
     lengths = {len(windows) for windows in (*ours, *theirs)}
     block = max(1, BLOCK_TOKENS // arm.runs[0].settings.get("model.context", 1))
-    if arm is partner or len(lengths) != 1 or lengths.pop() < 2 * block:
+    texts = {run.fingerprint for run in arm.runs}
+    if arm is partner or len(texts) > 1 or len(lengths) != 1 or lengths.pop() < 2 * block:
         return None
     # The mean over seeds comes first: what is left then is the noise of the text, not that of the seeds.
     differences = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
     _, low, high = block_bootstrap(differences, block, draws=1000, seed=0)
     return (high - low) / 2
-
-
-def _at_shared_rate(arm: Arm, partner: Arm) -> tuple[float | None, Effect | None]:
-    """Return the reference's best tuning rate, and the arm's difference there if its tuning runs have that rate."""
-    theirs = {lr: losses for lr, losses in partner.tuned().items() if losses}
-    if not theirs:
-        return None, None
-    best = min(theirs, key=lambda lr: fmean(theirs[lr].values()))
-    # Losses after different budgets do not compare.
-    budgets = {run.budget for run in (*arm.tuning, *partner.tuning)}
-    if len(budgets) > 1:
-        return best, None
-    try:
-        return best, paired(pair(arm.tuned().get(best, {}), theirs[best]))
-    except ValueError:  # the arm has no losses there, or those of other seeds
-        return best, None

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from data.config import FOLLOW_SEED
 from errors import UserError
 from files import replacing
 from study.plan.config import StudyConfig, Tree, merge
@@ -33,6 +34,7 @@ class Run:
     config: Tree
     records: list[dict[str, Any]]
     summary: dict[str, Any] | None
+    bracketed: bool = False  # one of several runs of its arm and seed, which differ in their learning rate
 
     @property
     def activation(self) -> str:
@@ -48,6 +50,11 @@ class Run:
     def seed(self) -> int:
         """The seed, by which the runs of two arms are paired."""
         return int(self.config["train"].get("seed", 0))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate."""
+        return float(self.config["train"].get("lr", math.nan))
 
     @property
     def status(self) -> str:
@@ -66,8 +73,14 @@ class Run:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The config as `section.field`, without the fields that do not change what is trained."""
-        return _settings(self.config)
+        """The config as `section.field`, without the fields that do not change what is trained.
+
+        The learning rate of a bracketed run is left out too: its arm trains at several.
+        """
+        settings = _settings(self.config)
+        if self.bracketed:
+            settings.pop("train.lr", None)
+        return settings
 
     def agrees(self, settings: dict[str, Any]) -> bool:
         """Whether the run has these settings. A field that is newer than the run counts as equal."""
@@ -103,11 +116,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of some folders, the tuning runs before them, and the plan (study.toml) of each study folder."""
+    """The runs of some folders, the tuning runs before them, and the plan (study.toml) of each study folder.
+
+    `earlier` holds the plans whose results had been seen before a study grew, in order.
+    """
 
     runs: list[Run]
     tuning: list[Run]
     plans: dict[Path, Tree]
+    earlier: dict[Path, list[Tree]] = dataclasses.field(default_factory=dict)
 
     @property
     def named(self) -> str | None:
@@ -122,36 +139,47 @@ class Study:
         """The reference that a plan names, or GELU."""
         return self.named or StudyConfig.reference
 
+    @property
+    def margin(self) -> float:
+        """The smallest difference that matters, from the first plan."""
+        plans = [plan.get("study", {}).get("margin", StudyConfig.margin) for plan in self.plans.values()]
+        return float(plans[0]) if plans else StudyConfig.margin
+
     def missing(self) -> list[tuple[Path, dict[str, Any]]]:
         """Return each planned run that has no folder yet: the folder of its study and its settings (`planned`)."""
         found = []
         for folder, plan in self.plans.items():
             runs = [run for run in self.runs if run.folder.parent == folder]
-            for settings in planned(plan):
+            for settings, _ in planned(plan):
                 if not any(run.agrees(settings) for run in runs):
                     found.append((folder, settings))
         return found
 
 
-def planned(plan: Tree) -> list[dict[str, Any]]:
-    """Return, for each run that a study.toml asks for, its activation, its seed and the settings in which runs differ.
+def planned(plan: Tree) -> list[tuple[dict[str, Any], bool]]:
+    """Return, for each run that a study.toml asks for, the settings that name it, and whether it is bracketed.
 
-    Other settings are left out: a default may have changed since. So is the learning rate of a run that is tuned.
+    They are its activation, its seed and the settings in which runs differ. Others are left out: a default may have
+    changed since. So is the learning rate of a run that is tuned.
     """
-    runs = []
+    runs: list[dict[str, Any]] = []
+    bracketed = []
     for _, sections in points(plan):
         config = {}
         for name, part in SECTIONS.items():
             defaults = {field.name: field.default for field in dataclasses.fields(part)}
             config[name] = defaults | sections.get(name, {})
         settings = _settings(config)
-        if sections.get("study", {}).get("lr"):
+        study = sections.get("study", {})
+        if study.get("lr"):
             del settings["train.lr"]
         runs.append(settings)
+        bracketed.append(bool(study.get("lr")) and study.get("bracket", StudyConfig.bracket) > 1)
     # Every arm is named by its activation and paired by seed, even if these are the same for all runs.
     fields = ["model.activation", "train.seed"]
     fields += [key for key in _differing(runs) if key not in fields]
-    return [{key: settings[key] for key in fields if key in settings} for settings in runs]
+    named = [{key: settings[key] for key in fields if key in settings} for settings in runs]
+    return list(zip(named, bracketed, strict=True))
 
 
 def load_run(folder: str | Path) -> Run:
@@ -173,7 +201,7 @@ def load_study(paths: Iterable[str | Path]) -> Study:
     """
     folders: list[Path] = []
     tuning: list[Path] = []
-    plans = {}
+    plans, earlier = {}, {}
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"{path} does not exist: {RUN_FOLDER}.")
@@ -185,8 +213,16 @@ def load_study(paths: Iterable[str | Path]) -> Study:
         tuning += trials
         if (path / "study.toml").is_file():
             plans[path.resolve()] = merge(path / "study.toml", {})
+            looks = sorted(path.glob("study-*.toml"), key=_natural)
+            earlier[path.resolve()] = [merge(look, {}) for look in looks]
     # A run that two paths name counts once.
-    return Study([load_run(f) for f in dict.fromkeys(folders)], [load_run(f) for f in dict.fromkeys(tuning)], plans)
+    runs = [load_run(folder) for folder in dict.fromkeys(folders)]
+    for path, plan in plans.items():
+        brackets = [settings for settings, bracketed in planned(plan) if bracketed]
+        for place, run in enumerate(runs):
+            if run.folder.parent == path and any(run.agrees(settings) for settings in brackets):
+                runs[place] = dataclasses.replace(run, bracketed=True)
+    return Study(runs, [load_run(folder) for folder in dict.fromkeys(tuning)], plans, earlier)
 
 
 def write_csv(study: Study, path: Path) -> None:
@@ -201,7 +237,7 @@ def write_csv(study: Study, path: Path) -> None:
             # Tuning runs lie one folder deeper, in tune/.
             home = run.folder.parent if stage == "final" else run.folder.parent.parent
             row: dict[str, Any] = {"study": home.name, "stage": stage, "run": run.name, "status": run.status}
-            row |= run.settings
+            row |= run.settings | {"train.lr": run.lr}
             row["data/fingerprint"] = run.fingerprint
             for key in run.summary or {}:
                 if key not in run.settings and run.final(key) is not None:
@@ -217,7 +253,9 @@ def write_csv(study: Study, path: Path) -> None:
 
 def mismatch(run: Run, other: Run) -> str:
     """Return why the losses of two runs do not compare, or an empty string."""
-    if run.fingerprint is not None and other.fingerprint is not None:
+    if run.settings.get("data.split_seed") == FOLLOW_SEED and run.seed != other.seed:
+        same_data = run.config.get("data") == other.config.get("data")  # each seed holds out other documents
+    elif run.fingerprint is not None and other.fingerprint is not None:
         same_data = run.fingerprint == other.fingerprint
     else:
         # An unfinished run has no fingerprint yet; its data section stands in for it.

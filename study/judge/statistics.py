@@ -1,23 +1,24 @@
-"""Arms compared over paired seeds: effects, intervals and verdicts; evaluation noise; what a loss curve says.
+"""Arms compared over paired seeds, as functions of tables: effects with intervals, brackets, outcomes, plans.
 
 A difference is arm − reference in the unit of what was paired: nats per token for losses, and above 0 the arm is worse.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Literal
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import nctdtr, stdtr, stdtrit
 
-from study.plan.config import SMALLEST
-
-Verdict = Literal["supported", "refuted", "not shown"]
-Curve = Sequence[tuple[float, float]]  # (tokens, loss in nats per token), in order of tokens
+Outcome = Literal["supported", "opposite", "no effect", "undecided"]  # of a claimed direction
+Table = Mapping[float, Mapping[int, float]]  # learning rate -> seed -> a figure of that run
 
 MINIMUM_SEEDS = 5  # of a verdict
+MOST_SEEDS = 1000  # that a plan for a decision looks at
+POWER = 0.8  # probability with which that plan decides
+LEVEL = 0.05  # of a test, after adjustment
 
 
 @dataclass(frozen=True)
@@ -93,43 +94,197 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def verdict(
-    effect: Effect,
-    direction: Literal[1, -1],
-    p_holm: float,
-    smallest: float = SMALLEST,
-    minimum_seeds: int = MINIMUM_SEEDS,
-) -> tuple[Verdict, str]:
-    """Return the verdict on the claim that the effect lies in the direction (+1: above 0), and the reason.
+def outcome(effect: Effect, direction: Literal[1, -1], margin: float, p: float | None = None) -> Outcome:
+    """Return what an effect says of the claim that it lies in the direction (+1: above 0).
 
-    - supported: the interval excludes 0 in that direction, `p_holm` is below 1 − level, and the mean is at least the
-      `smallest` effect that matters (in the effect's unit).
-    - refuted: the whole interval lies below the smallest effect in that direction.
-    - not shown: anything else, and always with fewer seeds than `minimum_seeds`.
+    - no effect: the whole interval lies within ± the margin, the smallest effect that matters.
+    - supported: the interval excludes 0 in that direction, and the mean is at least the margin.
+    - opposite: the interval excludes 0 in the other direction.
+    - undecided: anything else, and always with fewer than `MINIMUM_SEEDS` seeds.
 
-    `p_holm` keeps the chance of any false "supported" in a table within 1 − level; the intervals alone would not.
-    "refuted" is decided for each claim by itself: wrongly for up to (1 − level)/2 of those true at the smallest effect.
-
-    Raises:
-        ValueError: the direction is neither +1 nor −1.
+    Args:
+        effect: the effect, in any unit.
+        direction: +1 or -1.
+        margin: above 0, in the effect's unit.
+        p: an adjusted p, which has to be below 1 − level for "supported" and "opposite"; by default the effect's own.
     """
-    if direction not in (1, -1):
-        raise ValueError(f"the direction of a claim is +1 or -1, not {direction!r}.")
-    if effect.n < minimum_seeds:
-        return "not shown", f"a verdict needs {minimum_seeds} seeds or more, not {effect.n}"
-    near, far = sorted((direction * effect.low, direction * effect.high))
-    interval = f"{100 * effect.level:g} % interval [{effect.low:+.4f}, {effect.high:+.4f}]"
-    if far < smallest:
-        side = "below" if direction > 0 else "above"
-        return "refuted", f"the whole {interval} lies {side} {direction * smallest:+g} (n = {effect.n})"
-    if not near > 0:
-        return "not shown", f"the {interval} does not exclude 0 in the claimed direction (n = {effect.n})"
-    if not 1 - p_holm > effect.level:
-        return "not shown", f"the {interval} excludes 0, but not after Holm: p = {p_holm:.2g} (n = {effect.n})"
-    size = f"the mean {effect.mean:+.4f}"
-    if direction * effect.mean < smallest:
-        return "not shown", f"{size} falls short of {direction * smallest:+g}, but its {interval} reaches it"
-    return "supported", f"{size} has the {interval}, Holm-adjusted p = {p_holm:.2g} (n = {effect.n})"
+    p = effect.p if p is None else p
+    if effect.n < MINIMUM_SEEDS:
+        return "undecided"
+    if -margin < effect.low and effect.high < margin:
+        return "no effect"
+    if not p < 1 - effect.level:
+        return "undecided"
+    if direction * effect.mean < 0:
+        return "opposite"
+    return "supported" if direction * effect.mean >= margin else "undecided"
+
+
+def p_refuted(effect: Effect, direction: Literal[1, -1], margin: float) -> float:
+    """Return twice the one-sided p of the hypothesis that the effect reaches the margin in the claimed direction.
+
+    Twice, so that it is below 5 % exactly where the 95 % interval excludes the margin. Both "opposite" and "no effect"
+    imply that.
+    """
+    error = effect.sd / math.sqrt(effect.n)
+    distance = direction * effect.mean - margin
+    if not error:
+        return float(distance >= 0)
+    return min(1.0, 2 * float(stdtr(effect.n - 1, distance / error)))
+
+
+@dataclass(frozen=True)
+class Test:
+    """A prediction's effect (None where it could not be measured), the direction that it claims, and its margin."""
+
+    effect: Effect | None
+    direction: Literal[1, -1]
+    margin: float
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the effect says of the prediction, by itself."""
+        return outcome(self.effect, self.direction, self.margin) if self.effect else "undecided"
+
+
+def claim_verdicts(claims: Sequence[Sequence[Test]]) -> list[Literal["supported", "refuted", "undecided"]]:
+    """Return the verdict on each claim from the tests of its predictions, one or more.
+
+    - supported: every prediction is. The claim's p is the largest of theirs (intersection-union test, Berger, 1982),
+      and Holm's adjustment goes over the claims.
+    - refuted: one prediction is opposite or without effect. Here Holm's adjustment goes over the claim's predictions.
+    - undecided: anything else.
+    """
+    largest = []
+    for tests in claims:
+        p_values = [test.effect.p if test.effect else math.nan for test in tests]
+        largest.append(math.nan if any(map(math.isnan, p_values)) else max(p_values))
+    verdicts: list[Literal["supported", "refuted", "undecided"]] = []
+    for tests, p in zip(claims, holm(largest), strict=True):
+        outcomes = [test.outcome for test in tests]
+        against = [
+            p_refuted(test.effect, test.direction, test.margin) if test.effect and test.effect.n > 1 else math.nan
+            for test in tests
+        ]
+        contrary = [
+            adjusted < LEVEL
+            for one, adjusted in zip(outcomes, holm(against), strict=True)
+            if one in ("opposite", "no effect")
+        ]
+        if all(one == "supported" for one in outcomes) and p < LEVEL:
+            verdicts.append("supported")
+        else:
+            verdicts.append("refuted" if any(contrary) else "undecided")
+    return verdicts
+
+
+def power(difference: float, sd: float, n: int, level: float = 0.95) -> float:
+    """Return how likely the interval of n paired differences excludes 0 on the side of the true difference.
+
+    The noncentral t distribution (Cohen, 1988).
+    """
+    return 1 - float(nctdtr(n - 1, math.sqrt(n) * abs(difference) / sd, stdtrit(n - 1, (1 + level) / 2)))
+
+
+def equivalence_power(difference: float, sd: float, n: int, margin: float, level: float = 0.95) -> float:
+    """Return about how likely the interval of n paired differences lies within ± the margin (Schuirmann, 1987).
+
+    The normal approximation of Chow, Shao and Wang (2008), with t quantiles.
+    """
+    error, reach = sd / math.sqrt(n), float(stdtrit(n - 1, (1 + level) / 2))
+    above = stdtr(n - 1, (margin - difference) / error - reach)
+    below = stdtr(n - 1, (margin + difference) / error - reach)
+    return max(0.0, float(above + below) - 1)
+
+
+def seeds_to_decide(effect: Effect, margin: float) -> int | None:
+    """Return how many seeds would probably decide, if the observed mean and spread were the true ones.
+
+    That is the smallest n whose interval excludes 0 with a probability of 80 %; for a mean below the margin, lies
+    within ± the margin. It is a plan for the next runs, and no evidence.
+
+    Returns:
+        None if no number up to `MOST_SEEDS` would, or where one seed shows no spread.
+    """
+    if effect.n < 2:
+        return None
+    if not effect.sd:
+        return MINIMUM_SEEDS
+    for n in range(MINIMUM_SEEDS, MOST_SEEDS + 1):
+        if abs(effect.mean) >= margin:
+            likely = power(effect.mean, effect.sd, n, effect.level)
+        else:
+            likely = equivalence_power(effect.mean, effect.sd, n, margin, effect.level)
+        if likely >= POWER:
+            return n
+    return None
+
+
+def detectable(effect: Effect) -> float:
+    """Return the smallest true difference that so many seeds find with a probability of 80 %, at the observed spread.
+
+    It is nan for a single seed, and 0 where all seeds agree.
+    """
+    if effect.n < 2 or not effect.sd:
+        return 0.0 if effect.n > 1 else math.nan
+    # Power rises with the difference, so that bisection finds the place.
+    low, high = 0.0, 1000 * effect.sd
+    for _ in range(60):
+        middle = (low + high) / 2
+        if power(middle, effect.sd, effect.n, effect.level) < POWER:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def lowest_three(losses: Table) -> list[float] | None:
+    """Return the learning rate with the lowest mean loss between its two neighbours; None if it is at an edge.
+
+    All rates have the same seeds.
+    """
+    rates = sorted(losses)
+    means = [mean(losses[rate].values()) for rate in rates]
+    lowest = means.index(min(means))
+    return rates[lowest - 1 : lowest + 2] if 0 < lowest < len(rates) - 1 else None
+
+
+def vertex(rates: Sequence[float], means: Sequence[float]) -> float:
+    """Return the learning rate at which the parabola through three mean losses, over the log of the rate, is lowest.
+
+    Where the parabola opens downward or is flat, the rate with the lowest mean stands in. The result lies between the
+    outer rates: beyond them the parabola is a guess.
+    """
+    x = np.log2(rates)
+    curvature, slope, _ = np.polyfit(x, means, 2)
+    if curvature <= 1e-9:
+        return rates[int(np.argmin(means))]
+    return float(2 ** np.clip(-slope / (2 * curvature), x[0], x[2]))
+
+
+def at_best_rate(losses: Table, figures: Table, seeds: Sequence[int]) -> float:
+    """Return a figure at the best learning rate of these seeds, from the runs at three rates.
+
+    The best rate is the `vertex` of the mean losses. There, the figure is read off the parabola through its own three
+    means. Of the loss itself, that is the value at the vertex.
+    """
+    rates = sorted(losses)
+    best = vertex(rates, [mean(losses[rate][seed] for seed in seeds) for rate in rates])
+    means = [mean(figures[rate][seed] for seed in seeds) for rate in rates]
+    return float(np.polyval(np.polyfit(np.log2(rates), means, 2), math.log2(best)))
+
+
+def pseudo_values(statistic: Callable[[Sequence[int]], float], seeds: Sequence[int]) -> dict[int, float]:
+    """Return the jackknife's pseudo-value of each seed: n·θ − (n − 1)·θ without that seed (Tukey, 1958).
+
+    Their mean estimates θ, and Student's t interval of that mean covers what the statistic itself chooses, such as a
+    learning rate (Efron & Tibshirani, 1993, chapter 11). Pseudo-values of a mean are the values themselves. One seed
+    has θ as its pseudo-value.
+    """
+    whole, n = statistic(seeds), len(seeds)
+    if n == 1:
+        return {seeds[0]: whole}
+    return {seed: n * whole - (n - 1) * statistic([other for other in seeds if other != seed]) for seed in seeds}
 
 
 def block_bootstrap(window_losses: Sequence[float], block: int, draws: int, seed: int) -> tuple[float, float, float]:
@@ -163,54 +318,3 @@ def block_bootstrap(window_losses: Sequence[float], block: int, draws: int, seed
         means += sums[generator.integers(n, size=(draws, blocks))].sum(axis=1) / n
     low, high = np.quantile(means, (0.025, 0.975))
     return float(means.std(ddof=1)), float(low), float(high)
-
-
-def tokens_to(curve: Curve, target: float) -> float | None:
-    """Return the tokens at which the loss first reaches the target, linear between evaluations; None if it never does.
-
-    A curve that starts at or below the target gives its first tokens.
-    """
-    tokens, losses = _arrays(curve)
-    reached = np.flatnonzero(losses <= target)
-    if not reached.size:
-        return None
-    i = reached[0]
-    if i == 0:
-        return float(tokens[0])
-    share = (losses[i - 1] - target) / (losses[i - 1] - losses[i])
-    return float(tokens[i - 1] + share * (tokens[i] - tokens[i - 1]))
-
-
-def area(curve: Curve, start: float | None = None) -> float:
-    """Return the mean loss over training: the trapezoid area under the curve from `start` tokens on, by that range.
-
-    Raises:
-        ValueError: `start` lies before the curve's first tokens, or not before its last.
-    """
-    tokens, losses = _arrays(curve)
-    first = tokens[0] if start is None else start
-    if not tokens[0] <= first < tokens[-1]:
-        raise ValueError(f"no area from {first:,.0f} on: the curve covers {tokens[0]:,.0f} to {tokens[-1]:,.0f}.")
-    x = np.append(first, tokens[tokens > first])
-    y = np.interp(x, tokens, losses)
-    return float(np.trapezoid(y, x) / (x[-1] - x[0]))
-
-
-def at_share(curve: Curve, share: float) -> float:
-    """Return the loss at a share of the curve's last tokens (of a finished run: its budget), linear between points.
-
-    Raises:
-        ValueError: the share lies before the curve's first tokens, or above 1.
-    """
-    tokens, losses = _arrays(curve)
-    at = share * tokens[-1]
-    if not tokens[0] <= at <= tokens[-1]:
-        raise ValueError(f"no loss at {at:,.0f} tokens: the curve covers {tokens[0]:,.0f} to {tokens[-1]:,.0f}.")
-    return float(np.interp(at, tokens, losses))
-
-
-def _arrays(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    points = np.asarray(curve, dtype=float)
-    if not points.size or not np.isfinite(points).all() or (np.diff(points[:, 0]) <= 0).any():
-        raise ValueError("a curve holds one finite (tokens, loss) or more, in order of tokens, each once.")
-    return points[:, 0], points[:, 1]

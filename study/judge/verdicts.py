@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
 
 import numpy as np
 
@@ -15,29 +14,44 @@ from study.judge.arms import Arm
 from study.judge.controls import CONTROLS, Control
 from study.judge.effects import Row, compare_arms
 from study.judge.results import Run, load_study, run_folders
-from study.judge.statistics import Effect, holm, paired, verdict
+from study.judge.statistics import Effect, Outcome, Test, claim_verdicts, paired, seeds_to_decide
 from study.plan.claims import Claim, Prediction, Term, settings_of
 
-OPPOSITE = {"supported": "refuted", "refuted": "supported"}
-DECISIVE = ("refuted", "not shown", "supported")  # the first of these among the predictions decides the claim
+OUTCOMES = ("opposite", "no effect", "undecided", "supported")  # of a prediction; the first is the worst for the claim
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A prediction held against the runs; `reason` explains the verdict, or why there is no effect."""
+    """A prediction held against the runs; `reason` says why there is no effect, where there is none."""
 
     prediction: Prediction
     effect: Effect | None = None
-    p: float = math.nan
-    verdict: str = "not shown"
     reason: str = ""
+
+    @property
+    def test(self) -> Test:
+        """The effect, the direction that is claimed, and the margin."""
+        return Test(self.effect, 1 if self.prediction.predicts == "above" else -1, self.prediction.margin)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the effect says of the prediction, one of `OUTCOMES`."""
+        return self.test.outcome
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many seeds would probably decide an undecided prediction; None where no number would."""
+        if self.effect is None or self.outcome != "undecided":
+            return None
+        return seeds_to_decide(self.effect, self.prediction.margin)
 
 
 @dataclass(frozen=True)
 class ClaimResult:
     """A claim, the folder of its study and its table, the finding on each prediction, and the verdict.
 
-    `rows` is empty where the study has no run yet beside its tuning runs.
+    The verdict is supported, refuted or undecided; withheld if the control of the instrument fails. `rows` is empty
+    where the study has no run yet beside its tuning runs.
     """
 
     claim: Claim
@@ -50,7 +64,7 @@ class ClaimResult:
     @property
     def decisive(self) -> Finding:
         """The finding that the verdict rests on."""
-        return min(deciding(self.findings), key=lambda finding: DECISIVE.index(finding.verdict))
+        return min(deciding(self.findings), key=lambda finding: OUTCOMES.index(finding.outcome))
 
 
 def metric_at(run: Run, metric: str, share: float, log: bool = False) -> float:
@@ -91,7 +105,7 @@ def contrast(prediction: Prediction, arms: Sequence[Arm]) -> Effect:
         arm = _arm_of(term, arms)
         trained_on[sign].append((arm.runs[0].fingerprint, arm.runs[0].budget))
         share = term.get("at", prediction.at)
-        values = {run.seed: metric_at(run, prediction.metric, share, prediction.log) for run in arm.runs}
+        values = arm.values(lambda run, share=share: metric_at(run, prediction.metric, share, prediction.log))
         if sums and values.keys() != sums.keys():
             raise ValueError(f"the seeds do not pair: {sorted(values)} of {arm.label}, {sorted(sums)} before")
         for seed, value in values.items():
@@ -104,67 +118,35 @@ def contrast(prediction: Prediction, arms: Sequence[Arm]) -> Effect:
     return paired([sums[seed] for seed in sorted(sums)])
 
 
-def judge_prediction(prediction: Prediction, effect: Effect, p: float) -> tuple[str, str]:
-    """Return supported, refuted or not shown, and the reason.
-
-    To predict "not above" is to predict that "above" will be refuted.
-    """
-    side: Literal[1, -1] = 1 if prediction.predicts.endswith("above") else -1
-    outcome, reason = verdict(effect, side, p, prediction.smallest)
-    if prediction.predicts.startswith("not"):
-        outcome = OPPOSITE.get(outcome, "not shown")
-    return outcome, reason
-
-
-def conclude(findings: Sequence[Finding], control: Control | None) -> str:
-    """Return a claim's verdict: supported if every prediction is, refuted if one is; withheld if the control failed."""
-    if control and not control.ok:
-        return "withheld"
-    # A claim is the conjunction of its predictions, so that the worst outcome is the claim's.
-    outcomes = {finding.verdict for finding in deciding(findings)}
-    return next(outcome for outcome in DECISIVE if outcome in outcomes)
-
-
 def deciding(findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings that decide the claim: all but the asides."""
     return [finding for finding in findings if not finding.prediction.aside]
 
 
 def judge_claims(claims: Mapping[Path, Claim]) -> list[ClaimResult]:
-    """Judge the claims, by the folder of each one's study; Holm's adjustment is over all their predictions.
-
-    The adjustment protects "supported"; "refuted" is decided for each prediction by itself. For "not above" and
-    "not below", which predict that the contrary will be refuted, it is the other way round.
-    """
+    """Judge the claims, by the folder of each one's study, as `statistics.claim_verdicts`; asides take no part."""
     rows = {folder: compare_arms(load_study([folder])) if run_folders(folder) else [] for folder in claims}
-    # First every effect, since the adjustment needs all p values at once.
-    effects: list[Effect | None] = []
-    reasons: list[str] = []
+    findings = {}
     for folder, claim in claims.items():
         arms = [row.arm for row in rows[folder]]
-        for prediction in claim.prediction:
-            try:
-                if not arms:
-                    raise ValueError("no run has begun")
-                effects.append(contrast(prediction, arms))
-                reasons.append("")
-            except ValueError as error:
-                effects.append(None)
-                reasons.append(str(error))
-    adjusted = holm([effect.p if effect else math.nan for effect in effects])
-    measured = zip(effects, adjusted, reasons, strict=True)
+        findings[folder] = tuple(_find(prediction, arms) for prediction in claim.prediction)
+    verdicts = claim_verdicts([[finding.test for finding in deciding(found)] for found in findings.values()])
     results = []
-    for folder, claim in claims.items():
-        findings = []
-        for prediction in claim.prediction:
-            effect, p, reason = next(measured)
-            outcome = "not shown"
-            if effect:
-                outcome, reason = judge_prediction(prediction, effect, p)
-            findings.append(Finding(prediction, effect, p, outcome, reason))
+    for (folder, claim), verdict in zip(claims.items(), verdicts, strict=True):
         control = CONTROLS[claim.control]() if claim.control else None
-        results.append(ClaimResult(claim, folder, rows[folder], tuple(findings), control, conclude(findings, control)))
+        word = "withheld" if control and not control.ok else verdict
+        results.append(ClaimResult(claim, folder, rows[folder], findings[folder], control, word))
     return results
+
+
+def _find(prediction: Prediction, arms: Sequence[Arm]) -> Finding:
+    """Return what the arms say of a prediction."""
+    if not arms:
+        return Finding(prediction, reason="no run has begun")
+    try:
+        return Finding(prediction, contrast(prediction, arms))
+    except ValueError as error:
+        return Finding(prediction, reason=str(error))
 
 
 def _arm_of(term: Term, arms: Iterable[Arm]) -> Arm:

@@ -13,7 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from errors import UserError, unknown
-from study.plan.config import SMALLEST, Tree, flatten
+from study.plan.config import MARGIN, Tree, flatten
 from study.plan.grid import is_study
 from training.config import SECTIONS, STRICT, RunConfig, build_sections
 from training.config import tree as sections_of
@@ -29,13 +29,13 @@ class Prediction:
     """What a claim says of a contrast: the sum over the arms of `plus` minus the sum over those of `minus`."""
 
     text: Text
-    predicts: Annotated[Literal["above", "below", "not above", "not below"], Field(description="side of zero")]
+    predicts: Annotated[Literal["above", "below"], Field(description="side of zero")]
     plus: Annotated[Terms, Field(min_length=1)]
     minus: Terms = ()
     metric: str = "val/loss"  # with * for the mean over layers, such as act/blocks.*/mean_share
     log: bool = False  # the contrast is of the metric's logarithm, for ratios
     at: Annotated[float, Field(ge=0, le=1)] = 1.0  # share of the budget; a term may have its own
-    smallest: Annotated[float, Field(ge=0)] = SMALLEST  # effect that matters, in the metric's unit
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] = MARGIN  # smallest effect that matters, in the unit
     aside: bool = False  # of interest only: its verdict does not count for the claim's
     unit: str = "nats/token"
 

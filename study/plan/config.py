@@ -17,7 +17,7 @@ from training.config import SECTIONS, STRICT, read_toml
 
 Tree = dict[str, Any]  # sections, as in TOML
 TABLES = ("grid", "prediction")  # lists of tables
-SMALLEST = 0.01  # nats per token: the smallest effect that matters, 1 % of perplexity
+MARGIN = 0.01  # nats per token: the smallest difference that matters, 1 % of perplexity
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -46,6 +46,16 @@ class StudyConfig:
     tune_share: Annotated[
         float, Field(gt=0, le=1, description="budget of a tuning run, as a share of train.tokens")
     ] = 0.5
+    bracket: Annotated[
+        Literal[1, 3, 5, 7],
+        Field(
+            description="learning rates, a factor of 1.41 apart, that every fresh seed of a tuned arm trains at: the "
+            "interval of a difference then covers the choice of the rate; 1: the best tuned rate alone"
+        ),
+    ] = 3
+    margin: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="smallest difference that matters, nats per token")
+    ] = MARGIN
     engine: Annotated[
         Literal["auto", "processes", "stacked", "ray"],
         Field(
@@ -158,7 +168,9 @@ def _flags_type(default: Path) -> type:
         flags = []
         for field in dataclasses.fields(part):
             kind, info = get_args(field.type)
-            metavar = "LIST" if get_origin(kind) is tuple else "|".join(get_args(kind)) or kind.__name__.upper()
+            metavar = (
+                "LIST" if get_origin(kind) is tuple else "|".join(map(str, get_args(kind))) or kind.__name__.upper()
+            )
             hint = f"(default: {field.default})"
             argument = arg(metavar=metavar, help=info.description, help_behavior_hint=hint)
             flags.append((field.name, Annotated[str | None, argument], None))

@@ -14,7 +14,7 @@ from model.gpt import GPT
 from model.size import size
 from study.plan.engine import count_parallel, pick_engine, share_cores, speedup
 from study.plan.plan import Plan
-from study.plan.tuning import tuning_runs
+from study.plan.tuning import Left
 from training.config import RunConfig
 from training.device import keep_memory, pick_device, pick_precision
 from training.evaluate import score
@@ -83,14 +83,18 @@ def measure(config: RunConfig, data: Dataset) -> Seconds:
     return Seconds(START_SECONDS + sum(times[:2]) - 2 * step, step, scoring)
 
 
-def dry_run(plan: Plan, counted: set[RunConfig], measure: Callable[[RunConfig, Dataset], Seconds] = measure) -> float:
-    """Print the runs, the size of the arms' networks, and the hours that the study takes; return the hours.
+def dry_run(
+    plan: Plan,
+    left: Mapping[str, Left],
+    counted: set[RunConfig],
+    measure: Callable[[RunConfig, Dataset], Seconds] = measure,
+) -> float:
+    """Print the size of the arms' networks, the runs that are left and the hours that they take; return the hours.
 
     `measure` times each arm on a run's share of the cores. The text is fetched and prepared for that; nothing is
-    trained or written. A grid of learning rates that must be extended takes longer. Stacked runs take less than the
-    hours printed, since they are counted one after another; so do runs on a cluster, of which only this machine is
-    counted. Runs in `counted` cost nothing, since another study of the same command trains them; the runs of this
-    study are added to it.
+    trained or written. A grid or bracket that must be extended takes longer. Stacked runs take less than the hours
+    printed, since they are counted one after another; so do runs on a cluster, of which only this machine is counted.
+    Runs in `counted` cost nothing, since another study of the same command trains them; those of this study are added.
     """
     runs = list(plan.runs.values())
     for config in runs:
@@ -102,14 +106,14 @@ def dry_run(plan: Plan, counted: set[RunConfig], measure: Callable[[RunConfig, D
     print(*size_lines(plan, data), sep="\n")
     seconds = 0.0
     for name, arm in plan.arms.items():
-        cost = measure(share_cores(arm.config, parallel), data[name])
-        tuning = list(tuning_runs(name, arm, arm.study.lr).values())
-        final = [run for run_name, run in plan.runs.items() if plan.arm_of[run_name] == name]
-        for run in {*final, *tuning} - counted:
-            seconds += cost.start + run.steps * cost.step + _count_scores(run) * cost.score
-        counted.update(final, tuning)
-        speed = arm.config.tokens_per_step / cost.step
-        print(f"{name}: {len(tuning)} tuning runs, {len(final)} runs, {speed:,.0f} tokens/s")
+        fresh = {*left[name].tuning, *left[name].final} - counted
+        counted |= fresh
+        speed = ""
+        if fresh:
+            cost = measure(share_cores(arm.config, parallel), data[name])
+            seconds += sum(cost.start + run.steps * cost.step + _count_scores(run) * cost.score for run in fresh)
+            speed = f", {arm.config.tokens_per_step / cost.step:,.0f} tokens/s"
+        print(f"{name}: {len(left[name].tuning)} tuning runs and {len(left[name].final)} runs to train{speed}")
     hours = seconds / speedup(parallel) / 3600
     how = "or less, since runs are stacked" if engine == "stacked" else f"{parallel} runs at a time"
     if engine == "ray":

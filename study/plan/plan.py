@@ -21,6 +21,11 @@ class PlannedArm:
     config: RunConfig
     study: StudyConfig
 
+    @property
+    def bracketed(self) -> bool:
+        """Whether each of its seeds trains at several learning rates around the best."""
+        return bool(self.study.lr and self.study.bracket)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -113,6 +118,11 @@ def _check_study(tree: Tree, runs: dict[str, RunConfig], source: str) -> StudyCo
     for grid, _ in grids(tree):
         tuning = study_section(grid, source)
         if not tuning.lr:
+            if "bracket" in grid.get("study", {}):
+                raise UserError(
+                    f"{source}: study.bracket = {tuning.bracket} without study.lr: a bracket lies around the best rate "
+                    "of a grid. List rates in study.lr, or leave study.bracket out."
+                )
             continue
         if LR in axes(grid):
             raise UserError(f"{source}: train.lr is a list and study.lr tunes it: drop one of the two.")

@@ -1,6 +1,5 @@
 """Claims on a page and in the terminal: a verdict for each, its predictions, and the figure that decides it."""
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,14 +8,14 @@ from errors import UserError
 from study.judge.arms import joined
 from study.judge.effects import Row
 from study.judge.statistics import MINIMUM_SEEDS
-from study.judge.verdicts import DECISIVE, ClaimResult, Finding, judge_claims
+from study.judge.verdicts import OUTCOMES, ClaimResult, Finding, judge_claims
 from study.plan.plan import claims_in
 from study.report.claims_figures import centring_figure, gate_figure, vocabulary_figures
 from study.report.drawing import Figure
 from study.report.figures import depth_figure, final_figure, heat_maps
 from study.report.page import PROBES_TEXT, Section, write_page
 from study.report.sentences import setting
-from study.report.table import Cell, Table, TableRow, cell, interval, p_value
+from study.report.table import EMPTY, NEVER, Cell, Strip, Table, TableRow, cell, interval, seeds_text
 
 Pictures = list[tuple[str, Figure, str]]  # title, figure, text
 
@@ -86,15 +85,18 @@ def _basis(result: ClaimResult) -> str:
     finding = result.decisive
     if finding.effect is None:
         return f"{finding.prediction.text}: {finding.reason}"
-    effect, unit, test = finding.effect, finding.prediction.unit, ""
+    effect, unit, size = finding.effect, finding.prediction.unit, ""
     if effect.n > 1:
-        p = p_value(finding.p)
-        test = f" {interval(effect)}, p {p if p.startswith('<') else f'= {p}'}"
-    return f"{finding.prediction.text}: {effect.mean:+.3f}{f' {unit}' if unit else ''}{test}, n = {effect.n}"
+        size = f" {interval(effect)}"
+    needed = ""
+    if finding.outcome == "undecided" and effect.n > 1:
+        needed = f"; {seeds_text(finding.seeds_needed)} seeds would probably decide"
+    figure = f"{effect.mean:+.3f}{f' {unit}' if unit else ''}{size}, margin {finding.prediction.margin:g}"
+    return f"{finding.prediction.text}: {finding.outcome} ({figure}, n = {effect.n}){needed}"
 
 
 def _predictions(result: ClaimResult) -> Table:
-    titles = ["effect", "95 % interval", "p (Holm)", "n", "verdict"]
+    titles = ["outcome", "against the margin", "effect", "95 % interval", "n", "seeds to decide"]
     return Table(
         "the claim predicts", titles, [_prediction_row(finding) for finding in result.findings], _notes(result)
     )
@@ -103,24 +105,50 @@ def _predictions(result: ClaimResult) -> Table:
 def _prediction_row(finding: Finding) -> TableRow:
     prediction, effect = finding.prediction, finding.effect
     aside = "aside: " if prediction.aside else ""
-    name = f"{aside}{prediction.text} ({prediction.predicts} 0 by {prediction.smallest:g})"
     width = effect.high - effect.low if effect else None  # nan for one seed, and so an empty cell
+    undecided = effect and effect.n > 1 and finding.outcome == "undecided"
+    needed = finding.seeds_needed if undecided else None
     cells = [
+        # Sorted from supported to opposite.
+        Cell(finding.outcome, OUTCOMES[::-1].index(finding.outcome), strong=finding.outcome != "undecided"),
+        _strip(finding),
         cell(effect and effect.mean, lambda mean: f"{mean:+.3f} {prediction.unit}"),
         cell(width, lambda _: interval(effect) if effect else ""),
-        cell(finding.p, p_value),
         cell(effect and effect.n, "d"),
-        # Sorted from supported to refuted.
-        Cell(finding.verdict, DECISIVE[::-1].index(finding.verdict)),
+        Cell(seeds_text(needed), needed or NEVER) if undecided else EMPTY,
     ]
-    return TableRow(name, cells)
+    return TableRow(f"{aside}{prediction.text} ({prediction.predicts} 0)", cells)
+
+
+def _strip(finding: Finding) -> Cell:
+    """Return the interval of an effect against its margin, as a picture: 0 in the middle, what is claimed shaded."""
+    effect, prediction = finding.effect, finding.prediction
+    if effect is None or effect.n < 2:
+        return EMPTY
+    reach = 1.15 * max(abs(effect.low), abs(effect.high), 2 * prediction.margin)
+
+    def place(value: float) -> float:
+        return round(50 + 50 * value / reach, 2)  # in a hundred units from left to right
+
+    side = 1 if prediction.predicts == "above" else -1
+    picture = Strip(
+        low=place(effect.low),
+        mean=place(effect.mean),
+        high=place(effect.high),
+        margin=(place(-prediction.margin), place(prediction.margin)),
+        claimed=(50.0, 100.0) if side > 0 else (0.0, 50.0),
+        outcome=finding.outcome,
+    )
+    text = f"{effect.mean:+.3f} {interval(effect)}, margin ±{prediction.margin:g}"
+    return Cell(text, side * effect.mean / prediction.margin, picture=picture)
 
 
 def _notes(result: ClaimResult) -> list[str]:
-    """Return the reasons for the verdicts, the control, what we expected, and the scope."""
+    """Return why effects are missing, the control, what we expected, and the scope."""
     texts: dict[str, list[str]] = {}
     for finding in result.findings:
-        texts.setdefault(finding.reason, []).append(finding.prediction.text)
+        if finding.reason:
+            texts.setdefault(finding.reason, []).append(finding.prediction.text)
     notes = []
     for reason, predictions in texts.items():
         names = "All" if len(predictions) == len(result.findings) else joined(predictions)
@@ -190,10 +218,9 @@ def _headline(results: Sequence[ClaimResult]) -> str:
 
 
 def _rule(results: Sequence[ClaimResult]) -> str:
-    tests = sum(not math.isnan(finding.p) for result in results for finding in result.findings)
     return (
-        "a claim is supported if each of its predictions is, and refuted if one is. An effect is a paired mean "
-        f"difference over {MINIMUM_SEEDS} seeds or more with its 95 % t interval. “Supported” also needs p below 5 % "
-        f"after Holm over all {tests} predictions; “refuted” is decided for each by itself. For a prediction “not "
-        "above” or “not below” it is the other way round"
+        "a claim is supported if each of its predictions is, and refuted if one comes out opposite or without an "
+        f"effect that matters. An effect is a paired difference over {MINIMUM_SEEDS} seeds or more with its 95 % "
+        f"interval. Holm's adjustment goes over the {len(results)} claims for “supported”, and over the predictions of "
+        "a claim for “refuted”"
     )

@@ -1,12 +1,12 @@
 """The figures of a study: functions from the table's rows to plotly figures; empty if there is nothing to draw."""
 
+import math
 import re
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from study.judge.effects import Row
-from study.judge.statistics import SMALLEST
 from study.report.drawing import (
     Figure,
     Point,
@@ -55,7 +55,7 @@ def difference_figure(rows: Sequence[Row]) -> Figure:
     traces = lines(rows, "difference", lines_of_arms, hover)
     drawn = figure(traces, "training tokens", "difference, nats per token", window=_window(traces, 1 / 20))
     drawn["layout"]["yaxis"]["zeroline"] = True
-    drawn["layout"]["shapes"] = [{"xref": "paper", "x0": 0, "x1": 1, "y0": -SMALLEST, "y1": SMALLEST}]
+    drawn["layout"]["shapes"] = [{"xref": "paper", "x0": 0, "x1": 1, "y0": -rows[0].margin, "y1": rows[0].margin}]
     return drawn
 
 
@@ -95,7 +95,7 @@ def final_figure(rows: Sequence[Row]) -> Figure:
         "showgrid": False,
         "fixedrange": True,
     }
-    layout["shapes"] = [{"yref": "paper", "y0": 0, "y1": 1, "x0": -SMALLEST, "x1": SMALLEST}]
+    layout["shapes"] = [{"yref": "paper", "y0": 0, "y1": 1, "x0": -rows[0].margin, "x1": rows[0].margin}]
     return drawn
 
 
@@ -163,24 +163,23 @@ def by_block(records: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[int,
 
 
 def rate_figure(rows: Sequence[Row]) -> Figure:
-    """Draw the tuning runs' final losses against their learning rates; a ring marks the rate of the arm."""
-    curves = []
+    """Draw final losses against learning rates, of brackets or else of tuning runs; a ring marks the arm's rate."""
+    curves, rings = [], []
     for row in rows:
-        tuned = {lr: list(losses.values()) for lr, losses in row.arm.tuned().items() if losses}
-        curves.append([Point(lr, fmean(found), min(found), max(found), len(found)) for lr, found in tuned.items()])
+        losses = row.arm.bracket_losses() or row.arm.tuned()
+        found = {lr: list(of_seeds.values()) for lr, of_seeds in losses.items() if of_seeds}
+        curves.append([Point(lr, fmean(values), min(values), max(values), len(values)) for lr, values in found.items()])
+        chosen = row.arm.mean("val/loss") if row.arm.bracket else fmean(found.get(row.arm.lr, [math.nan]))
+        if chosen is not None and not math.isnan(chosen):
+            rings.append((row.arm.label, row.arm.lr, chosen))
     points = [point for curve in curves for point in curve]
     if not points:
         return {}
     traces = lines(rows, "rate", curves, "learning rate %{x:.3g}<br>validation loss %{y:.3f}")
     looks = styles([row.arm for row in rows])
-    ring = {"marker": {"size": 15, "symbol": "circle-open", "line": {"width": 2}}, "hoverinfo": "skip"}
-    for row, curve in zip(rows, curves, strict=True):
-        for point in curve:
-            if point.x == row.arm.lr:
-                label = row.arm.label
-                traces.append(
-                    trace(label, looks[label], "chosen", "markers", [point.x], [point.y], cliponaxis=False, **ring)
-                )
+    look = {"marker": {"size": 15, "symbol": "circle-open", "line": {"width": 2}}, "hoverinfo": "skip"}
+    for label, lr, loss in rings:
+        traces.append(trace(label, looks[label], "chosen", "markers", [lr], [loss], cliponaxis=False, **look))
     # A rate that diverged nearly would flatten the curves around the best ones.
     best = min(point.low for point in points)
     worst = min(max(point.high for point in points), best + STEEP)

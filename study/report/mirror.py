@@ -46,9 +46,10 @@ def arms_table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
             "high": effect and effect.high,
             "p (Holm)": row.p,
             "verdict": row.verdict,
+            "seeds to decide": row.seeds_needed,
             "tuned lr": arm.lr if arm.tuning else None,
-            "parameters": arm.mean("params/total"),
-            "tokens/s": arm.mean("perf/tokens_per_s"),
+            "parameters": arm.cost("params/total"),
+            "tokens/s": arm.cost("perf/tokens_per_s"),
         }
         line = [arm.runs[0].settings.get(field, arm.parts.get(field)) for field in fields]
         for figure in figures.values():

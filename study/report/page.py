@@ -16,18 +16,17 @@ from errors import UserError
 from files import replacing
 from study.judge.effects import Row
 from study.judge.results import Run, Study, varying
-from study.judge.statistics import SMALLEST
 from study.report.drawing import FEW, PALETTE, Style, styles
 from study.report.figures import depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
 from study.report.sentences import headline, notes, scope
 from study.report.table import cost_columns, course_columns, main_columns, page_table
 
-FINAL_TEXT = f"Below zero is better. Shaded: differences within ±{SMALLEST:g} nats per token (1 % of perplexity)."
+FINAL_TEXT = "Below zero is better. Shaded: the margin, ±{0:g} nats per token. Smaller differences do not matter."
 DOTS_TEXT = "Bars are 95 % t intervals of the mean over paired seeds. Faint dots are single seeds."
 LOSS_TEXT = "Validation loss with markers; the training loss of single batches as faint lines. Lower is better."
 SEEDS_TEXT = "Lines are means over seeds; bands reach from the lowest seed to the highest."
 WINDOW_TEXT = "The first fall is out of view: select “from the start” to see it."
-DIFFERENCE_TEXT = f"Validation loss minus the reference’s at the same seed and tokens. Shaded: ±{SMALLEST:g}."
+DIFFERENCE_TEXT = "Validation loss minus the reference’s at the same seed and tokens. Shaded: the margin, ±{0:g}."
 TABLE_TEXT = "Losses in nats per token on the whole validation set, after the last step. Select a heading to sort."
 NOISE_TEXT = (
     "“Text noise” is half the 95 % interval of the difference over other validation text, with the same trained "
@@ -43,12 +42,21 @@ DEPTH_TEXT = (
     "rises to the right is a gradient that shrinks on its way back. Runs with a gradient of 0 are left out."
 )
 PROBES_TEXT = "Each measurement by block and training step, the mean over seeds. Steps are log-spaced."
-RATE_TEXT = "Final validation loss of the tuning runs. A ring marks the rate that an arm trains at."
-COST_TEXT = "Means over the runs of an arm."
-SHARED_TEXT = (
-    "“Shared lr” is the difference to {0} between the tuning runs at {0}’s best rate: what a comparison without "
-    "tuning would have shown."
+RATE_TEXT = (
+    "Final validation loss of each arm at the rates that it was tuned on, or bracketed by. A ring marks its best."
 )
+COST_TEXT = "Means over the runs of an arm."
+VERDICT_TEXT = (
+    "Worse and better: the interval excludes 0, after Holm, and the difference is at least the margin of {0:g}. Equal: "
+    "the whole interval lies within the margin. “Seeds to decide” is a plan: so many would probably decide, at this "
+    "mean and spread. “Can find” is the smallest difference that these seeds would probably find (80 %)."
+)
+BRACKET_TEXT = (
+    "Each seed trained at {0} learning rates. An arm’s loss is the lowest point of the parabola through their means. "
+    "The interval is a jackknife over seeds, so that it covers the choice of the rate. Curves and samples are of the "
+    "middle rate."
+)
+UNBRACKETED_TEXT = "The intervals leave out the luck of the learning rate: no arm trained at several rates."
 CLIPPED_TEXT = "“Clipped” is the share of recorded steps whose gradient was larger than the limit."
 SAMPLES_TEXT = "What one trained network of each arm writes from the same start: an impression, not evidence."
 PROTOCOL_TEXT = "Where the runs differ, then what they share."
@@ -119,18 +127,20 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
     several = any(row.arm.seeds > 1 for row in rows)
     noise = any(row.noise for row in rows)
     clipped = any(row.arm.clipped is not None for row in rows)
-    tuned = bool(study.tuning)
+    tuned, margin = bool(study.tuning), rows[0].margin
 
     texts = {
-        "final": _texts(FINAL_TEXT, several and DOTS_TEXT),
-        "results": _texts(TABLE_TEXT, noise and NOISE_TEXT),
+        "final": _texts(FINAL_TEXT.format(margin), several and DOTS_TEXT),
+        "results": _texts(
+            TABLE_TEXT, several and VERDICT_TEXT.format(margin), several and _bracket_text(rows), noise and NOISE_TEXT
+        ),
         "loss": _texts(LOSS_TEXT, several and SEEDS_TEXT, windowed and WINDOW_TEXT),
-        "difference": _texts(DIFFERENCE_TEXT, several and SEEDS_TEXT),
+        "difference": _texts(DIFFERENCE_TEXT.format(margin), several and SEEDS_TEXT),
         "course": _texts(COURSE_TEXT.format(reference), several and MARGIN_TEXT),
         "depth": DEPTH_TEXT,
         "probes": PROBES_TEXT,
         "rates": _texts(RATE_TEXT, tuned and _tuning_text(study)),
-        "cost": _texts(COST_TEXT, tuned and SHARED_TEXT.format(reference), clipped and CLIPPED_TEXT),
+        "cost": _texts(COST_TEXT, clipped and CLIPPED_TEXT),
         "samples": SAMPLES_TEXT,
         "protocol": PROTOCOL_TEXT,
     }
@@ -158,6 +168,12 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
 def _texts(*texts: str | bool) -> str:
     """Join the texts that are not False."""
     return " ".join(text for text in texts if isinstance(text, str))
+
+
+def _bracket_text(rows: Sequence[Row]) -> str:
+    """Return what the intervals cover."""
+    counts = [len(row.arm.bracket) for row in rows if row.arm.bracket]
+    return BRACKET_TEXT.format(counts[0]) if counts else UNBRACKETED_TEXT
 
 
 def _tuning_text(study: Study) -> str:
@@ -192,7 +208,7 @@ def _protocol(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
             shared.setdefault(section, {})[field] = value
     varies = {key: _distinct(run.settings.get(key) for run in runs) for key in differ}
     if study.tuning:
-        varies["tuning learning rates"] = _distinct(sorted(run.settings.get("train.lr", 0) for run in study.tuning))
+        varies["tuning learning rates"] = _distinct(sorted(run.lr for run in study.tuning))
         varies["tuning seeds"] = _distinct(sorted(run.seed for run in study.tuning))
         varies["tuning tokens"] = _distinct(sorted(run.budget for run in study.tuning))
     return {"shared": shared, "varies": varies}

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from study.judge.arms import ACTIVATION, SEED, joined, short
-from study.judge.effects import NO_DIFFERENCE, Row
+from study.judge.effects import Row
 from study.judge.results import Study, mismatch
 from study.judge.statistics import MINIMUM_SEEDS
+from study.plan.config import flatten
 from study.report.table import margin
+from training.config import WHERE
 
 MOST_NAMES = 4  # arms that the headline names of each verdict
 
@@ -71,17 +74,30 @@ def setting(rows: Sequence[Row]) -> str:
 def notes(rows: Sequence[Row], study: Study | None = None) -> list[str]:
     """Return why figures or verdicts are missing, a sentence for each reason with the arms that it holds for."""
     labels: dict[str, list[str]] = {}
-    several = any(row.arm.seeds > 1 for row in rows)  # of one seed, the scope already says that there is no verdict
     for row in rows:
-        reason = row.note or (row.reason if several and row.verdict == "not shown" else "")
-        if reason:
-            labels.setdefault(reason, []).append(row.arm.label)
+        if row.note:
+            labels.setdefault(row.note, []).append(row.arm.label)
     sentences = [f"{joined(names)}: {reason}." for reason, names in labels.items()]
     if study and study.named and not any(study.named in row.arm.names for row in rows):
         sentences.append(f"No arm is {study.named}, the study's reference: differences are to {rows[0].reference}.")
+    sentences += _growth(study) if study else []
     absent = _absent(study) if study else []
     if absent:
         sentences.append(f"{joined(absent)}: no run has begun.")
+    return sentences
+
+
+def _growth(study: Study) -> list[str]:
+    """Return what each study was given after its results had been seen, a sentence for each time."""
+    sentences = []
+    for folder, plans in study.earlier.items():
+        for old, new in pairwise([*map(flatten, plans), flatten(study.plans[folder])]):
+            changes = [
+                f"{key} from {old.get(key)} to {new.get(key)}"
+                for key in {**old, **new}
+                if old.get(key) != new.get(key) and key not in WHERE
+            ]
+            sentences.append(f"Grown after a look at the results: {'; '.join(changes)}.")
     return sentences
 
 
@@ -118,8 +134,8 @@ def _verdicts(rows: Sequence[Row]) -> str:
     words = {
         "worse": f"worse than {reference}",
         "better": f"better than {reference}",
-        NO_DIFFERENCE: f"no difference from {reference} that matters",
-        "not shown": "not shown either way",
+        "equal": f"equal to {reference} within {rows[0].margin:g}",
+        "undecided": "undecided",
     }
     clauses = []
     for verdict, text in words.items():

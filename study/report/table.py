@@ -5,18 +5,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from study.judge.effects import EARLY, SHARES, VERDICTS, Reach, Row
-from study.judge.statistics import Effect
+from study.judge.statistics import MOST_SEEDS, Effect
 
 NEVER = 1e99  # a loss that is never reached sorts after every ratio
 
 
 @dataclass(frozen=True)
+class Strip:
+    """A small picture of an interval against a margin; places are from 0 to 100, left to right, with zero at 50."""
+
+    low: float
+    mean: float
+    high: float
+    margin: tuple[float, float]
+    claimed: tuple[float, float]
+    outcome: str
+
+
+@dataclass(frozen=True)
 class Cell:
-    """A place in a table: its text, and the number that the page sorts by, None where there is no figure."""
+    """A place in a table: its text, and the number that the page sorts by, None where there is no figure.
+
+    Where there is a picture, the page shows it, and the text is its description.
+    """
 
     text: str
     value: float | None
     strong: bool = False
+    picture: Strip | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,8 @@ def main_columns(rows: Sequence[Row]) -> list[Column]:
         Column("text noise", lambda row: cell(row.noise, "±{:.3f}".format)),
         Column("p (Holm)", lambda row: cell(row.p, p_value)),
         Column("verdict", _verdict_cell, main=True),
+        Column("seeds to decide", _needed_cell),
+        Column("can find", lambda row: cell(row.detectable, ".3f")),
         _mean("perplexity", "val/loss", _perplexity),
         _mean("bits/byte", "val/bits_per_byte", ".3f"),
         _mean("test loss", "test/loss", ".3f"),
@@ -95,21 +113,13 @@ def course_columns(rows: Sequence[Row]) -> list[Column]:
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:
     """Return what an arm costs, its tuned learning rate, and how often its gradient was clipped."""
-    rates = {row.shared_lr for row in rows if row.shared_lr}
-    # References of several settings have a best rate each, which then stands in every row.
-    title = f"shared lr {min(rates):.3g}" if len(rates) == 1 else "shared lr"
-
-    def shared(row: Row) -> Cell:
-        return _effect_cell(row, row.shared, f" at {row.shared_lr:.3g}" if row.shared and len(rates) > 1 else "")
-
     return _filled(
         rows,
         Column("tuned lr", _rate_cell),
-        Column(title, shared),
-        _mean("parameters", "params/total", ",.0f"),
-        _mean("in the FFN", "params/ffn", ",.0f"),
-        _mean("MFLOP/token", "flops/token", lambda flops: f"{flops / 1e6:,.1f}"),
-        _mean("tokens/s", "perf/tokens_per_s", ",.0f"),
+        _cost("parameters", "params/total", ",.0f"),
+        _cost("in the FFN", "params/ffn", ",.0f"),
+        _cost("MFLOP/token", "flops/token", lambda flops: f"{flops / 1e6:,.1f}"),
+        _cost("tokens/s", "perf/tokens_per_s", ",.0f"),
         Column("clipped", lambda row: cell(row.arm.clipped, lambda share: f"{100 * share:.0f} %")),
     )
 
@@ -152,6 +162,10 @@ def _mean(title: str, metric: str, form: str | Callable[[float], str], main: boo
     return Column(title, lambda row: cell(row.arm.mean(metric), form), main)
 
 
+def _cost(title: str, metric: str, form: str | Callable[[float], str]) -> Column:
+    return Column(title, lambda row: cell(row.arm.cost(metric), form))
+
+
 def _interval_cell(row: Row) -> Cell:
     """The interval of the final difference, sorted by its width; the reference has none."""
     width = row.final.high - row.final.low if row.final else math.nan
@@ -161,19 +175,31 @@ def _interval_cell(row: Row) -> Cell:
 def _verdict_cell(row: Row) -> Cell:
     if not row.verdict or not row.final or row.final.n == 1:
         return EMPTY
-    return Cell(row.verdict, VERDICTS.index(row.verdict), strong=row.verdict != "not shown")
+    return Cell(row.verdict, VERDICTS.index(row.verdict), strong=row.verdict != "undecided")
 
 
-def _effect_cell(row: Row, effect: Effect | None, more: str = "") -> Cell:
+def _needed_cell(row: Row) -> Cell:
+    """How many seeds would probably decide an undecided difference."""
+    if row.verdict != "undecided" or not row.final or row.final.n == 1:
+        return EMPTY
+    return Cell(seeds_text(row.seeds_needed), row.seeds_needed or NEVER)
+
+
+def seeds_text(needed: int | None) -> str:
+    """Write a number of seeds that would decide; None stands for more than any that is looked at."""
+    return str(needed) if needed else f"over {MOST_SEEDS}"
+
+
+def _effect_cell(row: Row, effect: Effect | None) -> Cell:
     if effect is None:
         return EMPTY
-    return Cell("0" if row.is_reference else margin(effect) + more, effect.mean)
+    return Cell("0" if row.is_reference else margin(effect), effect.mean)
 
 
 def _rate_cell(row: Row) -> Cell:
     if not row.arm.tuning:
         return EMPTY
-    edge = " (edge of grid)" if row.arm.edge else ""
+    edge = " (edge)" if row.arm.edge else ""
     return Cell(f"{row.arm.lr:.3g}{edge}", row.arm.lr)
 
 

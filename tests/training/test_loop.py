@@ -201,7 +201,7 @@ def test_each_seed_can_hold_out_other_documents(tiny, tmp_path, corpus):
         config = tiny(data=data, train={"seed": seed})
         summary = train(config, folder)
         assert summary["data/fingerprint"] == prepare(replace(config.data, split_seed=seed)).fingerprint
-        assert read_run_config(folder).data.split_seed == -1
+        assert read_config(folder).data.split_seed == -1
         assert score_run(folder, "cpu")["val"].loss == pytest.approx(summary["val/loss"], rel=1e-5)
         fingerprints.append(summary["data/fingerprint"])
     assert fingerprints[0] != fingerprints[1]

@@ -2,7 +2,7 @@
 
 With --stacked N, in one process: N runs as one batched program (training/stack.py) against a single run.
 
-python benchmarks/study.py [--tokens 600000] [--rounds 3] [--stacked 32] [--device cuda]
+python benchmarks/studies.py [--tokens 600000] [--rounds 3] [--stacked 32] [--device cuda]
 """
 
 import dataclasses
@@ -98,4 +98,4 @@ def main(tokens: int = 600_000, rounds: int = 3, stacked: int = 0, device: Devic
 
 
 if __name__ == "__main__":
-    tyro.cli(main, prog="python benchmarks/study.py", description=__doc__)
+    tyro.cli(main, prog="python benchmarks/studies.py", description=__doc__)
