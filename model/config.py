@@ -23,7 +23,12 @@ class ModelConfig:
         Field(description="RMSNorm before each branch, or no norm in the blocks (the last one stays)"),
     ] = "rms"
     ffn_residual: Annotated[bool, Field(description="add the FFN to its input; false: replace the input by it")] = True
-    ffn_bias: Annotated[bool, Field(description="bias on the FFN's output, 0 at the start")] = False
+    ffn_bias: Annotated[
+        Literal["none", "zero", "centering"],
+        Field(
+            description="bias on the FFN's output; at the start 0, or what takes the mean of the hidden units out of it"
+        ),
+    ] = "none"
     init: Annotated[
         Literal["gpt2", "second_moment", "slope"],
         Field(description="FFN weights: GPT-2's, or keeping the second moment, or the gradient's norm"),

@@ -47,8 +47,8 @@ def check_exportable(config: ModelConfig) -> None:
         reasons.append(f"norm {config.norm!r}: they have RMSNorm alone")
     if not config.ffn_residual:
         reasons.append("ffn_residual = false: they add the FFN to its input")
-    if config.ffn_bias:
-        reasons.append("ffn_bias = true: they put a bias on all matrices of the FFN or on none")
+    if config.ffn_bias != "none":
+        reasons.append(f"ffn_bias {config.ffn_bias!r}: they put a bias on all matrices of the FFN or on none")
     if config.head != "softmax":
         reasons.append(f"head {config.head!r}: theirs is softmax")
     if reasons:

@@ -130,7 +130,7 @@ class FFN(nn.Module):
         width = ffn_width(config.d_model, gated)
         self.gate = nn.Linear(config.d_model, width, bias=False) if gated else None
         self.up = nn.Linear(config.d_model, width, bias=False)
-        self.down = nn.Linear(width, config.d_model, bias=config.ffn_bias)
+        self.down = nn.Linear(width, config.d_model, bias=config.ffn_bias != "none")
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the update of the residual stream, BTD."""

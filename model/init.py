@@ -30,7 +30,10 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Draw GPT-2's initial weights (Radford et al., 2019): N(0, 0.02²), scaled by 1/√(2·layers) where a branch ends.
 
     `config.init` sets the FFN's matrices apart (`ffn_stds`). An FFN without a residual is no branch of the residual
-    stream. Gains stay 1, biases are 0, and what an activation or a head holds stays as it was made.
+    stream. Gains stay 1, and what an activation or a head holds stays as it was made.
+
+    The FFN's output bias is 0, or with `config.ffn_bias = "centering"` −E[h]·W2·1 at pre-activations u ~ N(0, 1): the
+    FFN then starts as if its activation were centred.
 
     Every matrix has a random stream of its own, named by seed and parameter. So models that differ in one part (the
     activation, say) start equal in all others.
@@ -40,8 +43,6 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
         branch_ends.append("ffn.down.weight")
     stds = ffn_stds(config, model.get_parameter("blocks.0.ffn.down.weight").shape[1])
     for name, parameter in model.named_parameters():
-        if name.endswith("ffn.down.bias"):
-            nn.init.zeros_(parameter)
         if parameter.ndim < 2 or ".act." in name or parameter.is_meta:
             continue
         matrix = name.split(".")[-2]  # as `up` in blocks.0.ffn.up.weight
@@ -52,3 +53,9 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
         with torch.no_grad():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    mean = moments(ACTIVATIONS[config.activation]).mean if config.ffn_bias == "centering" else 0.0
+    for name, bias in model.named_parameters():
+        if name.endswith("ffn.down.bias") and not bias.is_meta:
+            weight = model.get_parameter(name.removesuffix("bias") + "weight")
+            with torch.no_grad():
+                bias.copy_(-mean * weight.sum(1))

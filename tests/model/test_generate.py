@@ -54,7 +54,7 @@ def test_prompts_about_as_long_as_the_context_and_longer(length):
         *({"context": context} for context in (1, 2, 3)),
         *({"head": head} for head in HEADS),
         {"n_head": 1},
-        {"norm": "none", "ffn_residual": False, "ffn_bias": True},
+        {"norm": "none", "ffn_residual": False, "ffn_bias": "zero"},
     ],
     ids=str,
 )

@@ -14,8 +14,8 @@ from model.config import ModelConfig
 from model.gpt import GPT, Cache, attend, rotary_table, rotate
 from training.device import autocast
 
-OPTIONS = [{"norm": "none"}, {"ffn_residual": False}, {"ffn_bias": True}]
-OPTIONS += [{"norm": "none", "ffn_residual": False, "ffn_bias": True}]
+OPTIONS = [{"norm": "none"}, {"ffn_residual": False}, {"ffn_bias": "zero"}]
+OPTIONS += [{"norm": "none", "ffn_residual": False, "ffn_bias": "zero"}]
 FORMULAS = {
     "relu": lambda u: np.maximum(0, u),
     "gelu": lambda u: u * ndtr(u),

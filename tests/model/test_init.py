@@ -4,11 +4,14 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from helpers import step
 from torch import Tensor, nn
 
 from model.activations import ACTIVATIONS, is_gated
 from model.config import ModelConfig
 from model.gpt import GPT
+from training.config import TrainConfig
+from training.optim import build_optimizers
 
 
 def weights(
@@ -80,11 +83,37 @@ def test_an_ffn_without_a_residual_is_no_branch_end():
 
 def test_options_start_equal_in_all_else_and_biases_at_zero():
     reference = weights()
-    for mine in (weights(norm="none"), weights(ffn_bias=True), weights(head="sigmoid")):
+    for mine in (weights(norm="none"), weights(ffn_bias="zero"), weights(head="sigmoid")):
         assert all(torch.equal(mine[key], reference[key]) for key in mine if key in reference)
-    biases = [weight for key, weight in weights(ffn_bias=True).items() if key.endswith("down.bias")]
+    biases = [weight for key, weight in weights(ffn_bias="zero").items() if key.endswith("down.bias")]
     assert len(biases) == 3
     assert not torch.cat(biases).any()
+
+
+@pytest.mark.parametrize("init", ["gpt2", "slope"])
+def test_a_sigmoid_with_a_centering_bias_starts_as_a_centred_sigmoid_and_trains_another_way(init):
+    logits = []
+    pairs: list[tuple[str, Any]] = [("sigmoid", "centering"), ("sigmoid_centered", "zero")]
+    for name, ffn_bias in pairs:
+        config = ModelConfig(activation=name, ffn_bias=ffn_bias, init=init, n_layer=3, n_head=2, d_model=12, context=8)
+        model = GPT(config, n_vocab=11, seed=1)
+        optimizers = build_optimizers(model, TrainConfig())
+        tokens_BT = torch.arange(16).view(2, 8) % 11
+        logits.append([model(tokens_BT).detach()])
+        step(model, optimizers, seed=0)
+        logits[-1].append(model(tokens_BT).detach())
+    torch.testing.assert_close(logits[0][0], logits[1][0], rtol=0, atol=1e-6)
+    assert (logits[0][1] - logits[1][1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["gelu", "softplus", "polyrelu"])
+def test_a_centering_bias_takes_the_mean_of_gaussian_inputs_out_of_the_ffn(name):
+    config = ModelConfig(activation=name, ffn_bias="centering", init="slope", d_model=384, n_head=2, n_layer=1)
+    ffn = GPT(config, n_vocab=5).get_submodule("blocks.0.ffn")
+    x_ND = torch.randn(20_000, 384, generator=torch.Generator().manual_seed(0))
+    mean_D = ffn(x_ND).detach().mean(0)
+    without_D = mean_D - ffn.get_parameter("down.bias").detach()
+    assert mean_D.norm() < 0.2 * without_D.norm()
 
 
 # --- the schemes that keep a second moment or a gradient's norm

@@ -27,7 +27,7 @@ def test_every_name_is_valid():
         ({"norm": "layer"}, "norm\n.*'rms' or 'none'"),  # it was allowed once
         ({"init": "xavier"}, "init\n.*'gpt2', 'second_moment' or 'slope'"),
         ({"head": "softmx"}, "head\n.*'softmax', 'sigmoid', 'normalized_sigmoid' or 'sigsoftmax'"),
-        ({"ffn_bias": "some"}, "ffn_bias\n.*valid boolean"),
+        ({"ffn_bias": "some"}, "ffn_bias\n.*'none', 'zero' or 'centering'"),
         ({"activation": "rellu"}, r"unknown activation 'rellu'\. Did you mean 'relu'\?"),
         ({"activation": ""}, r"unknown activation ''\. Allowed: sigmoid, relu"),
         ({"n_layers": 3}, "n_layers\n.*[Uu]nexpected keyword"),

@@ -33,7 +33,7 @@ def test_count_by_hand(name):
 
 def test_what_does_not_multiply_a_matrix_costs_no_flops(monkeypatch):
     plain = size(SMALL, n_vocab=10)
-    more = size(dataclasses.replace(SMALL, activation="polyrelu", ffn_bias=True, head="sigmoid"), n_vocab=10)
+    more = size(dataclasses.replace(SMALL, activation="polyrelu", ffn_bias="zero", head="sigmoid"), n_vocab=10)
     assert more.total == plain.total + 2 * (4 + 6) + 1
     assert more.flops_per_token == plain.flops_per_token
     monkeypatch.setitem(ACTIVATIONS, "mix", lambda: torch.nn.Bilinear(2, 2, 2))

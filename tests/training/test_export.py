@@ -133,7 +133,7 @@ REFUSED = {
     "swiglu_clamped": ({"activation": "swiglu_clamped"}, "other factor"),
     "none": ({"norm": "none"}, "RMSNorm alone"),
     "residual": ({"ffn_residual": False}, "add the FFN to its input"),
-    "bias": ({"ffn_bias": True}, "bias"),
+    "bias": ({"ffn_bias": "zero"}, "bias"),
     "head": ({"head": "sigsoftmax"}, "softmax"),
 }
 

@@ -41,7 +41,7 @@ def test_warm_up_and_cosine_are_nanogpts():
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu", "prelu", "polyrelu"])
-@pytest.mark.parametrize("options", [{}, {"ffn_bias": True, "head": "sigmoid"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"ffn_bias": "zero", "head": "sigmoid"}], ids=str)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_every_weight_is_optimised_once_and_only_matrices_decay(optimizer, options, activation):
     model = GPT(ModelConfig(activation=activation, n_layer=2, n_head=2, d_model=8, context=4, **options), 11)
@@ -62,7 +62,7 @@ def test_a_frozen_weight_is_not_optimised():
 
 
 def test_muon_takes_the_matrices_of_the_blocks_alone():
-    model = GPT(ModelConfig(activation="swiglu", n_layer=2, n_head=2, d_model=8, context=4, ffn_bias=True), 11)
+    model = GPT(ModelConfig(activation="swiglu", n_layer=2, n_head=2, d_model=8, context=4, ffn_bias="zero"), 11)
     of_matrices, _ = build_optimizers(model, TrainConfig(optimizer="muon"))
     assert isinstance(of_matrices, torch.optim.Muon)
     names = {id(p): name for name, p in model.named_parameters()}

@@ -106,7 +106,7 @@ def test_every_kind_of_activation_trains_as_alone(runs, tmp_path, activation):
     [
         ("adamw", {"train": {"accumulate": 2}}),
         ("muon", {"train": {"clip": 0.0}}),
-        ("sgd", {"train": {"nonfinite": "skip"}, "model": {"head": "sigmoid", "ffn_bias": True, "norm": "none"}}),
+        ("sgd", {"train": {"nonfinite": "skip"}, "model": {"head": "sigmoid", "ffn_bias": "zero", "norm": "none"}}),
     ],
     ids=["adamw", "muon", "sgd"],
 )
