@@ -90,7 +90,7 @@ from errors import UserError
 limit.SAMPLE = 1000
 for options in json.loads(sys.argv[1]):
     try:
-        data = prepare(DataConfig("me/tales", "bytes", **options))
+        data = prepare(DataConfig("me/tales", "bytes", val_fraction=0.1, test_fraction=0.1, **options))
         n_tokens = sum(len(split.tokens_N) for split in (data.train, data.val, data.test))
         print(json.dumps([data.fingerprint, n_tokens]))
         assert not (data.folder / "copy.jsonl").exists()
