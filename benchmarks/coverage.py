@@ -16,7 +16,7 @@ from rich.progress import track
 
 from study.judge.statistics import (
     Effect,
-    Test,
+    Hypothesis,
     at_best_rate,
     claim_verdicts,
     lowest_three,
@@ -143,8 +143,8 @@ def families(studies: int) -> None:
     """Print how often five claims of three predictions each have a verdict that is false."""
     world, random = World(1.0, SHIFT), np.random.default_rng(2)
 
-    def tests(gaps: list[float]) -> list[Test]:
-        return [Test(study(bracketed, world, 5, gap, random), 1, MARGIN) for gap in gaps]
+    def claim(gaps: list[float]) -> list[Hypothesis]:
+        return [Hypothesis(study(bracketed, world, 5, gap, random), 1, MARGIN) for gap in gaps]
 
     print(f"\n{CLAIMS} claims of {PREDICTIONS} predictions, n = 5, {studies} families")
     for text, gaps, wrong in (
@@ -154,7 +154,7 @@ def families(studies: int) -> None:
     ):
         any_wrong, each_wrong = 0, 0
         for _ in progress(studies):
-            verdicts: list[str] = [*claim_verdicts([tests(gaps) for _ in range(CLAIMS)])]
+            verdicts: list[str] = [*claim_verdicts([claim(gaps) for _ in range(CLAIMS)])]
             any_wrong += wrong in verdicts
             each_wrong += verdicts.count(wrong)
         share = each_wrong / studies / CLAIMS

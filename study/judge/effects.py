@@ -95,7 +95,7 @@ def _judge(row: Row, p: float) -> Row:
     if row.is_reference:
         return row
     if row.final is None:
-        return replace(row, verdict="undecided")
+        return replace(row, verdict="undecided" if row.arm.unsettled else "")
     word = table_verdict(row.final, row.margin, p)
     needed = seeds_to_decide(row.final, row.margin) if word == "undecided" else None
     return replace(row, p=p, verdict=word, seeds_needed=needed, detectable=detectable(row.final))

@@ -113,7 +113,7 @@ def outcome(effect: Effect, direction: Literal[1, -1], margin: float, p: float |
         return "undecided"
     if -margin < effect.low and effect.high < margin:
         return "no effect"
-    if not p < 1 - effect.level:
+    if not 1 - p > effect.level:
         return "undecided"
     if direction * effect.mean < 0:
         return "opposite"
@@ -134,7 +134,7 @@ def p_refuted(effect: Effect, direction: Literal[1, -1], margin: float) -> float
 
 
 @dataclass(frozen=True)
-class Test:
+class Hypothesis:
     """A prediction's effect (None where it could not be measured), the direction that it claims, and its margin."""
 
     effect: Effect | None
@@ -147,8 +147,11 @@ class Test:
         return outcome(self.effect, self.direction, self.margin) if self.effect else "undecided"
 
 
-def claim_verdicts(claims: Sequence[Sequence[Test]]) -> list[Literal["supported", "refuted", "undecided"]]:
-    """Return the verdict on each claim from the tests of its predictions, one or more.
+Verdict = Literal["supported", "refuted", "undecided"]  # on a claim
+
+
+def claim_verdicts(claims: Sequence[Sequence[Hypothesis]]) -> list[Verdict]:
+    """Return the verdict on each claim from its predictions, one or more.
 
     - supported: every prediction is. The claim's p is the largest of theirs (intersection-union test, Berger, 1982),
       and Holm's adjustment goes over the claims.
@@ -156,26 +159,26 @@ def claim_verdicts(claims: Sequence[Sequence[Test]]) -> list[Literal["supported"
     - undecided: anything else.
     """
     largest = []
-    for tests in claims:
-        p_values = [test.effect.p if test.effect else math.nan for test in tests]
+    for predictions in claims:
+        p_values = [one.effect.p if one.effect else math.nan for one in predictions]
         largest.append(math.nan if any(map(math.isnan, p_values)) else max(p_values))
-    verdicts: list[Literal["supported", "refuted", "undecided"]] = []
-    for tests, p in zip(claims, holm(largest), strict=True):
-        outcomes = [test.outcome for test in tests]
-        against = [
-            p_refuted(test.effect, test.direction, test.margin) if test.effect and test.effect.n > 1 else math.nan
-            for test in tests
-        ]
-        contrary = [
-            adjusted < LEVEL
-            for one, adjusted in zip(outcomes, holm(against), strict=True)
-            if one in ("opposite", "no effect")
-        ]
-        if all(one == "supported" for one in outcomes) and p < LEVEL:
+    verdicts: list[Verdict] = []
+    for predictions, p in zip(claims, holm(largest), strict=True):
+        if p < LEVEL and all(one.outcome == "supported" for one in predictions):
             verdicts.append("supported")
         else:
-            verdicts.append("refuted" if any(contrary) else "undecided")
+            verdicts.append("refuted" if _is_refuted(predictions) else "undecided")
     return verdicts
+
+
+def _is_refuted(predictions: Sequence[Hypothesis]) -> bool:
+    p_values = []
+    for one in predictions:
+        # A single seed has no spread, and nothing to test with.
+        several = one.effect is not None and one.effect.n > 1
+        p_values.append(p_refuted(one.effect, one.direction, one.margin) if one.effect and several else math.nan)
+    contrary = [one.outcome in ("opposite", "no effect") for one in predictions]
+    return any(against and p < LEVEL for against, p in zip(contrary, holm(p_values), strict=True))
 
 
 def power(difference: float, sd: float, n: int, level: float = 0.95) -> float:

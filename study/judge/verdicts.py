@@ -14,7 +14,7 @@ from study.judge.arms import Arm
 from study.judge.controls import CONTROLS, Control
 from study.judge.effects import Row, compare_arms
 from study.judge.results import Run, load_study, run_folders
-from study.judge.statistics import Effect, Outcome, Test, claim_verdicts, paired, seeds_to_decide
+from study.judge.statistics import Effect, Hypothesis, Outcome, claim_verdicts, paired, seeds_to_decide
 from study.plan.claims import Claim, Prediction, Term, settings_of
 
 OUTCOMES = ("opposite", "no effect", "undecided", "supported")  # of a prediction; the first is the worst for the claim
@@ -29,14 +29,14 @@ class Finding:
     reason: str = ""
 
     @property
-    def test(self) -> Test:
+    def hypothesis(self) -> Hypothesis:
         """The effect, the direction that is claimed, and the margin."""
-        return Test(self.effect, 1 if self.prediction.predicts == "above" else -1, self.prediction.margin)
+        return Hypothesis(self.effect, 1 if self.prediction.predicts == "above" else -1, self.prediction.margin)
 
     @property
     def outcome(self) -> Outcome:
         """What the effect says of the prediction, one of `OUTCOMES`."""
-        return self.test.outcome
+        return self.hypothesis.outcome
 
     @property
     def seeds_needed(self) -> int | None:
@@ -130,7 +130,7 @@ def judge_claims(claims: Mapping[Path, Claim]) -> list[ClaimResult]:
     for folder, claim in claims.items():
         arms = [row.arm for row in rows[folder]]
         findings[folder] = tuple(_find(prediction, arms) for prediction in claim.prediction)
-    verdicts = claim_verdicts([[finding.test for finding in deciding(found)] for found in findings.values()])
+    verdicts = claim_verdicts([[finding.hypothesis for finding in deciding(found)] for found in findings.values()])
     results = []
     for (folder, claim), verdict in zip(claims.items(), verdicts, strict=True):
         control = CONTROLS[claim.control]() if claim.control else None

@@ -173,7 +173,7 @@ def _interval_cell(row: Row) -> Cell:
 
 
 def _verdict_cell(row: Row) -> Cell:
-    if not row.verdict or not row.final or row.final.n == 1:
+    if not row.verdict or (row.final and row.final.n == 1):
         return EMPTY
     return Cell(row.verdict, VERDICTS.index(row.verdict), strong=row.verdict != "undecided")
 

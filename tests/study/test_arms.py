@@ -108,4 +108,3 @@ def test_a_rate_that_diverged_for_one_seed_has_no_loss(seeded):
     write_run(seeded / "tune" / "x", "gelu", None, tokens=500, lr=0.004, seed=1001)
     gelu = make_arms(load_study([seeded]))[1]
     assert gelu.tuned() == {0.002: {1000: 5.0}, 0.004: {}}
-    assert by_label(rows_of(seeded))["sigmoid"].shared is None

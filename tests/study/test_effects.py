@@ -5,9 +5,9 @@ import pytest
 from helpers import GELU, SIGMOID_GAPS, by_label, cells, rows_of, write_arm, write_plan, write_run
 from scipy import stats
 
-from study.judge.effects import NO_DIFFERENCE, judge
+from study.judge.effects import table_verdict
 from study.judge.results import load_study
-from study.judge.statistics import paired
+from study.judge.statistics import paired, seeds_to_decide
 from study.report.sentences import headline, notes, scope
 from study.report.table import course_columns, main_columns
 
@@ -80,9 +80,9 @@ def test_holm_is_over_the_comparisons_of_the_table(seeded):
     assert rows["sigmoid"].p == pytest.approx(2 * alone)
     assert math.isnan(rows["gelu"].p)
     assert "Holm over 2 comparisons" in scope([*rows.values()])
-    assert rows["relu"].verdict == "not shown"
-    assert notes([*rows.values()]) == [f"relu: {rows['relu'].reason}."]
-    assert headline([*rows.values()]).endswith("not shown either way: relu")
+    assert rows["relu"].verdict == "undecided"
+    assert rows["relu"].seeds_needed == seeds_to_decide(rows["relu"].final, 0.01)
+    assert headline([*rows.values()]).endswith("undecided: relu")
 
 
 @pytest.mark.parametrize(
@@ -90,22 +90,18 @@ def test_holm_is_over_the_comparisons_of_the_table(seeded):
     [
         ([0.020, 0.021, 0.019, 0.020, 0.020], "worse"),
         ([-0.020, -0.021, -0.019, -0.020, -0.020], "better"),
-        ([0.001, 0.002, -0.001, 0.000, 0.001], NO_DIFFERENCE),
-        ([0.004, 0.004, 0.005, 0.004, 0.004], NO_DIFFERENCE),  # surely above zero, and surely too little to matter
-        ([0.009, 0.012, 0.008, 0.011, 0.009], "not shown"),  # above zero, and perhaps enough to matter
-        ([0.06, -0.05, 0.03, -0.02, 0.01], "not shown"),
-        ([0.2, 0.2, 0.2, 0.2], "not shown"),  # four seeds
+        ([0.001, 0.002, -0.001, 0.000, 0.001], "equal"),
+        ([0.004, 0.004, 0.005, 0.004, 0.004], "equal"),  # surely above zero, and surely too little to matter
+        ([0.009, 0.012, 0.008, 0.011, 0.009], "undecided"),  # above zero, and perhaps enough to matter
+        ([0.06, -0.05, 0.03, -0.02, 0.01], "undecided"),
+        ([0.2, 0.2, 0.2, 0.2], "undecided"),  # four seeds
     ],
 )
 def test_the_verdict_on_an_arm(gaps, expected):
     effect = paired(gaps)
-    verdict, reason = judge(effect, effect.p)
-    assert verdict == expected
-    mirrored, mirrored_reason = judge(paired([-gap for gap in gaps]), effect.p)
+    assert table_verdict(effect, 0.01, effect.p) == expected
+    mirrored = table_verdict(paired([-gap for gap in gaps]), 0.01, effect.p)
     assert mirrored == {"worse": "better", "better": "worse"}.get(expected, expected)
-    assert reason
-    assert mirrored_reason
-    assert ("5 seeds or more, not 4" in reason) == (len(gaps) == 4)
 
 
 def test_how_a_difference_comes_about_by_hand(tmp_path):

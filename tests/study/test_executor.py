@@ -60,18 +60,19 @@ def test_a_folder_of_something_else_is_left_alone(study, tmp_path):
 
 
 def test_what_a_study_beside_has_finished_is_copied_and_nothing_else(study, tmp_path, capfd):
-    tuned = {"study": {"lr": [1e-3, 2e-3, 4e-3], "tune_share": 0.5, "engine": "stacked"}}
+    tuned = {"study": {"lr": [1e-3, 2e-3, 4e-3], "tune_share": 0.5, "bracket": 1, "engine": "stacked"}}
     short = {"tokens": 16 * 4 * 4}
     first, second, other = (tmp_path / name for name in ("first", "second", "other"))
     assert run_study(study("relu", train=short) | tuned, first) == []
-    (first / "relu" / "wandb").mkdir()
-    (first / "relu" / "wandb" / "latest-run").symlink_to("cleaned")  # as `wandb clean` leaves it
-    (second / ".relu.partial" / "old").mkdir(parents=True)  # left by a process that died while copying
+    (trained,) = first.glob("relu-*")
+    (trained / "wandb").mkdir()
+    (trained / "wandb" / "latest-run").symlink_to("cleaned")  # as `wandb clean` leaves it
+    (second / f".{trained.name}.partial" / "old").mkdir(parents=True)  # left by a process that died while copying
     (second / "study.toml").touch()
     assert run_plan(make_plan(study("relu", "silu", train=short) | tuned), second, beside=[first]) == []
     assert "1 of 2 runs are copied from" in capfd.readouterr().out
-    assert not (second / ".relu.partial").exists()
-    assert not (second / "relu" / "old").exists()
+    assert not (second / f".{trained.name}.partial").exists()
+    assert not (second / trained.name / "old").exists()
     for folder, count in ((second, 2), (second / "tune", 6)):
         finished = list(folder.glob("[!.]*/summary.json"))
         assert len(finished) >= count
@@ -134,7 +135,8 @@ def test_the_engine_is_chosen_by_the_device_unless_by_hand(tiny, monkeypatch):
 
 
 def test_a_study_that_is_killed_and_then_stopped_is_its_runs_each_as_if_alone(corpus, tmp_path, call):
-    flags = ['--model.activation=["relu", "gelu"]', "--study.lr=[4e-3, 64e-3, 1.0]", "--train.tokens=3200"]
+    flags = ['--model.activation=["relu", "gelu"]', "--study.lr=[4e-3, 64e-3, 1.0]", "--study.bracket=1"]
+    flags += ["--train.tokens=3200"]
     folder = tmp_path / "study"
     for moment, signum, code in (
         ("tune/*/checkpoints/step-*", signal.SIGKILL, -9),
@@ -151,14 +153,14 @@ def test_a_study_that_is_killed_and_then_stopped_is_its_runs_each_as_if_alone(co
     assert "parameters (+0.00%)" in said
     tuning, final = ([path.parent for path in folder.glob(p)] for p in ("tune/*/summary.json", "*/summary.json"))
     assert len(tuning) >= 6
-    assert [run.name for run in sorted(final)] == ["gelu", "relu"]
+    assert [run.name.partition("-")[0] for run in sorted(final)] == ["gelu", "relu"]
     for run in (*tuning, *final):
         train(read_config(run), tmp_path / "alone" / run.name)
         assert records(run) == records(tmp_path / "alone" / run.name)
 
-    before = (folder / "relu" / "metrics.jsonl").stat().st_mtime_ns
+    before = (final[0] / "metrics.jsonl").stat().st_mtime_ns
     assert call(*command)[0] == 0
-    assert (folder / "relu" / "metrics.jsonl").stat().st_mtime_ns == before  # finished runs are skipped
+    assert (final[0] / "metrics.jsonl").stat().st_mtime_ns == before  # finished runs are skipped
     code, said = call(*command, '--model.activation=["relu"]')
     assert code == 2
-    assert "model.activation: ['relu', 'gelu'] in the folder, ['relu'] asked for" in said
+    assert "gelu: seed 0" in said

@@ -9,7 +9,7 @@ from study.report.mirror import arms_table, mirror_study
 from training.config import WandbConfig
 
 OFFLINE = WandbConfig(mode="offline", project="p")
-FINAL = ["seeds", "val loss", "sd", "vs gelu", "low", "high", "p (Holm)", "verdict"]
+FINAL = ["seeds", "val loss", "sd", "vs gelu", "low", "high", "p (Holm)", "verdict", "seeds to decide"]
 COST = ["tuned lr", "parameters", "tokens/s"]
 
 
@@ -40,9 +40,9 @@ def test_the_table_has_a_line_for_each_arm_with_its_figures(study):
     columns, (relu, gelu) = arms_table(rows_of(study))
     assert columns == ["activation", *FINAL, *COST]
     sd = pytest.approx(0.0494105884)
-    assert relu == ["relu", 5, 4.25, sd, 0.25, 0.25, 0.25, relu[7], "worse", 0.004, 54_321, 1234.5]
+    assert relu == ["relu", 5, 4.25, sd, 0.25, 0.25, 0.25, relu[7], "worse", None, 0.004, 54_321, 1234.5]
     assert 0 <= relu[7] < 0.05
-    assert gelu == ["gelu", 5, 4.0, sd, None, None, None, None, "", None, 54_321, 1234.5]
+    assert gelu == ["gelu", 5, 4.0, sd, None, None, None, None, "", None, None, 54_321, 1234.5]
 
 
 def test_every_setting_that_varies_is_a_column_and_what_is_missing_is_none(tmp_path):

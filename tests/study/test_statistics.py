@@ -1,6 +1,7 @@
 import itertools
 import math
 from fractions import Fraction
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -8,7 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from study.judge.statistics import Effect, area, at_share, block_bootstrap, holm, pair, paired, tokens_to, verdict
+from study.judge.statistics import (
+    Effect,
+    Hypothesis,
+    at_best_rate,
+    block_bootstrap,
+    claim_verdicts,
+    detectable,
+    equivalence_power,
+    holm,
+    lowest_three,
+    outcome,
+    p_refuted,
+    pair,
+    paired,
+    power,
+    pseudo_values,
+    seeds_to_decide,
+    vertex,
+)
 
 STUDIES = 2000
 
@@ -33,11 +52,10 @@ def test_an_effect_by_hand():
 
 
 def test_one_seed_has_no_interval():
-    effect = paired([0.5])
-    assert (effect.mean, effect.n) == (0.5, 1)
-    assert all(map(math.isnan, (effect.low, effect.high, effect.p, effect.sd)))
-    assert verdict(effect, 1, effect.p) == ("not shown", "a verdict needs 5 seeds or more, not 1")
-    assert verdict(effect, 1, effect.p, minimum_seeds=1)[0] == "not shown"
+    one = paired([0.5])
+    assert (one.mean, one.n) == (0.5, 1)
+    assert all(map(math.isnan, (one.low, one.high, one.p, one.sd)))
+    assert outcome(one, 1, 0.01) == "undecided"
 
 
 @pytest.mark.parametrize(("value", "p"), [(0.1, 0), (-0.3, 0), (0, 1)])
@@ -46,14 +64,12 @@ def test_equal_differences_have_an_interval_of_no_width(value, p, n):
     assert paired([value] * n) == Effect(value, value, value, p, n, 0.0)
 
 
-def test_an_effect_and_a_verdict_refuse_what_has_no_meaning():
+def test_an_effect_refuses_what_has_no_meaning():
     for bad in ([], [0.1, math.nan], [math.inf]):
         with pytest.raises(ValueError, match="one finite difference or more"):
             paired(bad)
     with pytest.raises(ValueError, match="between 0 and 1"):
         paired([1, 2], 95)
-    with pytest.raises(ValueError, match=r"\+1 or -1, not 0"):
-        verdict(effect(0.03, 0.02, 0.04), 0, 0.01)  # pyright: ignore[reportArgumentType]
 
 
 def test_pairs_are_made_by_seed_not_by_place():
@@ -96,50 +112,81 @@ def test_holm_is_the_closed_bonferroni_test(ticks):
     assert holm([float(x) for x in p]) == pytest.approx([float(x) for x in truth])
 
 
-def effect(mean, low, high, n=5):
-    return Effect(mean, low, high, p=0.001, n=n, sd=0.01)
+def effect(mean, low, high, n=5, p=0.001):
+    error = (high - low) / 2 / stats.t.ppf(0.975, n - 1)
+    return Effect(mean, low, high, p=p, n=n, sd=error * math.sqrt(n))
 
 
 @pytest.mark.parametrize(
-    ("mean", "low", "high", "p_holm", "expected"),
+    ("mean", "low", "high", "p", "expected"),
     [
         (0.03, 0.02, 0.04, 0.01, "supported"),
-        (0.01, 0.001, 0.019, 0.01, "supported"),  # exactly the smallest effect
-        (0.03, 0.02, 0.04, 0.05, "not shown"),  # Holm: not below 5 %
-        (0.03, 0.02, 0.04, math.nan, "not shown"),
-        (0.03, 0.0, 0.06, 0.01, "not shown"),  # 0 is not excluded
-        (0.03, -0.01, 0.07, 0.2, "not shown"),
-        (0.009, 0.001, 0.017, 0.01, "not shown"),  # smaller than what matters, but may be larger
-        (0.005, 0.001, 0.009, 0.01, "refuted"),  # real, and too small to matter
-        (0.005, 0.0, 0.01, 0.01, "not shown"),  # reaches the smallest effect
-        (0.0, -0.009, 0.009, 1.0, "refuted"),
-        (-0.03, -0.04, -0.02, 0.01, "refuted"),  # the other way
-        (0.0, -0.5, 0.5, 1.0, "not shown"),
+        (0.01, 0.001, 0.019, 0.01, "supported"),  # exactly the margin
+        (0.03, 0.02, 0.04, 0.05, "undecided"),  # an adjusted p that is not below 5 %
+        (0.03, 0.02, 0.04, math.nan, "undecided"),
+        (0.03, -0.01, 0.07, 0.2, "undecided"),
+        (0.009, 0.001, 0.017, 0.01, "undecided"),  # smaller than what matters, but may be larger
+        (0.005, 0.001, 0.009, 0.01, "no effect"),  # real, and too small to matter
+        (0.005, -0.001, 0.01, 0.1, "undecided"),  # reaches the margin
+        (0.0, -0.009, 0.009, 1.0, "no effect"),
+        (-0.03, -0.04, -0.02, 0.01, "opposite"),
+        (-0.008, -0.015, -0.001, 0.01, "opposite"),  # a small effect the other way is the other way
+        (0.0, -0.5, 0.5, 1.0, "undecided"),
     ],
 )
-def test_the_verdict_follows_the_rule_in_both_directions(mean, low, high, p_holm, expected):
-    assert verdict(effect(mean, low, high), 1, p_holm)[0] == expected
-    assert verdict(effect(-mean, -high, -low), -1, p_holm)[0] == expected
-    assert verdict(effect(mean, low, high, n=4), 1, p_holm)[0] == "not shown"
-    assert verdict(effect(mean, low, high, n=4), 1, p_holm, minimum_seeds=4)[0] == expected
+def test_the_outcome_follows_the_rule_in_both_directions(mean, low, high, p, expected):
+    assert outcome(effect(mean, low, high), 1, 0.01, p) == expected
+    assert outcome(effect(-mean, -high, -low), -1, 0.01, p) == expected
+    assert outcome(effect(mean, low, high, n=4), 1, 0.01, p) == "undecided"
+    assert outcome(effect(mean, low, high, p=p), 1, 0.01) == expected
 
 
-def test_the_verdict_says_why():
-    assert verdict(effect(0.03, 0.02, 0.04), 1, 0.012)[1] == (
-        "the mean +0.0300 has the 95 % interval [+0.0200, +0.0400], Holm-adjusted p = 0.012 (n = 5)"
-    )
-    assert verdict(effect(0.03, 0.02, 0.04), -1, 0.01) == (
+def test_p_refuted_is_below_five_percent_where_the_interval_excludes_the_margin():
+    rng = np.random.default_rng(0)
+    for gap in rng.uniform(-0.02, 0.03, 300):
+        one = paired(rng.normal(gap, 0.01, 6).tolist())
+        assert (p_refuted(one, 1, 0.01) < 0.05) == (one.high < 0.01)
+        assert (p_refuted(one, -1, 0.01) < 0.05) == (one.low > -0.01)
+    differences = rng.normal(0, 0.01, 6)
+    truth = 2 * stats.ttest_1samp(differences, 0.01, alternative="less").pvalue
+    assert p_refuted(paired(differences.tolist()), 1, 0.01) == pytest.approx(min(1, truth))
+
+
+YES, NO, NOTHING, MAYBE = (
+    Hypothesis(effect(0.03, 0.02, 0.04, p=0.004), 1, 0.01),
+    Hypothesis(effect(-0.03, -0.04, -0.02, p=0.004), 1, 0.01),
+    Hypothesis(effect(0.0, -0.009, 0.009, p=1.0), 1, 0.01),
+    Hypothesis(effect(0.02, -0.01, 0.05, p=0.2), 1, 0.01),
+)
+
+
+def test_a_claim_is_supported_if_all_of_its_predictions_are_and_refuted_if_one_fails():
+    assert claim_verdicts([[YES, YES], [YES, MAYBE], [YES, NO], [Hypothesis(None, 1, 0.01)]]) == [
+        "supported",
+        "undecided",
         "refuted",
-        "the whole 95 % interval [+0.0200, +0.0400] lies above -0.01 (n = 5)",
-    )
-    assert "not after Holm: p = 0.08" in verdict(effect(0.03, 0.02, 0.04), 1, 0.08)[1]
-    assert "falls short of -0.02, but its 95 %" in verdict(effect(-0.015, -0.03, -0.01), -1, 0.01, smallest=0.02)[1]
+        "undecided",
+    ]
+    assert claim_verdicts([[NOTHING]]) == ["refuted"]
+
+
+def test_holm_goes_over_the_claims_for_supported_and_within_a_claim_for_refuted():
+    # A claim's p is the largest of its predictions': 0.02 stays below 5 % for two claims, and not for three.
+    near = Hypothesis(effect(0.03, 0.004, 0.056, p=0.02), 1, 0.01)
+    assert claim_verdicts([[YES, near]] * 2) == ["supported"] * 2
+    assert claim_verdicts([[YES, near]] * 3) == ["undecided"] * 3
+    # p of exceeding the margin: t = −4 on 4 degrees of freedom, twice one-sided 0.0161. Four such tests are too many.
+    weak = Hypothesis(Effect(-0.01, -0.0224, -0.0001, p=0.049, n=5, sd=0.02 / 4 * math.sqrt(5)), 1, 0.01)
+    assert weak.outcome == "opposite"
+    assert p_refuted(weak.effect, 1, 0.01) == pytest.approx(0.01613, abs=1e-5)
+    assert claim_verdicts([[weak, MAYBE]]) == ["refuted"]
+    assert claim_verdicts([[weak, MAYBE, MAYBE, MAYBE]]) == ["undecided"]
 
 
 def supported(effects, adjusted):
-    """Whether any claim of a table, in either direction, is supported. No smallest effect stands in the way."""
+    """Whether any arm of a table differs, in either direction. The margin is too small to stand in the way."""
     return any(
-        verdict(e, direction, p, smallest=0)[0] == "supported"
+        outcome(e, direction, 1e-9, p) == "supported"
         for e, p in zip(effects, adjusted, strict=True)
         for direction in (1, -1)
     )
@@ -158,39 +205,90 @@ def test_the_family_wise_error_over_null_studies_is_at_most_five_percent(shared)
     ]
     p = [[e.p for e in study] for study in studies]
     limit = 0.05 + 2 * math.sqrt(0.05 * 0.95 / STUDIES)
-    assert np.mean([min(holm(row)) < 0.05 for row in p]) <= limit
     assert np.mean([supported(s, holm(row)) for s, row in zip(studies, p, strict=True)]) <= limit
     # The same studies without Holm: the instrument sees an inflated error where there is one.
     assert np.mean([supported(s, row) for s, row in zip(studies, p, strict=True)]) > 0.12
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say():
-    rng = np.random.default_rng(2)
-    effects = [paired(row) for n in (5, 8) for row in rng.normal(0.03, 0.005, (5000, n)).tolist()]
-    assert np.mean([e.low <= 0.03 <= e.high for e in effects]) == pytest.approx(0.95, abs=0.007)
-
-
-def test_a_planted_effect_is_found_and_a_null_effect_refuted():
-    """Nats: 0.03 with sd 0.005 in one arm, 0 in the other four of the table; five seeds."""
-    differences = np.random.default_rng(3).normal(0, 0.005, (STUDIES, 5, 5))
-    differences[:, 0] += 0.03
-    planted, null = [], []
-    for study in differences.tolist():
-        effects = [paired(row) for row in study]
-        adjusted = holm([e.p for e in effects])
-        verdicts = [verdict(e, 1, p)[0] for e, p in zip(effects, adjusted, strict=True)]
-        planted.append(verdicts[0])
-        null += verdicts[1:]
-    assert planted.count("supported") / STUDIES >= 0.95
-    assert null.count("supported") / len(null) <= 0.05
-    assert null.count("refuted") / len(null) >= 0.85
-
-
-def test_a_true_effect_of_the_smallest_size_is_seldom_refuted():
+def test_a_true_effect_of_the_size_of_the_margin_is_seldom_refuted():
     """The error of "refuted" is that of one end of the interval."""
-    rows = np.random.default_rng(5).normal(0.01, 0.005, (8000, 5)).tolist()
-    wrong = np.mean([verdict(paired(row), 1, 1.0)[0] == "refuted" for row in rows])
-    assert wrong == pytest.approx(0.025, abs=2.5 * math.sqrt(0.025 * 0.975 / 8000))
+    rows = np.random.default_rng(5).normal(0.01, 0.005, (4000, 5)).tolist()
+    wrong = np.mean([claim_verdicts([[Hypothesis(paired(row), 1, 0.01)]])[0] == "refuted" for row in rows])
+    assert wrong == pytest.approx(0.025, abs=2.5 * math.sqrt(0.025 * 0.975 / 4000))
+
+
+def test_power_equals_the_tables():
+    # Cohen (1988) and G*Power: a paired t test of d = 0.5 reaches 80 % at 34 pairs, d = 0.8 at 15, d = 0.2 at 199.
+    for d, n in ((0.5, 34), (0.8, 15), (0.2, 199)):
+        assert power(d, 1, n - 1) < 0.8 <= power(d, 1, n)
+        assert seeds_to_decide(Effect(d, -1, 1, 0.5, 5, 1.0), 0.01) == n
+    assert power(-0.5, 1, 34) == power(0.5, 1, 34)
+
+
+def test_the_power_of_an_equivalence_is_about_that_of_a_simulation():
+    rng = np.random.default_rng(0)
+    for difference, n in ((0.0, 8), (0.005, 20)):
+        effects = [paired(row) for row in rng.normal(difference, 0.015, (4000, n)).tolist()]
+        truth = np.mean([e.low > -0.015 and e.high < 0.015 for e in effects])
+        assert equivalence_power(difference, 0.015, n, 0.015) == pytest.approx(truth, abs=0.08)
+
+
+def test_seeds_that_would_decide_and_the_smallest_difference_that_is_found():
+    noisy = paired([0.06, -0.05, 0.03, -0.02, 0.01])
+    assert seeds_to_decide(noisy, 0.0061) is None  # a mean just below the margin: no number of seeds helps
+    assert seeds_to_decide(noisy, 0.02) == next(
+        n for n in range(5, 1000) if equivalence_power(noisy.mean, noisy.sd, n, 0.02) >= 0.8
+    )
+    assert power(detectable(noisy), noisy.sd, 5) == pytest.approx(0.8)
+    assert math.isnan(detectable(paired([0.1])))
+    assert seeds_to_decide(paired([0.1]), 0.01) is None
+
+
+def test_the_vertex_by_hand():
+    # f(0) = 3, f(1) = 1, f(2) = 2: half the second difference is 1.5, and the lowest point 1 + 1/6, 1 − 1/24.
+    table = {1.0: {0: 3.0}, 2.0: {0: 1.0}, 4.0: {0: 2.0}}
+    assert vertex([1.0, 2.0, 4.0], [3, 1, 2]) == pytest.approx(2 ** (1 + 1 / 6))
+    assert at_best_rate(table, table, [0]) == pytest.approx(1 - 1 / 24)
+    # Another figure is read off its own parabola there: 10 + 6x.
+    assert at_best_rate(table, {1.0: {0: 10}, 2.0: {0: 16}, 4.0: {0: 22}}, [0]) == pytest.approx(10 + 6 * (1 + 1 / 6))
+    # Where it opens downward or is flat, the lowest mean stands in. It never leaves the bracket.
+    assert vertex([1.0, 2.0, 4.0], [1, 3, 2]) == 1.0
+    assert vertex([1.0, 2.0, 4.0], [2, 2, 2]) == 1.0
+    assert vertex([1.0, 2.0, 4.0], [1, 2, 4]) == 1.0
+
+
+def test_the_three_rates_are_the_lowest_mean_and_its_neighbours():
+    table = {rate: {0: loss, 1: loss} for rate, loss in {4.0: 2.0, 1.0: 4.0, 2.0: 3.0, 8.0: 2.5}.items()}
+    assert lowest_three(table) == [2.0, 4.0, 8.0]
+    assert lowest_three({rate: table[rate] for rate in (1.0, 2.0, 4.0)}) is None
+
+
+def test_the_jackknife_by_hand():
+    # The pseudo-values of a mean are the values. Of a square of a mean: 3·4² − 2·3.5² and so on.
+    values = {1: 2.0, 4: 3.0, 9: 7.0}
+    assert pseudo_values(lambda seeds: fmean(values[s] for s in seeds), [1, 4, 9]) == pytest.approx(values)
+    squares = pseudo_values(lambda seeds: fmean(values[s] for s in seeds) ** 2, [1, 4, 9])
+    assert squares == pytest.approx({1: 48 - 2 * 25, 4: 48 - 2 * 4.5**2, 9: 48 - 2 * 2.5**2})
+    assert pseudo_values(lambda seeds: 5.0, [3]) == {3: 5.0}
+
+
+def test_a_bracketed_effect_equals_numpys_parabola_left_one_out():
+    rng = np.random.default_rng(4)
+    rates = [1e-3, 1.41e-3, 2e-3]
+    losses_RS = 4 + np.array([[0.03], [0.0], [0.05]]) + rng.normal(0, 0.01, (3, 6))
+
+    def lowest(losses_RS):
+        a, b, c = np.polyfit(np.log(rates), losses_RS.mean(1), 2)
+        return c - b * b / (4 * a)
+
+    without = np.array([lowest(np.delete(losses_RS, s, 1)) for s in range(6)])
+    truth = 6 * lowest(losses_RS) - 5 * without
+    table = {rate: dict(enumerate(row)) for rate, row in zip(rates, losses_RS.tolist(), strict=True)}
+    found = pseudo_values(lambda seeds: at_best_rate(table, table, seeds), range(6))
+    assert [*found.values()] == pytest.approx(truth)
+    one = paired([*found.values()])
+    jackknife_error = math.sqrt(5 / 6 * ((without - without.mean()) ** 2).sum())  # Efron & Tibshirani (11.5)
+    assert one.high - one.mean == pytest.approx(stats.t.ppf(0.975, 5) * jackknife_error)
 
 
 @pytest.mark.parametrize(("losses", "block"), [([1, 2, 4, 9], 1), ([1, 2, 4, 9], 2), ([1, 2, 4, 9, 3], 2)])
@@ -238,78 +336,3 @@ def test_the_block_bootstrap_refuses_what_has_no_error_and_repeats_with_its_seed
     first = block_bootstrap(losses, 5, 100, seed=3)
     assert block_bootstrap(losses, 5, 100, seed=3) == first
     assert block_bootstrap(losses, 5, 100, seed=4) != first
-
-
-CURVE = [(0, 5.0), (100, 4.0), (300, 3.0), (400, 3.5), (500, 2.5)]
-
-
-@pytest.mark.parametrize(
-    ("target", "tokens"),
-    [(9, 0), (5, 0), (4.5, 50), (4, 100), (3.25, 250), (3, 300), (2.75, 475), (2.5, 500), (2.49, None)],
-)
-def test_tokens_to_a_loss_by_hand(target, tokens):
-    assert tokens_to(CURVE, target) == tokens
-
-
-def test_area_by_hand():
-    # 100·4.5 + 200·3.5 + 100·3.25 + 100·3 = 1775 nats·tokens over 500 tokens.
-    assert area(CURVE) == pytest.approx(3.55)
-    assert area(CURVE, start=0) == pytest.approx(3.55)
-    # From 200 tokens (loss 3.5): 100·3.25 + 100·3.25 + 100·3 = 950 over 300.
-    assert area(CURVE, start=200) == pytest.approx(950 / 300)
-    assert area(CURVE, start=400) == pytest.approx(3)
-
-
-@pytest.mark.parametrize(("share", "loss"), [(0, 5), (0.1, 4.5), (0.2, 4), (0.5, 3.25), (0.7, 3.25), (1, 2.5)])
-def test_loss_at_a_share_by_hand(share, loss):
-    assert at_share(CURVE, share) == pytest.approx(loss)
-
-
-def test_a_curve_is_never_extrapolated():
-    late = CURVE[1:]
-    for share in (0.1, 1.01, -0.1, math.nan):
-        with pytest.raises(ValueError, match="covers 100 to 500"):
-            at_share(late, share)
-    for start in (50, 500, math.nan):
-        with pytest.raises(ValueError, match="covers 100 to 500"):
-            area(late, start)
-    with pytest.raises(ValueError, match="covers 7 to 7"):
-        area([(7, 3.0)])
-    assert at_share([(7, 3.0)], 1) == 3
-
-
-@pytest.mark.parametrize("bad", [[], [(2, 3.0), (1, 2.0)], [(1, 3.0), (1, 2.0)], [(1, math.nan)]])
-@pytest.mark.parametrize("measure", [lambda c: tokens_to(c, 2), area, lambda c: at_share(c, 1)])
-def test_a_curve_in_disorder_is_refused(bad, measure):
-    with pytest.raises(ValueError, match="in order of tokens"):
-        measure(bad)
-
-
-@st.composite
-def curves(draw, falling=False):
-    tokens = sorted(draw(st.sets(st.integers(0, 10**6), min_size=2, max_size=12)))
-    losses = draw(st.lists(st.integers(1, 10_000), min_size=len(tokens), max_size=len(tokens), unique=falling))
-    return [(t, v / 1000) for t, v in zip(tokens, sorted(losses, reverse=True) if falling else losses, strict=True)]
-
-
-@given(curves(falling=True), st.floats(0, 1))
-def test_tokens_to_inverts_a_falling_curve(curve, share):
-    tokens, losses = zip(*curve, strict=True)
-    target = losses[-1] + share * (losses[0] - losses[-1])
-    reached = tokens_to(curve, target)
-    assert reached is not None
-    assert tokens[0] <= reached <= tokens[-1]
-    assert np.interp(reached, tokens, losses) == pytest.approx(target, abs=1e-9)
-    assert tokens_to(curve, losses[-1] - 1e-3) is None
-
-
-@given(curves(), st.floats(0, 0.99))
-def test_area_is_a_mean_that_adds_up(curve, share):
-    tokens, losses = (np.array(x, dtype=float) for x in zip(*curve, strict=True))
-    assert min(losses) - 1e-9 <= area(curve) <= max(losses) + 1e-9
-    split = float(tokens[0] + share * (tokens[-1] - tokens[0]))
-    loss = float(np.interp(split, tokens, losses))
-    before = [*(point for point in curve if point[0] < split), (split, loss)]
-    left = area(before) * (split - tokens[0]) if len(before) > 1 else 0
-    whole = left + area(curve, start=split) * (tokens[-1] - split)
-    assert whole == pytest.approx(area(curve) * (tokens[-1] - tokens[0]))

@@ -7,31 +7,15 @@ from study.report.sentences import scope
 from study.report.table import cost_columns, main_columns
 
 
-def test_the_tuned_and_the_shared_learning_rate(seeded):
+def test_the_tuned_learning_rate(seeded):
     tune(seeded, "gelu", {0.002: 5.0, 0.004: 4.5, 0.008: 4.75}, seeds=(1000, 1001))
     tune(seeded, "sigmoid", {0.002: 6.0, 0.004: 5.5, 0.008: 5.0}, seeds=(1000, 1001))
     rows = rows_of(seeded)
     sigmoid, gelu = rows
     assert (sigmoid.arm.lr, sigmoid.arm.edge) == (0.008, True)
     assert (gelu.arm.lr, gelu.arm.edge) == (0.004, False)
-    assert sigmoid.shared_lr == 0.004  # the reference's best, where sigmoid is not at its own
-    assert sigmoid.shared is not None
-    assert (sigmoid.shared.mean, sigmoid.shared.n) == (1.0, 2)
-    shown = cells(rows, cost_columns)
-    assert shown["tuned lr"] == ["0.008 (edge of grid)", "0.004"]
-    assert shown["shared lr 0.004"][1] == "0"
+    assert cells(rows, cost_columns)["tuned lr"] == ["0.008 (edge)", "0.004"]
     assert "each arm at its own learning rate" in scope(rows)
-
-
-def test_references_with_rates_of_their_own_are_told_line_by_line(tmp_path):
-    for optimizer, best in (("adamw", 0.004), ("sgd", 1.0)):
-        for activation, gap in (("gelu", 0.0), ("relu", 0.5)):
-            options = {"optimizer": optimizer, "weight_decay": 0.1}
-            write_run(tmp_path / f"{activation}-{optimizer}", activation, 4.0 + gap, lr=best, **options)
-            for rate in (best / 2, best, best * 2):
-                folder = tmp_path / "tune" / f"{activation}-{optimizer}-{rate}"
-                write_run(folder, activation, 5.0 + gap + (rate != best), tokens=500, lr=rate, seed=1000, **options)
-    assert cells(rows_of(tmp_path), cost_columns)["shared lr"] == ["+0.500 at 0.004", "+0.500 at 1", "0", "0"]
 
 
 def test_a_loss_beyond_any_perplexity_is_a_line_of_the_table_as_others(tmp_path):

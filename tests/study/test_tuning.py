@@ -54,7 +54,7 @@ def study(tiny):
     tree = plain(tiny(train={"tokens": 16 * 4 * 6}))
     tree["model"]["activation"] = ["relu", "gelu"]
     tree["train"]["seed"] = [0, 1]
-    return tree | {"study": {"lr": [1e-4, 3e-4, 1e-3], "tune_share": 0.5, "engine": "stacked"}}
+    return tree | {"study": {"lr": [1e-4, 3e-4, 1e-3], "tune_share": 0.5, "bracket": 1, "engine": "stacked"}}
 
 
 def test_each_arm_trains_fresh_seeds_at_the_best_rate_of_its_own_tuning(study, tmp_path):
@@ -67,7 +67,8 @@ def test_each_arm_trains_fresh_seeds_at_the_best_rate_of_its_own_tuning(study, t
         assert sorted(rates[name] for name in mine) == [1e-4, 3e-4, 1e-3, 0.00333, 0.0111]
         best = min(mine, key=lambda name: trials[name]["val/loss"])
         for seed in (0, 1):
-            config = read_toml(tmp_path / "study" / f"{arm}-seed{seed}" / "config.toml")["train"]
+            name = f"{arm}-lr{rates[best]:g}-seed{seed}"
+            config = read_toml(tmp_path / "study" / name / "config.toml")["train"]
             assert (config["lr"], config["seed"]) == (rates[best], seed)
     arms = make_arms(load_study([tmp_path / "study"]))  # the table knows of all of it
     assert [sorted(arm.tuned()) for arm in arms] == [[1e-4, 3e-4, 1e-3, 0.00333, 0.0111]] * 2
@@ -79,4 +80,4 @@ def test_a_rate_that_diverges_is_tried_once_and_without_any_rate_left_the_runs_f
     assert run_study(study, tmp_path / "study") == []  # the best rate is at the low edge, so there is a second round
     assert capfd.readouterr().out.count("lr1e+30-seed1000 failed") == 1
     study["study"]["lr"] = [1e30, 1e31, 1e32]
-    assert run_study(study, tmp_path / "none") == ["relu-seed0", "relu-seed1"]
+    assert run_study(study, tmp_path / "none") == ["relu"]
