@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,8 @@ from data.encode import Split, open_split, write_splits
 from data.limit import limit_tokens
 from data.splits import SPLITS, plan_splits
 from data.tokenizer import Tokenizer, train_tokenizer
-from files import sha256_of, write_folder
+from errors import Damaged
+from files import check_sha256, own_file, sha256_of, write_folder
 
 FORMAT = 3  # part of the key: to be raised when the same corpus and config would give other files
 
@@ -54,13 +56,14 @@ def prepare(config: DataConfig, seed: int = 0) -> Dataset:
 
 
 def _is_intact(folder: Path) -> bool:
-    """Return whether all files match the hashes in meta.json, and meta.json the hash in meta.sha256."""
-    try:
-        if sha256_of(folder / "meta.json") != (folder / "meta.sha256").read_text():
-            return False
-        return all(sha256_of(folder / name) == digest for name, digest in _read_meta(folder)["sha256"].items())
-    except (OSError, ValueError):
-        return False
+    """Return whether all files match the hashes in meta.json, meta.json that in meta.sha256, and they can be used."""
+    with suppress(Damaged), own_file(folder):
+        check_sha256(folder / "meta.json", (folder / "meta.sha256").read_text(), "meta.sha256")
+        for name, digest in _read_meta(folder)["sha256"].items():
+            check_sha256(folder / name, digest, "meta.json")
+        _open(folder)
+        return True
+    return False
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
@@ -68,11 +71,10 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _open(folder: Path) -> Dataset:
-    meta = _read_meta(folder)
+    meta, tokenizer = _read_meta(folder), Tokenizer.load(folder / "tokenizer.json")
     splits = {}
     for name, counts in meta["splits"].items():
-        splits[name] = open_split(folder / f"{name}.bin", counts)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+        splits[name] = open_split(folder / f"{name}.bin", counts, tokenizer.n_vocab)
     return Dataset(splits["train"], splits["val"], splits.get("test"), tokenizer, meta["fingerprint"], folder)
 
 

@@ -12,6 +12,7 @@ from data.documents import Corpus
 from data.splits import Plan
 from data.tokenizer import Tokenizer
 from errors import UserError
+from files import own_file
 
 CHUNK = 1 << 22  # characters encoded at a time, so that all cores have work; a longer document is encoded whole
 DTYPE = np.dtype(np.uint16)  # holds every id, since no tokenizer may have more than config.MAX_BPE
@@ -63,9 +64,18 @@ def write_splits(
     return counts
 
 
-def open_split(path: Path, counts: dict[str, int]) -> Split:
-    """Return a split that `write_splits` wrote."""
-    return Split(np.memmap(path, DTYPE, "r"), counts["bytes"], counts["documents"])
+def open_split(path: Path, counts: dict[str, int], n_vocab: int) -> Split:
+    """Return a split that `write_splits` wrote.
+
+    Raises:
+        Damaged: it has other counts, or a token that the tokenizer does not have. A network pads its vocabulary, so
+            that it would read rows that are not trained.
+    """
+    with own_file(path):
+        tokens_N = np.memmap(path, DTYPE, "r")
+        if len(tokens_N) != counts["tokens"] or tokens_N.max() >= n_vocab:
+            raise ValueError(f"it is not {counts['tokens']} tokens below {n_vocab}")
+        return Split(tokens_N, counts["bytes"], counts["documents"])
 
 
 def encode_whole(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Split:
@@ -76,7 +86,7 @@ def encode_whole(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> Split:
     """
     name = "text"
     counts = write_splits(folder, (name,), corpus, lambda text: [(name, text)], tokenizer, lambda n_bytes: None)
-    return open_split(folder / f"{name}.bin", counts[name])
+    return open_split(folder / f"{name}.bin", counts[name], tokenizer.n_vocab)
 
 
 def _chunks(corpus: Corpus, plan: Plan) -> Iterator[list[tuple[str, str, str]]]:

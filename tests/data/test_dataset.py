@@ -18,6 +18,7 @@ from data.config import DataConfig
 from data.dataset import prepare
 from data.splits import cut_document, split_documents
 from errors import UserError
+from files import sha256_of
 
 SPLITS = ("train", "val", "test")
 
@@ -243,6 +244,24 @@ def test_damaged_files_are_made_again(texts, name, damage, capsys):
     prepare(config)
     assert path.read_bytes() == before
     assert f"{path.parent} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("foreign", ["a token of nobody", "other counts"])
+def test_foreign_tokens_under_honest_hashes_are_made_again(texts, foreign):
+    folder = prepare(DataConfig(texts, "bytes")).folder
+    before = (folder / "val.bin").read_bytes()
+    meta = json.loads((folder / "meta.json").read_text())
+    if foreign == "other counts":
+        meta["splits"]["val"]["tokens"] += 1
+    else:
+        np.array([257], np.uint16).tofile(folder / "val.bin")  # bytes has the ids 0 to 256
+        meta["splits"]["val"]["tokens"] = 1
+        meta["sha256"]["val.bin"] = sha256_of(folder / "val.bin")
+    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / "meta.sha256").write_text(sha256_of(folder / "meta.json"))
+    prepare(DataConfig(texts, "bytes"))
+    assert (folder / "val.bin").read_bytes() == before
+    assert json.loads((folder / "meta.json").read_text())["splits"]["val"]["tokens"] == len(before) / 2
 
 
 @pytest.mark.parametrize(
