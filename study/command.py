@@ -50,22 +50,23 @@ def train_studies(plans: dict[Path, Plan], command: Command) -> int:
     Returns:
         The exit code: 1 if a run failed.
     """
-    failed: list[str] = []
+    failed = False
     done: list[Path] = []
     for folder, plan in plans.items():
         failed_here = run_plan(plan, folder, command.plugin, beside=done)
         done.append(folder)
+        if failed_here:  # said at once: on a full disk there is no report
+            failed = True
+            names = ", ".join(failed_here)
+            print(
+                f"failed: {names}. The reason is in log.txt of each; for an arm without tuned rate, of its runs in "
+                "tune/.",
+                file=sys.stderr,
+            )
         if run_folders(folder):  # none if no arm could be tuned
             rows = compare([folder], plugin=command.plugin)
             wandb = next(iter(plan.runs.values())).wandb
             mirror_study(rows, folder, wandb, failed=bool(failed_here))
-        failed += failed_here
     if any(plan.claim for plan in plans.values()):
         report_claims(command.out)
-    if failed:
-        names = ", ".join(failed)
-        print(
-            f"failed: {names}. The reason is in log.txt of each; for an arm without tuned rate, of its runs in tune/.",
-            file=sys.stderr,
-        )
-    return 1 if failed else 0
+    return int(failed)

@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from errors import Interrupted, UserError
@@ -15,35 +15,35 @@ from training.loop import train, train_stack
 ORPHAN_SECONDS = 60.0  # in which a run whose study was killed saves and releases its folder
 
 
-def train_with_log(runs: Mapping[Path, RunConfig], plugin: Path | None) -> int:
-    """Train one run, or several as a stack, by their folders, and return the exit code of this process.
+def train_with_log(runs: Mapping[Path, RunConfig], plugin: Path | None) -> str:
+    """Train one run, or several as a stack, by their folders. All that it prints goes to log.txt of the first folder.
 
-    The output and the reason of a failure go to log.txt of the first folder: a message for a mistake, a signal or
-    numbers that are not finite, and a traceback for any other fault.
+    The reason of a failure goes there too: a message for a mistake or for numbers that are not finite, and a traceback
+    for any other fault.
+
+    Returns:
+        The reason of a failure that could not be written there, as on a full disk; else nothing.
     """
     folder, config = next(iter(runs.items()))
-    folder.mkdir(parents=True, exist_ok=True)
-    with _output_to(folder / "log.txt"):
-        try:
-            if plugin:
-                load_plugin(plugin)
-            if len(runs) > 1:
-                train_stack(runs, ORPHAN_SECONDS)
-            else:
-                train(config, folder, ORPHAN_SECONDS)
-        except Interrupted as stopped:
-            print(stopped)
-            return stopped.code
-        except UserError as error:
-            print(error)
-            return 2
-        except FloatingPointError as error:
-            print(error)
-            return 1
-        except Exception:
-            traceback.print_exc()
-            return 1
-    return 0
+    reason = ""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _output_to(folder / "log.txt"):
+            try:
+                if plugin:
+                    load_plugin(plugin)
+                if len(runs) > 1:
+                    train_stack(runs, ORPHAN_SECONDS)
+                else:
+                    train(config, folder, ORPHAN_SECONDS)
+            except (UserError, FloatingPointError, Interrupted) as error:
+                reason = str(error)
+            except Exception:
+                reason = traceback.format_exc()
+            print(reason, end="\n" if reason else "", flush=True)
+    except OSError as fault:
+        return reason.strip().rpartition("\n")[2] or f"{folder} cannot be written ({fault})"
+    return ""
 
 
 @contextmanager
@@ -59,6 +59,7 @@ def _output_to(path: Path) -> Iterator[None]:
         yield
     finally:
         for stream, old in zip(streams, before, strict=True):
-            stream.flush()
+            with suppress(OSError):  # the disk is full
+                stream.flush()
             os.dup2(old, stream.fileno())
             os.close(old)

@@ -3,9 +3,9 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -56,6 +56,7 @@ class _Processes:
         self.slots = self.parallel = parallel
         self.plugin = plugin
         self.processes: dict[str, BaseProcess] = {}  # by the name of the job
+        self.reasons: dict[str, Connection] = {}  # why a job failed, where its log has no room for that
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["study.run.child", *LATE_IMPORTS])
         resource_tracker.ensure_running()  # or the server would start it, with its own handling of signals
@@ -70,10 +71,12 @@ class _Processes:
 
     def start(self, stack: list[Job]) -> None:
         runs = {job.folder: job.config for job in stack}
-        process = self.context.Process(target=_child, args=(runs, self.plugin))
+        receiver, sender = self.context.Pipe(duplex=False)
+        process = self.context.Process(target=_child, args=(runs, self.plugin, sender))
         process.start()
+        sender.close()
         for job in stack:
-            self.processes[job.name] = process
+            self.processes[job.name], self.reasons[job.name] = process, receiver
 
     def ended(self, jobs: list[Job]) -> list[Job]:
         return [job for job in jobs if not self.processes[job.name].is_alive()]
@@ -85,14 +88,16 @@ class _Processes:
     def fault(self, job: Job) -> str:
         # The kernel kills a process when memory is short, and its log cannot say so.
         code = self.processes[job.name].exitcode or 0
-        return f"its process was killed by signal {-code}" if code < 0 else ""
+        if code < 0:
+            return f"its process was killed by signal {-code}"
+        return self.reasons[job.name].recv() if self.reasons[job.name].poll() else ""
 
 
-def _child(runs: dict[Path, RunConfig], plugin: Path | None) -> None:
+def _child(runs: dict[Path, RunConfig], plugin: Path | None, reason: Connection) -> None:
     os.environ.pop("WANDB_RUN_ID", None)  # a sweep's agent sets one id, and a study has many runs
     os.setsid()  # Ctrl-C on the terminal reaches only the study, which asks each process once
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(train_with_log(runs, plugin))
+    reason.send(train_with_log(runs, plugin)[:1000])  # a pipe that nobody reads yet has room for more
 
 
 def _end_with_parent() -> None:

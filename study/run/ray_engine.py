@@ -110,12 +110,11 @@ class _Cluster:
     def fault(self, job: Job) -> str:
         # A task that Ray could not start, or whose machine died once too often, has written no reason into its log.
         try:
-            self.ray.get(self.references[job.name])
+            return self.ray.get(self.references[job.name])
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        return ""
 
 
-def _train(config: RunConfig, folder: Path, plugin: Path | None, cwd: Path) -> None:
+def _train(config: RunConfig, folder: Path, plugin: Path | None, cwd: Path) -> str:
     os.chdir(cwd)
-    train_with_log({folder: config}, plugin)
+    return train_with_log({folder: config}, plugin)

@@ -114,3 +114,14 @@ def test_folders_that_are_read_only_are_named_and_can_be_read(disk, call, corpus
     code, said = call("train", *flags(corpus, tmp_path / "other"))
     assert code == 2
     assert re.search(r"cache cannot be written \(.*Read-only file system.*\): .* Set ACTGPT_CACHE", said)
+
+
+@pytest.mark.parametrize("pages", [2, 8])  # the logs of the runs have no room; they have
+def test_a_study_on_a_full_disk_says_which_runs_failed_and_why(disk, call, corpus, pages):
+    activations = '--model.activation=["relu", "gelu"]'
+    out = disk(pages * PAGE) / "study"
+    code, said = call("train", *flags(corpus, out), activations, "--study.engine=processes")
+    assert code in (1, 2), said
+    for name in ("relu", "gelu"):
+        assert re.search(rf"^{name}( failed)?[:;].*No space left on device", said, re.MULTILINE), said
+    assert "failed: relu, gelu" in said
