@@ -248,7 +248,12 @@ def write_csv(study: Study, path: Path) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(fields), lineterminator="\n")
         table.writeheader()
-        table.writerows(rows)
+        table.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula: such text gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def mismatch(run: Run, other: Run) -> str:

@@ -152,6 +152,18 @@ def test_the_csv_has_a_row_for_each_run_and_reads_back_exactly(tmp_path):
     assert not {"sample/text", "environment"} & set(relu)
 
 
+def test_no_cell_of_the_csv_is_a_formula(tmp_path):
+    names = ["=HYPERLINK(A1)", "+1", "-1", "@SUM(A1)"]
+    for i, name in enumerate(names):
+        write_run(tmp_path / "s" / f"{name[0]}{i}", name, -1.5)
+    write_csv(load_study([tmp_path / "s"]), tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["run"][-1])
+    assert [row["model.activation"] for row in rows] == [f"'{name}" for name in names]
+    assert [row["run"] for row in rows] == [f"'{name[0]}{i}" for i, name in enumerate(names)]
+    assert {row["val/loss"] for row in rows} == {"-1.5"}  # a number stays one
+
+
 def test_a_run_of_one_grid_does_not_stand_in_for_that_of_another(tmp_path):
     study = write_plan(
         tmp_path / "study", model={"activation": "gelu"}, grid=[{"model": {"n_layer": 2}}, {"model": {"context": 64}}]
