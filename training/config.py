@@ -4,6 +4,7 @@ Nothing here imports torch, so that the doors answer `--help` at once.
 """
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from errors import UserError, unknown
 from model.config import ModelConfig
 
 LARGEST = 1 << 20  # bytes of a config; what is larger is something else
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: 4, but not "4", 4.0 or true
 
 
@@ -184,19 +186,35 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UserError: there is no such file, or it is not TOML.
+        UserError: there is no such file, it is larger than a config can be, it is not TOML, or it has a control
+            character.
     """
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) <= LARGEST:
-            return tomllib.loads(content.decode())
+            tree = tomllib.loads(content.decode())
+            _check_characters(tree)
+            return tree
     except FileNotFoundError:
         others = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         raise UserError(unknown("config file", str(path), others) if others else f"no such file: {path}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}") from None
     raise UserError(f"{path} is no config: it has more than {LARGEST:,} bytes.")
+
+
+def _check_characters(value: Any, place: str = "") -> None:
+    """Raise `ValueError` for text with a control character, which on a terminal could do anything."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_characters(key, place)
+            _check_characters(part, f"{place}.{key}".strip("."))
+    elif isinstance(value, list):
+        for part in value:
+            _check_characters(part, place)
+    elif isinstance(value, str) and (found := CONTROL.search(value)):
+        raise ValueError(f"{place} has the control character {found[0]!a}. Remove it.")
 
 
 def tree(config: RunConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,6 +90,19 @@ def test_broken_and_missing_files_are_named(tmp_path):
         read_toml(tmp_path / "bad.toml")
     with pytest.raises(UserError, match=r"Did you mean .*bad\.toml"):
         read_toml(tmp_path / "bda.toml")
+
+
+@pytest.mark.parametrize("value", ["\x1b[2J", "a\x07b", "\x9b31m", "\x7f"])
+def test_control_characters_never_leave_a_config(tmp_path, value):
+    for tree in ({"model": {"activation": value}}, {"model": {"activation": ["relu", value]}}, {"model": {value: 1}}):
+        (tmp_path / "it.toml").write_text(tomli_w.dumps(tree))
+        with pytest.raises(
+            UserError, match=r"it\.toml cannot be read as TOML: .*model.* has the control character"
+        ) as error:
+            read_toml(tmp_path / "it.toml")
+        assert value not in str(error.value)
+    (tmp_path / "it.toml").write_text("[claim]\ntitle = '''two\nlines,\ta tab'''")
+    assert read_toml(tmp_path / "it.toml") == {"claim": {"title": "two\nlines,\ta tab"}}
 
 
 def test_differences_leave_out_where_a_run_runs():
