@@ -22,8 +22,11 @@ def first_nonfinite(model: GPT, batches: Iterable[tuple[Tensor, Tensor]], precis
         if not value.isfinite().all():
             found.append(what)
 
-    def hook(name: str, _module: object, _inputs: object, output: Tensor) -> None:
-        look(f"the output of {name}" if name else "the loss", output)
+    def hook(name: str, _module: object, _inputs: object, output: object) -> None:
+        # A module of a plugin may return several tensors.
+        for part in output if isinstance(output, tuple | list) else (output,):
+            if isinstance(part, Tensor):
+                look(f"the output of {name}" if name else "the loss", part)
 
     # The hook of a part is called before that of the whole module.
     handles = [module.register_forward_hook(partial(hook, name)) for name, module in model.named_modules()]

@@ -3,10 +3,14 @@
 import pytest
 import torch
 from helpers import records, same_weights, train_and_stop
+from torch import nn
 
+from errors import UserError
+from model.activations import ACTIVATIONS
 from model.gpt import GPT
 from training import checkpoint, loop, run
 from training.loop import train
+from training.sample import sample_run
 
 pytestmark = pytest.mark.usefixtures("no_sample")
 NAN, INF = float("nan"), float("inf")
@@ -128,6 +132,37 @@ def test_of_gradients_that_spread_the_one_nearest_to_the_loss_is_named(tiny, tmp
     monkeypatch.setattr(run, "GPT", model_with_hook)
     with pytest.raises(FloatingPointError, match=r"^step 1: .* is the gradient of blocks\.1\.ffn\.up\.weight\. "):
         train(tiny(train={"probes": 0}), tmp_path / "run")
+
+
+class Pair(nn.Module):
+    """Returns two tensors, the second of them spoilt."""
+
+    def forward(self, u):
+        return u, u * NAN
+
+
+class OfPair(nn.Module):
+    """An activation with a part that returns two tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = Pair()
+
+    def forward(self, u):
+        return sum(self.pair(u))
+
+
+def test_a_module_that_returns_several_tensors_is_named_too(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "of_pair", OfPair)
+    config = tiny(model={"activation": "of_pair"}, train={"probes": 0})
+    with pytest.raises(FloatingPointError, match=r"^step 1: .* is the output of blocks\.0\.ffn\.act\.pair\. "):
+        train(config, tmp_path / "run")
+
+
+def test_a_run_that_diverged_has_no_text_but_a_message(tiny, tmp_path):
+    train(tiny(train={"lr": 1e38, "warmup": 0.0, "tokens": 64}), tmp_path / "run")
+    with pytest.raises(UserError, match="diverged: its weights are not finite"):
+        sample_run(tmp_path / "run", "", 5, 1.0, 0, 1.0, 0, 1, "cpu", None)
 
 
 def test_micro_batches_find_the_same_layer(tiny, tmp_path, inject):
