@@ -95,11 +95,13 @@ def read_tree(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a run folder (it has no config.toml): {RUN_FOLDER}.")
     with own_file(path, 'Restore it. Each checkpoint holds its values in state.json, under "config".'):
         tree = read_toml(path)
+        checked, model = tree, tree.get("model")
+        # A report can show runs of a plugin without the plugin, so that any name is allowed here.
+        if isinstance(model, dict) and isinstance(model.get("activation"), str):
+            checked = tree | {"model": model | {"activation": "gelu"}}
+        build(checked, str(path))
         if "activation" not in tree.get("model", {}) or "tokens" not in tree.get("train", {}):
             raise ValueError("it has no model.activation or no train.tokens")
-        # A report can show runs of a plugin without the plugin, so that any name is allowed here.
-        name = tree["model"]["activation"]
-        build(tree | {"model": tree["model"] | ({"activation": "gelu"} if isinstance(name, str) else {})}, str(path))
     return tree
 
 
