@@ -190,10 +190,23 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     return summary
 
 
+def read_finished(folder: Path) -> dict[str, Any] | None:
+    """Return the final figures of a run that has nothing left to do, None for an unfinished one.
+
+    Raises:
+        UserError: as `read_summary`, or one of the other files that reports read is damaged or foreign.
+    """
+    summary = read_summary(folder)
+    if summary:
+        read_records(folder / "metrics.jsonl")
+        read_windows(folder / "val_windows.npy")
+    return summary
+
+
 def intact_summary(folder: Path) -> dict[str, Any] | None:
     """Return the final figures of a run that has nothing left to do: it is finished, and its files are intact."""
     with suppress(UserError):
-        return read_summary(folder)
+        return read_finished(folder)
     return None
 
 

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from errors import Damaged, UserError
 from files import PARTIAL, write_file
 from training.config import RunConfig, differences, to_toml, tree
-from training.contents import read_config, read_summary
+from training.contents import read_config, read_finished
 
 CHOOSE = "Choose another --out."
 HOLDER = ".holder"  # says who writes here; beside the lock, since who waits for that one empties it
@@ -40,7 +40,7 @@ def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator
         else:
             write_file(folder / "config.toml", to_toml(config))
         try:
-            summary = read_summary(folder)
+            summary = read_finished(folder)
         except Damaged as problem:
             print(f"warning: {problem} It is made from the last checkpoint.")
             summary = None
