@@ -221,13 +221,13 @@ def _load_tensors(path: Path, expected: Mapping[str, Tensor], optional: str = ""
     """
     with own_file(path):
         found = load_file(path)
-        if different := (found.keys() ^ expected.keys()) - {optional}:
-            raise ValueError(f"missing or unknown tensors: {', '.join(sorted(different)[:3])}")
-        for name, tensor in expected.items():
-            own = found.get(name, tensor)
-            if own.shape != tensor.shape or own.dtype != tensor.dtype:
-                raise ValueError(
-                    f"{name} has the shape {list(own.shape)} and the type {own.dtype}, "
-                    f"not {list(tensor.shape)} and {tensor.dtype}"
-                )
+        own, right = _kinds(found), _kinds(expected)
+        for name in sorted((own.keys() | right.keys()) - {optional}):
+            if own.get(name) != right.get(name):
+                raise ValueError(f"{name} is {own.get(name, 'missing')}, and would be {right.get(name, 'unknown')}")
     return found
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the shape and the type of each tensor as text."""
+    return {name: f"{list(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
