@@ -308,7 +308,7 @@ PLACES: tuple[Callable[[Run], str | Path], ...] = (
 
 
 def _group(runs: Sequence[Run], fields: Sequence[str]) -> list[tuple[dict[str, str], list[Run]]]:
-    """Return the parts and the runs of each arm; no arm has a seed twice, a bracketed one at each rate."""
+    """Return the parts and the runs of each arm; no arm has a seed twice, and a bracketed one is of one study."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for place in PLACES:
         groups = {}
@@ -319,9 +319,16 @@ def _group(runs: Sequence[Run], fields: Sequence[str]) -> list[tuple[dict[str, s
             if place(run):
                 parts.append((FOLDER, str(place(run))))
             groups.setdefault(tuple(parts), []).append(run)
-        if all(len({(run.seed, run.bracketed and run.lr) for run in group}) == len(group) for group in groups.values()):
+        if all(_is_one_arm(group) for group in groups.values()):
             break
     return [(dict(parts), group) for parts, group in groups.items()]
+
+
+def _is_one_arm(runs: Sequence[Run]) -> bool:
+    if not any(run.bracketed for run in runs):
+        return len({run.seed for run in runs}) == len(runs)
+    rates = {(run.seed, run.lr) for run in runs}
+    return len(rates) == len(runs) and len({run.folder.parent for run in runs}) == 1
 
 
 def _missing_seeds(runs: Sequence[Run], missing: Iterable[tuple[Path, dict[str, Any]]]) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
-"""Runs, finished or not, read back from their folders; and `results.csv`, one table of them all."""
+"""Runs, finished or not, read back from their folders."""
 
-import csv
 import dataclasses
 import math
 import re
@@ -15,7 +14,6 @@ import numpy as np
 
 from data.config import FOLLOW_SEED
 from errors import UserError
-from files import replacing
 from study.plan.config import StudyConfig, Tree, merge
 from study.plan.grid import points
 from training.config import SECTIONS, WHERE
@@ -223,37 +221,6 @@ def load_study(paths: Iterable[str | Path]) -> Study:
             if run.folder.parent == path and any(run.agrees(settings) for settings in brackets):
                 runs[place] = dataclasses.replace(run, bracketed=True)
     return Study(runs, [load_run(folder) for folder in dict.fromkeys(tuning)], plans, earlier)
-
-
-def write_csv(study: Study, path: Path) -> None:
-    """Write a row for each run: its place and status, its settings by `section.field`, the numbers of its summary.
-
-    `stage` is `final` for the runs that count and `tune` for those that chose a learning rate. What a run does not have
-    stays empty.
-    """
-    rows = []
-    for stage, runs in (("final", study.runs), ("tune", study.tuning)):
-        for run in runs:
-            # Tuning runs lie one folder deeper, in tune/.
-            home = run.folder.parent if stage == "final" else run.folder.parent.parent
-            row: dict[str, Any] = {"study": home.name, "stage": stage, "run": run.name, "status": run.status}
-            row |= run.settings | {"train.lr": run.lr}
-            row["data/fingerprint"] = run.fingerprint
-            for key in run.summary or {}:
-                if key not in run.settings and run.final(key) is not None:
-                    row[key] = run.final(key)
-            rows.append(row)
-    # A dict keeps the order of first appearance, which a set would not.
-    fields = dict.fromkeys(key for row in rows for key in row)
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, fieldnames=list(fields), lineterminator="\n")
-        table.writeheader()
-        table.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
-
-
-def _plain(value: Any) -> Any:
-    """Return a cell that no spreadsheet takes for a formula: such text gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def mismatch(run: Run, other: Run) -> str:

@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING
 from errors import UserError, unknown
 from study.judge.arms import joined
 from study.judge.effects import Row, compare_arms
-from study.judge.results import Run, load_study, write_csv
-from study.report.page import sections, write_report
+from study.judge.repetitions import are_repetitions, compare_repetitions
+from study.judge.results import Run, load_study
+from study.report.page import Section, sections, write_report
 from study.report.sentences import headline, notes, scope
-from study.report.table import Column, cost_columns, main_columns
+from study.report.spreadsheet import write_csv
+from study.report.table import Column, Table, cost_columns, main_columns, repetitions_table
 
 if TYPE_CHECKING:
     import rich.table
 
+REPETITIONS_TEXT = (
+    "The same study with other seeds, tuned anew: the difference to the reference in each, with its 95 % interval and "
+    "verdict. The mean over repetitions has an interval from three on."
+)
 BESIDE = ("results.csv", "verdict.html")  # files that this project writes beside the report
 
 
@@ -37,12 +43,17 @@ def compare(
     if reference not in (None, rows[0].reference):  # no arm has it, so that another took its place
         raise UserError(unknown("reference", reference, dict.fromkeys(name for row in rows for name in row.arm.names)))
     print_table(rows, notes(rows, study))
+    parts = sections(study, rows, _commands(paths, study.runs, plugin))
+    if are_repetitions(paths):
+        table = repetitions_table(compare_repetitions(paths, reference), [path.resolve().name for path in paths])
+        _print_repetitions(table)
+        parts.insert(0, Section("repetitions", "Repetitions", "table", table, REPETITIONS_TEXT))
     path = out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     title = " and ".join(path.resolve().name for path in paths)
     # The table is printed already when the disk turns out to be full or read-only.
     try:
-        write_report(sections(study, rows, _commands(paths, study.runs, plugin)), rows, path, title)
-        write_csv(study, path.with_name("results.csv"))
+        write_report(parts, rows, path, title)
+        write_csv(study, rows, path.with_name("results.csv"))
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}. Choose another --out.") from None
     print(f"report: {path}")
@@ -65,6 +76,19 @@ def print_table(rows: Sequence[Row], remarks: Sequence[str] = (), width: int | N
     console.print(table)
     for line in (*remarks, headline(rows), scope(rows)):
         console.print(Text(line), soft_wrap=True)
+
+
+def _print_repetitions(repetitions: Table) -> None:
+    from rich.console import Console
+    from rich.table import Table as TerminalTable
+    from rich.text import Text
+
+    table = TerminalTable(box=None, pad_edge=False, title="repetitions", title_justify="left")
+    for title in (repetitions.kind, *repetitions.titles):
+        table.add_column(Text(title), overflow="fold")
+    for row in repetitions.rows:
+        table.add_row(Text(row.name), *(Text(cell.text) for cell in row.cells))
+    Console(highlight=False).print(table)
 
 
 def _terminal_table(rows: Sequence[Row], columns: Sequence[Column]) -> "rich.table.Table":

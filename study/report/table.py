@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from study.judge.effects import EARLY, SHARES, VERDICTS, Reach, Row
+from study.judge.repetitions import Repeated
 from study.judge.statistics import MOST_SEEDS, Effect
 
 NEVER = 1e99  # a loss that is never reached sorts after every ratio
@@ -132,6 +133,27 @@ def page_table(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[s
         TableRow(row.arm.label, [column.cell(row) for column in columns], row.arm.label, row.arm.status) for row in rows
     ]
     return Table("activation", [column.title for column in columns], lines, notes)
+
+
+def repetitions_table(repeated: Sequence[Repeated], names: Sequence[str]) -> Table:
+    """Return a row for each arm: its difference and verdict in each repetition, and their mean."""
+    lines = []
+    for arm in repeated:
+        cells = [EMPTY if row.is_reference else _difference_cell(row) for row in arm.rows]
+        mean = EMPTY
+        if arm.mean:
+            several = arm.mean.n >= 3  # the interval of two repetitions says next to nothing
+            text = f"{arm.mean.mean:+.3f} {interval(arm.mean)}" if several else f"{arm.mean.mean:+.3f}"
+            mean = Cell(text, arm.mean.mean)
+        lines.append(TableRow(arm.label, [*cells, mean]))
+    return Table("activation", [*names, "mean over repetitions"], lines)
+
+
+def _difference_cell(row: Row) -> Cell:
+    if row.final is None:
+        return Cell(row.verdict or "-", None)
+    shown = f" {interval(row.final)} {row.verdict}" if row.final.n > 1 else ""
+    return Cell(f"{row.final.mean:+.3f}{shown}", row.final.mean)
 
 
 def interval(effect: Effect) -> str:

@@ -1,16 +1,20 @@
 """Arms that train each seed at several learning rates: what is trained, what is read back, and how a study grows."""
 
+import csv
+
 import numpy as np
 import pytest
 from helpers import by_label, cells, records, rows_of, same_weights, write_plan, write_run
 from scipy import stats
 
 from errors import UserError
+from study.judge.repetitions import are_repetitions, compare_repetitions
 from study.judge.results import load_study
 from study.plan.plan import make_plan
 from study.plan.tuning import beyond_bracket, bracket
+from study.report.compare import compare
 from study.report.sentences import notes
-from study.report.table import cost_columns, main_columns
+from study.report.table import cost_columns, interval, main_columns
 from study.run.protocol import run_study
 from study.run.search import left_to_train
 from training.config import tree as plain
@@ -169,3 +173,49 @@ def test_a_second_seed_renames_the_run_that_had_none_in_its_name(tree, tmp_path)
 def test_a_bracket_without_a_grid_and_a_margin_of_nothing_are_refused(study, reason):
     with pytest.raises(UserError, match=reason):
         make_plan({"model": {"activation": ["relu", "gelu"]}, "study": study})
+
+
+def test_repetitions_stand_side_by_side_with_their_mean(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shifts = {"a": 0.0, "b": 0.02, "c": 0.04}
+    for place, (name, shift) in enumerate(shifts.items()):
+        seeds = [10 * place + seed for seed in range(5)]
+        tuning = {"study": PLAN["study"] | {"tune_seeds": [1000 + place]}}
+        study = write_plan(tmp_path / name, **PLAN | {"train": PLAN["train"] | {"seed": seeds}} | tuning)
+        for activation, losses_RS in (("relu", RELU_RS + shift), ("gelu", GELU_RS)):
+            for lr, losses in zip(RATES, losses_RS.tolist(), strict=True):
+                for seed, loss in zip(seeds, losses, strict=True):
+                    write_run(study / f"{activation}-lr{lr:g}-seed{seed}", activation, loss, seed=seed, lr=lr)
+    paths = [tmp_path / name for name in shifts]
+    assert are_repetitions(paths)
+    assert not are_repetitions([paths[0], paths[0]])  # the same seeds
+    relu, gelu = compare_repetitions(paths)
+    effects = [row.final.mean for row in relu.rows if row.final]
+    assert np.subtract(effects, effects[0]) == pytest.approx([*shifts.values()])
+    assert relu.mean is not None
+    assert (relu.mean.n, relu.mean.mean) == (3, pytest.approx(np.mean(effects)))
+    assert relu.mean.sd == pytest.approx(0.02)
+    assert gelu.mean is None
+    labels = [row.arm.label for row in compare(paths)]
+    assert labels == [f"{name} · {study}" for name in ("relu", "gelu") for study in shifts]
+    monkeypatch.setenv("COLUMNS", "160")
+    compare(paths)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("relu  ") and "worse" in line)
+    assert line.rstrip().endswith(interval(relu.mean))
+    assert "<h2>Repetitions</h2>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_csv_says_of_each_run_what_the_table_says_of_its_arm(tmp_path):
+    study = write_plan(tmp_path / "study", **PLAN)
+    write_bracket(study, "relu", RELU_RS)
+    write_bracket(study, "gelu", GELU_RS)
+    (relu, _) = compare([study])
+    with (study / "results.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 30
+    assert relu.final is not None
+    for line in lines:
+        if line["arm/label"] == "relu":
+            assert (line["arm/verdict"], float(line["arm/difference"])) == ("worse", relu.final.mean)
+        else:
+            assert line["arm/difference"] == ""

@@ -6,7 +6,9 @@ import pytest
 from helpers import write_plan, write_run
 
 from errors import UserError
-from study.judge.results import load_run, load_study, varying, write_csv
+from study.judge.effects import compare_arms
+from study.judge.results import load_run, load_study, varying
+from study.report.spreadsheet import write_csv
 from training.contents import seal
 
 
@@ -141,7 +143,8 @@ def test_the_csv_has_a_row_for_each_run_and_reads_back_exactly(tmp_path):
     write_run(tmp_path / "s" / "relu", "relu, 'x'\n\"y\"", 1 / 3)
     write_run(tmp_path / "s" / "stopped", loss=None)
     write_run(tmp_path / "s" / "tune" / "relu", "relu", 0.7, tokens=500, lr=0.1)
-    write_csv(load_study([tmp_path / "s"]), tmp_path / "results.csv")
+    study = load_study([tmp_path / "s"])
+    write_csv(study, compare_arms(study), tmp_path / "results.csv")
     with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
         relu, stopped, tuning = csv.DictReader(file)
     assert (relu["study"], relu["stage"], relu["run"], relu["status"]) == ("s", "final", "relu", "finished")
@@ -156,7 +159,8 @@ def test_no_cell_of_the_csv_is_a_formula(tmp_path):
     names = ["=HYPERLINK(A1)", "+1", "-1", "@SUM(A1)"]
     for i, name in enumerate(names):
         write_run(tmp_path / "s" / f"{name[0]}{i}", name, -1.5)
-    write_csv(load_study([tmp_path / "s"]), tmp_path / "results.csv")
+    study = load_study([tmp_path / "s"])
+    write_csv(study, compare_arms(study), tmp_path / "results.csv")
     with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["run"][-1])
     assert [row["model.activation"] for row in rows] == [f"'{name}" for name in names]

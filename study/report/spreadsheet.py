@@ -1,0 +1,58 @@
+"""`results.csv`: one table of all runs, with what the table of arms says of each."""
+
+import csv
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from files import replacing
+from study.judge.effects import Row
+from study.judge.results import Run, Study
+
+
+def write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
+    """Write a row for each run: its place and status, its settings by `section.field`, the numbers of its summary.
+
+    `stage` is `final` for the runs that count and `tune` for those that chose a learning rate. The columns `arm/…` are
+    those of the table of arms, and equal for all runs of an arm. What a run does not have stays empty.
+    """
+    arms = {}
+    for row in rows:
+        for run in itertools.chain(row.arm.runs, *row.arm.bracket):
+            arms[run.folder] = _arm_columns(row)
+    lines = []
+    for stage, runs in (("final", study.runs), ("tune", study.tuning)):
+        for run in runs:
+            # Tuning runs lie one folder deeper, in tune/.
+            home = run.folder.parent if stage == "final" else run.folder.parent.parent
+            line: dict[str, Any] = {"study": home.name, "stage": stage, "run": run.name, "status": run.status}
+            lines.append(line | _run_columns(run) | arms.get(run.folder, {}))
+    # A dict keeps the order of first appearance, which a set would not.
+    fields = dict.fromkeys(key for line in lines for key in line)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, fieldnames=list(fields), lineterminator="\n")
+        table.writeheader()
+        table.writerows({key: _plain(value) for key, value in line.items()} for line in lines)
+
+
+def _run_columns(run: Run) -> dict[str, Any]:
+    columns = run.settings | {"train.lr": run.lr, "data/fingerprint": run.fingerprint}
+    for key in run.summary or {}:
+        if key not in run.settings and run.final(key) is not None:
+            columns[key] = run.final(key)
+    return columns
+
+
+def _arm_columns(row: Row) -> dict[str, Any]:
+    columns: dict[str, Any] = {"arm/label": row.arm.label, "arm/reference": row.reference, "arm/verdict": row.verdict}
+    if row.final and not row.is_reference:
+        columns |= {"arm/difference": row.final.mean, "arm/low": row.final.low, "arm/high": row.final.high}
+        columns |= {"arm/seeds_to_decide": row.seeds_needed, "arm/can_find": row.detectable}
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in columns.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell that no spreadsheet takes for a formula: such text gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
