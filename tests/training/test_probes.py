@@ -36,7 +36,7 @@ def test_a_dead_network_has_no_ratio_over_depth():
         for parameter in model.parameters():
             parameter.zero_()
     figures = measure(model, tokens_BT[:, :-1], tokens_BT[:, 1:], optimizers, None)
-    for name in ("first_to_last", "scaled_first_to_last", "log_slope"):
+    for name in ("first_to_last", "scaled_first_to_last", "up_first_to_last", "log_slope"):
         assert math.isnan(figures[f"grad/depth/{name}"])
     assert figures["grad/blocks.2/rms"] == figures["stream/blocks.2/rms"] == 0
 
@@ -78,6 +78,9 @@ def test_gradients_are_those_of_autograd_by_hand():
     assert found["grad/depth/scaled_first_to_last"] == pytest.approx(scaled, rel=1e-4)
     line = statistics.linear_regression(range(3), [math.log(norm) for norm in norms])
     assert found["grad/depth/log_slope"] == pytest.approx(line.slope, rel=1e-3)
+    up = [model.get_parameter(f"blocks.{i}.ffn.up.weight").grad for i in (0, 2)]
+    first, last = (gradient.norm().item() for gradient in up if gradient is not None)
+    assert found["grad/depth/up_first_to_last"] == pytest.approx(first / last, rel=1e-4)
     ffn = model.get_submodule("blocks.1.ffn")
     for part in ("up", "gate", "down"):
         gradient = ffn.get_parameter(f"{part}.weight").grad

@@ -7,6 +7,7 @@ blocks.0.attn.qkv.
     grad/depth/first_to_last          that of the first block over that of the last
     grad/depth/scaled_first_to_last   the same of rms(x)·rms(∂L/∂x), which the growth of the stream does not change
     grad/depth/log_slope              of ln rms over depth, per block; above 0, early blocks get less
+    grad/depth/up_first_to_last       norm of the gradient of `up` in the first block over that in the last
     grad/B/P, grad/B/P_cosine         norm of the matrix's gradient; cosine with that before the last step
     act/B/u_sd                        sd of u, the pre-activations (of the gate, if there is one)
     act/B/slope, slope_square         E[φ'(u)], E[φ'(u)²]
@@ -202,6 +203,8 @@ def _forward_and_backward(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[
         norms = {where: rms(gradients[where]).item() for where in blocks}
         figures |= _depth(sizes, norms)
         figures |= {f"grad/{name}": gradients[name].norm() for name in ffn_matrices(model)}
+        up = [figures[f"grad/{where}/up"] for where in blocks]
+        figures["grad/depth/up_first_to_last"] = up[0] / up[-1]  # nan where no gradient reaches either
         for where, ffn in blocks.items():
             figures |= _activation(where, ffn, seen) | _signs(where, seen, gradients)
         figures |= _head(model, seen["norm"][1], y_BT)
