@@ -27,7 +27,7 @@ def read_plans(command: Command) -> dict[Path, Plan]:
         load_plugin(command.plugin)
     plans: dict[Path, Plan] = {}
     for path in configs_of(command.config):
-        plan = read_plan(path, command.flags)
+        plan = read_plan(path, command.flags, command.plugin)
         if path == command.config:
             return {command.out: plan}
         if not plan.is_study:
@@ -53,7 +53,7 @@ def train_studies(plans: dict[Path, Plan], command: Command) -> int:
     failed = False
     done: list[Path] = []
     for folder, plan in plans.items():
-        failed_here = run_plan(plan, folder, command.plugin, beside=done)
+        failed_here = run_plan(plan, folder, plan.plugin, beside=done)
         done.append(folder)
         if failed_here:  # said at once: on a full disk there is no report
             failed = True

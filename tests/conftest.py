@@ -25,6 +25,8 @@ from helpers import (
 from hypothesis import settings
 
 from errors import door
+from model.activations import ACTIVATIONS
+from model.plugin import loaded
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before `datasets` is imported: no test waits for the Hub
 os.environ["WANDB_MODE"] = "disabled"  # tests of the mirror say otherwise
@@ -143,6 +145,16 @@ def call(monkeypatch, capsys):
         return code, said.out + said.err
 
     return run
+
+
+@pytest.fixture
+def registry():
+    """The registry, as it was before after the test."""
+    before = dict(ACTIVATIONS)
+    yield
+    ACTIVATIONS.clear()
+    ACTIVATIONS.update(before)
+    loaded.clear()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Claims held against their runs: an effect for each prediction, and the verdict that follows by rule."""
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,7 +15,7 @@ from study.judge.controls import CONTROLS, Control
 from study.judge.effects import Row, compare_arms
 from study.judge.results import Run, load_study, run_folders
 from study.judge.statistics import Effect, Hypothesis, Outcome, claim_verdicts, paired, seeds_to_decide
-from study.plan.claims import Claim, Prediction, Term, settings_of
+from study.plan.claims import Claim, Prediction, Term, settings_of, weight_of
 
 OUTCOMES = ("opposite", "no effect", "undecided", "supported")  # of a prediction; the first is the worst for the claim
 
@@ -94,23 +94,26 @@ def metric_at(run: Run, metric: str, share: float, log: bool = False) -> float:
 def contrast(prediction: Prediction, arms: Sequence[Arm]) -> Effect:
     """Return the effect that a prediction is about: the sum over `plus` minus the sum over `minus`, paired by seed.
 
+    Each term counts with its weight.
+
     Raises:
         ValueError: an arm is missing, not whole, trained on other seeds or not comparable, or nothing differs.
     """
     sums: dict[int, float] = {}
-    # A contrast of contrasts may span budgets, as long as both sides have the same.
-    trained_on: dict[int, list[tuple[str | None, int]]] = {1: [], -1: []}
-    terms = [(1, term) for term in prediction.plus] + [(-1, term) for term in prediction.minus]
-    for sign, term in terms:
+    # A contrast of contrasts may span texts and budgets, as long as each weighs the same on both sides.
+    balance: dict[tuple[str | None, int], float] = defaultdict(float)
+    terms = [(weight_of(term), term) for term in prediction.plus]
+    terms += [(-weight_of(term), term) for term in prediction.minus]
+    for weight, term in terms:
         arm = _arm_of(term, arms)
-        trained_on[sign].append((arm.runs[0].fingerprint, arm.runs[0].budget))
+        balance[arm.runs[0].fingerprint, arm.runs[0].budget] += weight
         share = term.get("at", prediction.at)
         values = arm.values(lambda run, share=share: metric_at(run, prediction.metric, share, prediction.log))
         if sums and values.keys() != sums.keys():
             raise ValueError(f"the seeds do not pair: {sorted(values)} of {arm.label}, {sorted(sums)} before")
         for seed, value in values.items():
-            sums[seed] = sums.get(seed, 0.0) + sign * value
-    if prediction.minus and Counter(trained_on[1]) != Counter(trained_on[-1]):
+            sums[seed] = sums.get(seed, 0.0) + weight * value
+    if prediction.minus and any(abs(weight) > 1e-6 for weight in balance.values()):
         raise ValueError("its two sides are trained on other data or budgets, so they do not compare")
     if not any(sums.values()):
         # Most likely a field that nothing reads, or two names of one function.

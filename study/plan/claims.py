@@ -6,6 +6,7 @@ against it in study/judge/verdicts.py.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,8 @@ from study.plan.grid import is_study
 from training.config import SECTIONS, STRICT, RunConfig, build_sections
 from training.config import tree as sections_of
 
-Term = dict[str, Any]  # settings of an arm, such as {"activation": "sigmoid", "n_layer": 4}, and perhaps "at"
+Term = dict[str, Any]  # settings of an arm, such as {"activation": "sigmoid", "n_layer": 4}, and keys of `OF_TERM`
+OF_TERM = ("at", "weight")  # keys of a term that describe no arm
 Text = Annotated[str, Field(min_length=1)]
 # not strict: TOML has lists, not tuples
 Terms = Annotated[tuple[Term, ...], Field(strict=False)]
@@ -26,7 +28,10 @@ Terms = Annotated[tuple[Term, ...], Field(strict=False)]
 
 @dataclass(frozen=True, config=STRICT)
 class Prediction:
-    """What a claim says of a contrast: the sum over the arms of `plus` minus the sum over those of `minus`."""
+    """What a claim says of a contrast: the sum over the arms of `plus` minus the sum over those of `minus`.
+
+    A term of these sums may have a `weight`, 1 by default: for a mean over several contrasts, or a slope.
+    """
 
     text: Text
     predicts: Annotated[Literal["above", "below"], Field(description="side of zero")]
@@ -54,11 +59,11 @@ class Claim:
     prediction: tuple[Prediction, ...] = ()
 
 
-def read_claim(tree: Tree, arms: Iterable[RunConfig], source: str) -> Claim | None:
-    """Return the claim of a study with these arms (runs without their seeds), None if it makes none.
+def read_claim(tree: Tree, source: str) -> Claim | None:
+    """Return the claim of a study, None if it makes none. `check_arms` holds it against the study's arms.
 
     Raises:
-        UserError: a key or value is not allowed, or a term of a prediction does not describe exactly one arm.
+        UserError: a key or value is not allowed.
     """
     tables = tree.get("prediction", [])
     if "claim" not in tree:
@@ -73,24 +78,41 @@ def read_claim(tree: Tree, arms: Iterable[RunConfig], source: str) -> Claim | No
     claim, *predictions = build_sections({"claim": tree["claim"]} | sections, parts, source).values()
     if all(prediction.aside for prediction in predictions):
         raise UserError(f"{source}: a claim needs a [[prediction]] that is no aside.")
-    settings = [flatten(sections_of(arm)) for arm in arms]
     for prediction in predictions:
-        _check_prediction(prediction, settings, f"{source}: {prediction.text}")
+        _check_terms(prediction, f"{source}: {prediction.text}")
     return dataclasses.replace(claim, prediction=tuple(predictions))
 
 
-def _check_prediction(prediction: Prediction, arms: list[dict[str, Any]], where: str) -> None:
-    """Raise `UserError` unless each term of a prediction describes one arm, and its two sides pair."""
-    if prediction.minus and len(prediction.plus) != len(prediction.minus):
-        raise UserError(f"{where}: plus and minus name equally many arms, or minus none.")
+def _check_terms(prediction: Prediction, where: str) -> None:
+    """Raise `UserError` for a share or weight that cannot be, and for two sides that do not weigh the same."""
     for term in (*prediction.plus, *prediction.minus):
-        at = term.get("at", prediction.at)
+        at, weight = term.get("at", prediction.at), weight_of(term)
         if not isinstance(at, int | float) or not 0 <= at <= 1:
             raise UserError(f"{where}: at = {at!r}: a share of the budget, from 0 to 1.")
-        settings = settings_of(term)
-        found = [arm for arm in arms if settings.items() <= arm.items()]
-        if len(found) != 1:
-            raise UserError(f"{where}: {settings} describes {len(found)} arms of it, not one.")
+        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise UserError(f"{where}: weight = {weight!r}: a number above 0.")
+    plus, minus = (sum(map(weight_of, terms)) for terms in (prediction.plus, prediction.minus))
+    if minus and not math.isclose(plus, minus):
+        raise UserError(
+            f"{where}: the weights of plus sum to {plus:g}, those of minus to {minus:g}. Make them equal, or leave "
+            "minus out. A term without a weight has 1."
+        )
+
+
+def check_arms(claim: Claim, arms: Iterable[RunConfig], source: str) -> None:
+    """Raise `UserError` unless each term of a claim describes exactly one of the arms (runs without their seeds)."""
+    settings = [flatten(sections_of(arm)) for arm in arms]
+    for prediction in claim.prediction:
+        for term in (*prediction.plus, *prediction.minus):
+            wanted = settings_of(term)
+            found = [arm for arm in settings if wanted.items() <= arm.items()]
+            if len(found) != 1:
+                raise UserError(f"{source}: {prediction.text}: {wanted} describes {len(found)} arms of it, not one.")
+
+
+def weight_of(term: Term) -> float:
+    """Return the factor of a term in its sum."""
+    return term.get("weight", 1.0)
 
 
 def settings_of(term: Term) -> dict[str, Any]:
@@ -100,7 +122,7 @@ def settings_of(term: Term) -> dict[str, Any]:
         UserError: no section has such a field.
     """
     fields = {name: f"{section}.{name}" for section, part in SECTIONS.items() for name in part.__dataclass_fields__}
-    settings = {key: value for key, value in term.items() if key != "at"}
+    settings = {key: value for key, value in term.items() if key not in OF_TERM}
     for key in settings:
         if key not in fields:
             raise UserError(unknown("field in a prediction", key, fields))

@@ -64,7 +64,16 @@ class StudyConfig:
         ),
     ] = "auto"
 
+    plugin: Annotated[
+        str, Field(description="Python file beside the study's own TOML file that adds activations; it is executed")
+    ] = ""
+
     def __post_init__(self):
+        if self.plugin and (Path(self.plugin).name != self.plugin or not self.plugin.endswith(".py")):
+            raise UserError(
+                f"plugin = {self.plugin!r}: the name of a Python file in the same folder, such as units.py. "
+                "For a file elsewhere, give --plugin."
+            )
         names = {f"{lr:g}" for lr in self.lr}  # the tuning runs are named so
         if self.lr and len(names) < max(3, len(self.lr)):
             raise UserError(
@@ -76,7 +85,12 @@ class StudyConfig:
 
 
 ALL_SECTIONS: dict[str, type] = SECTIONS | {"study": StudyConfig}
-FIELDS = [(section, field.name) for section, part in ALL_SECTIONS.items() for field in dataclasses.fields(part)]
+FIELDS = [
+    (section, field.name)
+    for section, part in ALL_SECTIONS.items()
+    for field in dataclasses.fields(part)
+    if (section, field.name) != ("study", "plugin")  # its flag is --plugin, which names a file in any folder
+]
 BOOLEANS = {"True": "true", "False": "false"}  # as an agent of a wandb sweep writes them
 FLAG = re.compile(rf"--({'|'.join(ALL_SECTIONS)})\.([^=]*)")
 
@@ -155,7 +169,7 @@ def _flags_type(default: Path) -> type:
     plugin = arg(
         metavar="FILE",
         help="Python file that adds activations; it is executed",
-        help_behavior_hint="(default: none)",
+        help_behavior_hint="(default: study.plugin of the config)",
     )
     dry_run = arg(help="print the runs, the size of each network and the time; train nothing")
     top = [
@@ -167,6 +181,8 @@ def _flags_type(default: Path) -> type:
     for section, part in ALL_SECTIONS.items():
         flags = []
         for field in dataclasses.fields(part):
+            if (section, field.name) not in FIELDS:
+                continue
             kind, info = get_args(field.type)
             metavar = (
                 "LIST" if get_origin(kind) is tuple else "|".join(map(str, get_args(kind))) or kind.__name__.upper()

@@ -15,7 +15,8 @@ Point = dict[Key, Any]  # the values that tell a run from the others
 
 LONGEST_NAME = 255  # bytes, as file systems allow
 ACTIVATION: Key = ("model", "activation")
-ONE_FOR_ALL = {*WHERE, "study.reference", "study.engine", "study.margin"}  # fields that no [[grid]] can set
+# Fields that no [[grid]] can set.
+ONE_FOR_ALL = {*WHERE, "study.reference", "study.engine", "study.margin", "study.plugin"}
 
 
 def axes(tree: Tree) -> dict[Key, list[Any]]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errors import UserError, unknown
-from study.plan.claims import Claim, read_claim
+from model.plugin import load_plugin
+from study.plan.claims import Claim, check_arms, read_claim
 from study.plan.config import StudyConfig, Tree, merge
 from study.plan.grid import ACTIVATION, axes, grids, is_study, points, run_name, study_section
 from training.config import RunConfig, TrainConfig, build
@@ -29,7 +30,10 @@ class PlannedArm:
 
 @dataclass(frozen=True)
 class Plan:
-    """One run, named "", or the runs of a study by name. `arm_of` names the arm of each; messages call it `source`."""
+    """One run, named "", or the runs of a study by name.
+
+    `arm_of` names the arm of each; messages call it `source`. `plugin` is the file that adds its activations, if any.
+    """
 
     source: str
     tree: Tree
@@ -38,6 +42,7 @@ class Plan:
     arm_of: dict[str, str]
     study: StudyConfig
     claim: Claim | None
+    plugin: Path | None = None
 
     @property
     def is_study(self) -> bool:
@@ -73,17 +78,26 @@ def make_plan(tree: Tree, source: str = "the study") -> Plan:
             raise UserError(f"two runs would share the folder name {name!r}.")
         runs[name], arm_of[name] = config, arm
     study = _check_study(tree, runs, source)
-    claim = read_claim(tree, [arm.config for arm in arms.values()], source)
+    claim = read_claim(tree, source)
+    if claim:
+        check_arms(claim, [arm.config for arm in arms.values()], source)
     return Plan(source, tree, runs, arms, arm_of, study, claim)
 
 
-def read_plan(path: Path, flags: Tree) -> Plan:
+def read_plan(path: Path, flags: Tree, plugin: Path | None = None) -> Plan:
     """Return the plan of a TOML file with the flags above it.
 
+    `plugin` is a file that is loaded already, in place of the one that the study names.
+
     Raises:
-        UserError: as `make_plan`; or the file cannot be read, or a flag goes with studies and this is a single run.
+        UserError: as `make_plan`; or a file cannot be read, or a flag goes with studies and this is a single run.
     """
-    plan = make_plan(merge(path, flags), f"{path} and the flags" if flags else str(path))
+    tree, source = merge(path, flags), f"{path} and the flags" if flags else str(path)
+    beside = study_section(tree, source).plugin
+    if beside and plugin is None:
+        plugin = path.parent / beside
+        load_plugin(plugin)
+    plan = dataclasses.replace(make_plan(tree, source), plugin=plugin)
     if "study" in flags and not plan.is_study:
         flag = next(iter(flags["study"]))
         raise UserError(f"--study.{flag} goes with a study, but {path} is a single run.")
@@ -99,8 +113,8 @@ def claims_in(folder: Path) -> dict[Path, Claim]:
     own = folder / "study.toml"
     claims: dict[Path, Claim] = {}
     for path in [own] if own.exists() else sorted(folder.glob("*/study.toml")):
-        tree = merge(path, {})
-        claim = make_plan(tree, str(path)).claim if "claim" in tree else None
+        # The runs are not planned again: that would need the plugins of their activations.
+        claim = read_claim(merge(path, {}), str(path))
         if claim and claim.name in [other.name for other in claims.values()]:
             raise UserError(f"{folder}: two claims have the name {claim.name}.")
         if claim:

@@ -9,7 +9,7 @@ from errors import UserError, unknown
 from study.judge.arms import joined
 from study.judge.effects import Row, compare_arms
 from study.judge.repetitions import are_repetitions, compare_repetitions
-from study.judge.results import Run, load_study
+from study.judge.results import Study, load_study
 from study.report.page import Section, sections, write_report
 from study.report.sentences import headline, notes, scope
 from study.report.spreadsheet import write_csv
@@ -43,7 +43,7 @@ def compare(
     if reference not in (None, rows[0].reference):  # no arm has it, so that another took its place
         raise UserError(unknown("reference", reference, dict.fromkeys(name for row in rows for name in row.arm.names)))
     print_table(rows, notes(rows, study))
-    parts = sections(study, rows, _commands(paths, study.runs, plugin))
+    parts = sections(study, rows, _commands(paths, study, plugin))
     if are_repetitions(paths):
         table = repetitions_table(compare_repetitions(paths, reference), [path.resolve().name for path in paths])
         _print_repetitions(table)
@@ -107,10 +107,11 @@ def _terminal_table(rows: Sequence[Row], columns: Sequence[Column]) -> "rich.tab
     return table
 
 
-def _commands(paths: Sequence[Path], runs: Sequence[Run], plugin: Path | None) -> str:
+def _commands(paths: Sequence[Path], study: Study, plugin: Path | None) -> str:
     """Return the commands that train the same runs again, from the configs in their folders."""
     from model.activations import ACTIVATIONS  # late, since it imports torch
 
+    runs = study.runs
     configs = []
     for path in paths:
         # A study's folder holds runs with configs of their own, but its study.toml trains them all.
@@ -121,7 +122,8 @@ def _commands(paths: Sequence[Path], runs: Sequence[Run], plugin: Path | None) -
     option = f" --plugin={quote(str(plugin))}" if plugin else ""
     remarks = []
     unknown_here = sorted({run.activation for run in runs} - ACTIVATIONS.keys())
-    if unknown_here and not plugin:
+    in_folder = any("plugin" in plan.get("study", {}) for plan in study.plans.values())
+    if unknown_here and not plugin and not in_folder:
         option = " --plugin=FILE"
         remarks = [f"# FILE is the plugin that defines {joined(unknown_here)}. The folder does not hold it."]
     commands = []

@@ -58,7 +58,7 @@ def run_plan(plan: Plan, folder: Path, plugin: Path | None = None, beside: Seque
             check_available(config)
         if engine == "ray":
             import_ray()
-    with _open_study(folder, plan):
+    with _open_study(folder, plan, plugin):
         if finished:
             return []
         data = prepare_arms(plan)  # here, and not in every process
@@ -98,8 +98,11 @@ def _copy_finished(runs: dict[str, RunConfig], source: Path, folder: Path) -> No
 
 
 @contextmanager
-def _open_study(folder: Path, plan: Plan) -> Iterator[None]:
-    """Hold the folder of a study whose study.toml is this plan, or an earlier one that this plan contains."""
+def _open_study(folder: Path, plan: Plan, plugin: Path | None) -> Iterator[None]:
+    """Hold the folder of a study whose study.toml is this plan, or an earlier one that this plan contains.
+
+    A plugin that study.toml names is copied beside it, so that the folder can train the same again.
+    """
     path = folder / "study.toml"
     if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - OWN_FILES:
         raise UserError(f"{folder} exists and is not a study (it has no study.toml). {CHOOSE}")
@@ -112,4 +115,6 @@ def _open_study(folder: Path, plan: Plan) -> Iterator[None]:
             grow(folder, plan)
         if as_written(path) != plan.tree:
             write_file(path, tomli_w.dumps(plan.tree))
+        if plugin and plan.study.plugin:
+            write_file(folder / plan.study.plugin, plugin.read_bytes())
         yield

@@ -68,6 +68,33 @@ def test_a_study_ends_with_its_table_and_report_and_a_plugin_is_part_of_it(call,
     load_plugin(plugin)  # takes back what the file added: the registry is this process's
 
 
+def test_a_study_names_its_plugin_and_its_folder_keeps_a_copy(call, flags, tmp_path, registry):
+    units = "import torch\nfrom model.activations import pointwise\nACTIVATIONS = {'sine': pointwise(torch.sin)}\n"
+    config, folder = tmp_path / "mine.toml", tmp_path / "study"
+    config.write_text('[model]\nactivation = ["gelu", "sine"]\n[study]\nplugin = "units.py"\n')
+    code, said = call("train", config, *flags, f"--out={folder}")
+    assert (code, "units.py: no such Python file" in said, folder.exists()) == (2, True, False)
+    (tmp_path / "units.py").write_text(units)
+    code, said = call("train", config, *flags, f"--out={folder}")
+    assert code == 0, said
+    assert (folder / "units.py").read_text() == units
+    # Its results are shown without the plugin, and study.toml trains the same again with the copy.
+    shown = process("eval.py", folder)
+    assert (shown.returncode, "sine" in shown.stdout) == (0, True)
+    assert "--plugin" not in (folder / "report.html").read_text(encoding="utf-8")
+    again = process("train.py", folder / "study.toml", "--dry-run", f"--out={tmp_path / 'again'}")
+    assert (again.returncode, "sine: 0 tuning runs and 1 runs" in again.stdout) == (0, True), again.stderr
+
+
+def test_the_plugin_of_a_study_is_a_file_beside_it_and_its_flag_is_plugin(call, flags, tmp_path):
+    config = tmp_path / "mine.toml"
+    config.write_text('[model]\nactivation = ["gelu", "sine"]\n[study]\nplugin = "../units.py"\n')
+    code, said = call("train", config, *flags)
+    assert (code, "a Python file in the same folder" in said) == (2, True)
+    code, said = call("train", config, *flags, "--study.plugin=units.py")
+    assert (code, "unknown flag '--study.plugin'" in said) == (2, True)
+
+
 def test_a_study_with_runs_that_failed_ends_with_code_1_and_their_names(call, flags, tmp_path):
     study = ["configs/single.toml", *flags, "--train.lr=[1e-3, 1e30]", f"--out={tmp_path / 'study'}"]
     code, said = call("train", *study)

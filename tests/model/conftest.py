@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from model.activations import ACTIVATIONS, pointwise
-from model.plugin import loaded
 
 REPRESENTATIVES = ["relu", "gelu", "swiglu", "xielu", "plugin"]  # plain, smooth, gated, learnable, a user's own
 
@@ -12,13 +11,3 @@ def activation(request, monkeypatch):
     """A name of each kind, for what depends on the structure of the network alone."""
     monkeypatch.setitem(ACTIVATIONS, "plugin", pointwise(lambda u: u / 2 + torch.sin(u)))
     return request.param
-
-
-@pytest.fixture
-def registry():
-    """The registry, as it was before after the test."""
-    before = dict(ACTIVATIONS)
-    yield
-    ACTIVATIONS.clear()
-    ACTIVATIONS.update(before)
-    loaded.clear()

@@ -22,11 +22,11 @@ def test_a_shipped_claim_speaks_of_arms_that_its_study_has(path):
 
 
 def test_a_claim_is_read_with_its_predictions_and_defaults():
-    claim = make_plan(plan({"predicts": "not above", "at": 0}, {"predicts": "below", "aside": True})).claim
+    claim = make_plan(plan({"predicts": "above", "at": 0}, {"predicts": "below", "aside": True})).claim
     assert claim is not None
     assert (claim.name, claim.told) == (CLAIM["name"], CLAIM["told"])
     first, second = claim.prediction
-    assert (first.predicts, first.at, first.smallest, first.aside) == ("not above", 0, 0.01, False)
+    assert (first.predicts, first.at, first.margin, first.aside) == ("above", 0, 0.01, False)
     assert (second.plus, second.minus) == (({"activation": "sigmoid"},), ({"activation": "gelu"},))
     assert make_plan({"model": {"activation": ["gelu", "relu"]}}).claim is None
 
@@ -42,7 +42,11 @@ def test_a_claim_is_read_with_its_predictions_and_defaults():
         ({"at": 2}, r"prediction 1\.at = 2"),
         ({"plus": [{"activation": "sigmoid", "at": "early"}]}, "at = 'early'"),
         ({"aside": True}, "no aside"),
-        ({"plus": [{"activation": "sigmoid"}, {"activation": "gelu"}]}, "plus and minus name equally many"),
+        ({"predicts": "not above"}, r"unknown predicts 'not above'"),
+        ({"margin": 0.0}, r"prediction 1\.margin = 0\.0"),
+        ({"plus": [{"activation": "sigmoid"}, {"activation": "gelu"}]}, "of plus sum to 2, those of minus to 1"),
+        ({"plus": [{"activation": "sigmoid", "weight": 0.5}]}, r"of plus sum to 0\.5, those of minus to 1"),
+        ({"plus": [{"activation": "sigmoid", "weight": 0}]}, "weight = 0: a number above 0"),
     ],
 )
 def test_a_prediction_that_cannot_be_is_refused(change, message):
@@ -69,7 +73,14 @@ def test_a_prediction_needs_a_claim_and_a_claim_a_name_of_its_own(tmp_path):
         make_plan({name: part for name, part in tree.items() if name != "claim"})
     for name in ("c1", "c2"):
         write_plan(tmp_path / name, **tree)
-    write_plan(tmp_path / "other", model={"activation": ["a-plugin-that-is-not-loaded"]})
+    write_plan(tmp_path / "other", model={"activation": ["of-a-plugin-that-is-not-loaded"]})
     with pytest.raises(UserError, match="two claims have the name C0"):
         claims_in(tmp_path)
     assert list(claims_in(tmp_path / "c1")) == [tmp_path / "c1"]
+
+
+def test_a_claim_about_a_plugin_is_read_from_a_results_folder_without_the_plugin(tmp_path):
+    tree = plan({"predicts": "above", "plus": [{"activation": "mine"}]}, activations=("mine", "gelu"))
+    write_plan(tmp_path / "c1", **tree, study={"plugin": "units.py"})
+    (claim,) = claims_in(tmp_path).values()
+    assert claim.prediction[0].plus == ({"activation": "mine"},)
