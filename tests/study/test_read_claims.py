@@ -1,24 +1,30 @@
 """Claims as they are read from TOML; what the runs say of them is in test_claims.py."""
 
-from pathlib import Path
-
 import pytest
-from helpers import CLAIM, plan, write_plan
+from helpers import CLAIM, ROOT, plan, write_plan
 
 from errors import UserError
-from study.plan.config import merge
-from study.plan.plan import claims_in, make_plan
+from study.plan.plan import claims_in, make_plan, read_plan
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "claims"
+CONFIGS = ROOT / "configs"
+SHIPPED = [*sorted((CONFIGS / "claims").glob("*.toml")), CONFIGS / "anatomy.toml"]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("registry")
 def test_a_shipped_claim_speaks_of_arms_that_its_study_has(path):
-    made = make_plan(merge(path, {}), str(path))
+    made = read_plan(path, {})
     assert made.claim is not None
     assert path.stem.startswith(made.claim.name.lower())
+    assert all(arm.bracketed for arm in made.arms.values() if arm.study.lr)
     assert len(made.claim.prediction) == len(made.tree["prediction"])
     assert all(sum(arm == name for arm in made.arm_of.values()) == 5 for name in made.arms)  # seeds
+
+
+def test_the_claim_about_gates_shares_every_run_with_the_one_about_quality():
+    quality, gates = (read_plan(CONFIGS / "claims" / f"{name}.toml", {}) for name in ("c3-quality", "c5-gates"))
+    assert gates.runs.items() <= quality.runs.items()
+    assert all(quality.arms[name] == arm for name, arm in gates.arms.items())
 
 
 def test_a_claim_is_read_with_its_predictions_and_defaults():
