@@ -1,5 +1,8 @@
 """Claims as they are read from TOML; what the runs say of them is in test_claims.py."""
 
+import re
+import tomllib
+
 import pytest
 from helpers import CLAIM, ROOT, plan, write_plan
 
@@ -25,6 +28,14 @@ def test_the_claim_about_gates_shares_every_run_with_the_one_about_quality():
     quality, gates = (read_plan(CONFIGS / "claims" / f"{name}.toml", {}) for name in ("c3-quality", "c5-gates"))
     assert gates.runs.items() <= quality.runs.items()
     assert all(quality.arms[name] == arm for name, arm in gates.arms.items())
+
+
+def test_the_claim_that_the_docs_show_can_be_trained():
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "claims.md").read_text(), re.DOTALL)
+    made = make_plan(tomllib.loads(block))
+    assert made.claim is not None
+    assert [prediction.aside for prediction in made.claim.prediction] == [False, True]
+    assert len(made.runs) == 10
 
 
 def test_a_claim_is_read_with_its_predictions_and_defaults():
