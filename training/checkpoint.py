@@ -170,7 +170,9 @@ def load_newest(folder: Path, load: Callable[[Path], Loaded]) -> Loaded | None:
             return loaded
         if all(path.exists() for path in paths):
             found = "; ".join(problems)
-            raise UserError(f"no intact checkpoint in {folder}: {found}. Delete the folder to start over.")
+            raise UserError(
+                f"no intact checkpoint in {folder}: {found}. Restore them, or delete the folder to start over."
+            )
     return None
 
 

@@ -153,18 +153,14 @@ def read_state(path: Path, config: RunConfig) -> dict[str, Any]:
     """Return the state.json of a verified checkpoint of a run with that config.
 
     Raises:
-        Damaged: it is foreign.
-        UserError: a run with another config wrote it, or the run's config.toml has changed since.
+        Damaged: it is foreign, or the run's config.toml has changed since.
     """
     with own_file(path / "state.json"):
         state = STATE.validate_json((path / "state.json").read_bytes())
         if path.name != f"step-{state['step']:08d}" or state["step"] > config.steps:
             raise ValueError(f"step {state['step']} is not the folder's, or beyond the last step, {config.steps}")
-        own = build(state["config"], "config")
-    if lines := differences(own, config):
-        raise UserError(
-            "\n  ".join([f"{path} was written by a run with another config:", *lines, "Restore config.toml."])
-        )
+        if lines := differences(build(state["config"], "config"), config):
+            raise ValueError(f"its config is not that of config.toml, {'; '.join(lines)}")
     return {**state}
 
 
