@@ -112,7 +112,10 @@ def tuned(tmp_path_factory):
             write_run(study / "tune" / f"{i}-{lr}", activation, 4.5 + gap + worse, tokens=500, seed=1000, lr=lr)
     write_run(study / "tune" / "too-high", loss=None, tokens=500, seed=1000, lr=0.04)
     write_plan(
-        study, model={"activation": list(gaps)}, train={"seed": [0, 1, 2, 3, 4]}, study={"lr": [0.005, 0.01, 0.02]}
+        study,
+        model={"activation": list(gaps)},
+        train={"seed": [0, 1, 2, 3, 4]},
+        study={"lr": [0.005, 0.01, 0.02], "bracket": 1},
     )
     return study
 

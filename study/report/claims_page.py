@@ -85,18 +85,24 @@ def _basis(result: ClaimResult) -> str:
     finding = result.decisive
     if finding.effect is None:
         return f"{finding.prediction.text}: {finding.reason}"
-    effect, unit, size = finding.effect, finding.prediction.unit, ""
-    if effect.n > 1:
-        size = f" {interval(effect)}"
     needed = ""
-    if finding.outcome == "undecided" and effect.n > 1:
+    if finding.outcome == "undecided" and finding.effect.n > 1:
         needed = f"; {seeds_text(finding.seeds_needed)} seeds would probably decide"
-    figure = f"{effect.mean:+.3f}{f' {unit}' if unit else ''}{size}, margin {finding.prediction.margin:g}"
-    return f"{finding.prediction.text}: {finding.outcome} ({figure}, n = {effect.n}){needed}"
+    figures = f"{_size(finding)}, margin {finding.prediction.margin:g}, n = {finding.effect.n}"
+    return f"{finding.prediction.text}: {finding.outcome} ({figures}){needed}"
+
+
+def _size(finding: Finding) -> str:
+    """Write an effect with its unit, and its interval where it has one."""
+    effect, unit = finding.effect, finding.prediction.unit
+    if effect is None:
+        return ""
+    shown = f"{effect.mean:+.3f} {unit}".strip()
+    return f"{shown} {interval(effect)}" if effect.n > 1 else shown
 
 
 def _predictions(result: ClaimResult) -> Table:
-    titles = ["outcome", "against the margin", "effect", "95 % interval", "n", "seeds to decide"]
+    titles = ["outcome", "against the margin", "effect, 95 % interval", "n", "seeds to decide"]
     return Table(
         "the claim predicts", titles, [_prediction_row(finding) for finding in result.findings], _notes(result)
     )
@@ -105,19 +111,17 @@ def _predictions(result: ClaimResult) -> Table:
 def _prediction_row(finding: Finding) -> TableRow:
     prediction, effect = finding.prediction, finding.effect
     aside = "aside: " if prediction.aside else ""
-    width = effect.high - effect.low if effect else None  # nan for one seed, and so an empty cell
     undecided = effect and effect.n > 1 and finding.outcome == "undecided"
     needed = finding.seeds_needed if undecided else None
     cells = [
         # Sorted from supported to opposite.
         Cell(finding.outcome, OUTCOMES[::-1].index(finding.outcome), strong=finding.outcome != "undecided"),
         _strip(finding),
-        cell(effect and effect.mean, lambda mean: f"{mean:+.3f} {prediction.unit}"),
-        cell(width, lambda _: interval(effect) if effect else ""),
+        cell(effect and effect.mean, lambda _: _size(finding)),
         cell(effect and effect.n, "d"),
         Cell(seeds_text(needed), needed or NEVER) if undecided else EMPTY,
     ]
-    return TableRow(f"{aside}{prediction.text} ({prediction.predicts} 0)", cells)
+    return TableRow(aside + prediction.text, cells)
 
 
 def _strip(finding: Finding) -> Cell:
@@ -221,6 +225,6 @@ def _rule(results: Sequence[ClaimResult]) -> str:
     return (
         "a claim is supported if each of its predictions is, and refuted if one comes out opposite or without an "
         f"effect that matters. An effect is a paired difference over {MINIMUM_SEEDS} seeds or more with its 95 % "
-        f"interval. Holm's adjustment goes over the {len(results)} claims for “supported”, and over the predictions of "
-        "a claim for “refuted”"
+        f"interval. Holm's adjustment goes over the claims ({len(results)}) for “supported”, and over a claim's own "
+        "predictions for “refuted”. In the pictures, the tinted side is what is predicted; the grey band is the margin"
     )

@@ -279,5 +279,5 @@ def test_a_figure_that_one_seed_cannot_have_is_a_missing_figure(tmp_path):
     write_study(tmp_path / "c0", plan({"predicts": "above"}, seeds=1), losses)
     page = report_claims(tmp_path).read_text(encoding="utf-8")
     row = page.split("<tbody>")[1].split("</tr>")[0]
-    assert row.count('data-value=""') == 3  # no picture, no interval, no seeds that would decide
+    assert row.count('data-value=""') == 2  # no picture and no seeds that would decide
     assert "nan" not in row
