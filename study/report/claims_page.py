@@ -39,7 +39,7 @@ def report_claims(folder: Path, out: Path | None = None) -> Path:
     for result in results:
         # A relative link still works when the whole folder is moved.
         parts += claim_sections(result, os.path.relpath(result.folder / "report.html", path.parent))
-    title = f"{folder.resolve().name}: claims about the sigmoid"
+    title = f"{folder.resolve().name}: claims"
     try:
         write_page(path, title, _headline(results), _rule(results), parts, {})
     except OSError as error:
