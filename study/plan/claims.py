@@ -7,7 +7,7 @@ against it in study/judge/verdicts.py.
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -99,15 +99,25 @@ def _check_terms(prediction: Prediction, where: str) -> None:
         )
 
 
-def check_arms(claim: Claim, arms: Iterable[RunConfig], source: str) -> None:
-    """Raise `UserError` unless each term of a claim describes exactly one of the arms (runs without their seeds)."""
-    settings = [flatten(sections_of(arm)) for arm in arms]
+def check_arms(claim: Claim, arms: Mapping[RunConfig, set[int]], source: str) -> None:
+    """Raise `UserError` unless each term of a claim describes exactly one arm, and the terms of a prediction pair.
+
+    `arms` holds the seeds of each arm, a run without its seed.
+    """
+    settings = [(flatten(sections_of(arm)), seeds) for arm, seeds in arms.items()]
     for prediction in claim.prediction:
+        seeds_of_first: set[int] = set()
         for term in (*prediction.plus, *prediction.minus):
             wanted = settings_of(term)
-            found = [arm for arm in settings if wanted.items() <= arm.items()]
+            found = [seeds for arm, seeds in settings if wanted.items() <= arm.items()]
             if len(found) != 1:
                 raise UserError(f"{source}: {prediction.text}: {wanted} describes {len(found)} arms of it, not one.")
+            seeds_of_first = seeds_of_first or found[0]
+            if found[0] != seeds_of_first:
+                raise UserError(
+                    f"{source}: {prediction.text}: the seeds of its arms do not pair: {sorted(seeds_of_first)} and "
+                    f"{sorted(found[0])}. Give them the same train.seed."
+                )
 
 
 def weight_of(term: Term) -> float:

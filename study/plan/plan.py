@@ -22,11 +22,6 @@ class PlannedArm:
     config: RunConfig
     study: StudyConfig
 
-    @property
-    def bracketed(self) -> bool:
-        """Whether each of its seeds trains at several learning rates around the best."""
-        return bool(self.study.lr and self.study.bracket)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -80,7 +75,10 @@ def make_plan(tree: Tree, source: str = "the study") -> Plan:
     study = _check_study(tree, runs, source)
     claim = read_claim(tree, source)
     if claim:
-        check_arms(claim, [arm.config for arm in arms.values()], source)
+        seeds: dict[RunConfig, set[int]] = {arm.config: set() for arm in arms.values()}
+        for name, run in runs.items():
+            seeds[arms[arm_of[name]].config].add(run.train.seed)
+        check_arms(claim, seeds, source)
     return Plan(source, tree, runs, arms, arm_of, study, claim)
 
 

@@ -13,6 +13,7 @@ from files import write_file, write_folder, writing
 from study.plan.config import Tree
 from study.plan.engine import pick_engine
 from study.plan.estimate import prepare_arms, size_lines
+from study.plan.metrics import check_metrics
 from study.plan.plan import Plan, make_plan
 from study.run.growth import grow
 from study.run.processes import execute_processes, execute_stacked
@@ -64,6 +65,7 @@ def run_plan(plan: Plan, folder: Path, plugin: Path | None = None, beside: Seque
         data = prepare_arms(plan)  # here, and not in every process
         for name, arm in plan.arms.items():
             check_context(arm.config, data[name])
+        check_metrics(plan, data)
         print(*size_lines(plan, data), sep="\n", flush=True)
         with Interrupt() as interrupt:
 

@@ -81,7 +81,9 @@ def test_holm_is_over_the_comparisons_of_the_table(seeded):
     assert math.isnan(rows["gelu"].p)
     assert "Holm over 2 comparisons" in scope([*rows.values()])
     assert rows["relu"].verdict == "undecided"
-    assert rows["relu"].seeds_needed == seeds_to_decide(rows["relu"].final, 0.01)
+    final = rows["relu"].final
+    assert final is not None
+    assert rows["relu"].seeds_needed == seeds_to_decide(final, 0.01)
     assert headline([*rows.values()]).endswith("undecided: relu")
 
 

@@ -7,7 +7,11 @@ import pytest
 from helpers import CLAIM, ROOT, plan, write_plan
 
 from errors import UserError
+from study.plan.estimate import prepare_arms
+from study.plan.metrics import check_metrics
 from study.plan.plan import claims_in, make_plan, read_plan
+from study.run.protocol import run_plan
+from training.config import tree as plain
 
 CONFIGS = ROOT / "configs"
 SHIPPED = [*sorted((CONFIGS / "claims").glob("*.toml")), CONFIGS / "anatomy.toml"]
@@ -19,7 +23,7 @@ def test_a_shipped_claim_speaks_of_arms_that_its_study_has(path):
     made = read_plan(path, {})
     assert made.claim is not None
     assert path.stem.startswith(made.claim.name.lower())
-    assert all(arm.bracketed for arm in made.arms.values() if arm.study.lr)
+    assert all(arm.study.bracket == 3 for arm in made.arms.values() if arm.study.lr)
     assert len(made.claim.prediction) == len(made.tree["prediction"])
     assert all(sum(arm == name for arm in made.arm_of.values()) == 5 for name in made.arms)  # seeds
 
@@ -101,3 +105,28 @@ def test_a_claim_about_a_plugin_is_read_from_a_results_folder_without_the_plugin
     write_plan(tmp_path / "c1", **tree, study={"plugin": "units.py"})
     (claim,) = claims_in(tmp_path).values()
     assert claim.prediction[0].plus == ({"activation": "mine"},)
+
+
+def test_a_prediction_whose_arms_have_other_seeds_is_refused():
+    tree = plan({"predicts": "above"})
+    tree["grid"] = [{"model": {"activation": "sigmoid"}, "train": {"seed": [0, 1]}}, {"model": {"activation": "gelu"}}]
+    with pytest.raises(UserError, match=r"the seeds of its arms do not pair: \[0, 1\] and \[0, 1, 2, 3, 4\]"):
+        make_plan(tree)
+
+
+def test_a_prediction_about_a_metric_that_no_run_writes_is_refused_before_training(tiny, tmp_path):
+    changed = plain(tiny()) | {"claim": CLAIM}
+    changed["model"]["activation"] = ["sigmoid", "gelu"]
+    for metric, known in (
+        ("act/blocks.*/mean_share", True),
+        ("path/blocks.*/down_efficiency", True),
+        ("act/blocks.*/mean_shar", False),
+    ):
+        one = plan({"predicts": "above", "metric": metric})["prediction"]
+        made = make_plan(changed | {"prediction": one})
+        if known:
+            check_metrics(made, prepare_arms(made))
+            continue
+        with pytest.raises(UserError, match=r"unknown metric 'act/blocks.\*/mean_shar'. Did you mean 'act/blocks"):
+            run_plan(made, tmp_path / "study")
+        assert not [*tmp_path.glob("study/*/config.toml")]

@@ -148,7 +148,7 @@ def test_p_refuted_is_below_five_percent_where_the_interval_excludes_the_margin(
         assert (p_refuted(one, 1, 0.01) < 0.05) == (one.high < 0.01)
         assert (p_refuted(one, -1, 0.01) < 0.05) == (one.low > -0.01)
     differences = rng.normal(0, 0.01, 6)
-    truth = 2 * stats.ttest_1samp(differences, 0.01, alternative="less").pvalue
+    truth = 2 * stats.ttest_1samp(differences, 0.01, alternative="less")[1]
     assert p_refuted(paired(differences.tolist()), 1, 0.01) == pytest.approx(min(1, truth))
 
 
@@ -178,6 +178,7 @@ def test_holm_goes_over_the_claims_for_supported_and_within_a_claim_for_refuted(
     # p of exceeding the margin: t = −4 on 4 degrees of freedom, twice one-sided 0.0161. Four such tests are too many.
     weak = Hypothesis(Effect(-0.01, -0.0224, -0.0001, p=0.049, n=5, sd=0.02 / 4 * math.sqrt(5)), 1, 0.01)
     assert weak.outcome == "opposite"
+    assert weak.effect is not None
     assert p_refuted(weak.effect, 1, 0.01) == pytest.approx(0.01613, abs=1e-5)
     assert claim_verdicts([[weak, MAYBE]]) == ["refuted"]
     assert claim_verdicts([[weak, MAYBE, MAYBE, MAYBE]]) == ["undecided"]
