@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -90,14 +91,19 @@ class _Processes:
         code = self.processes[job.name].exitcode or 0
         if code < 0:
             return f"its process was killed by signal {-code}"
-        return self.reasons[job.name].recv() if self.reasons[job.name].poll() else ""
+        with suppress(EOFError):  # it ended without a word
+            if self.reasons[job.name].poll():
+                return self.reasons[job.name].recv()
+        return ""
 
 
 def _child(runs: dict[Path, RunConfig], plugin: Path | None, reason: Connection) -> None:
     os.environ.pop("WANDB_RUN_ID", None)  # a sweep's agent sets one id, and a study has many runs
     os.setsid()  # Ctrl-C on the terminal reaches only the study, which asks each process once
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    reason.send(train_with_log(runs, plugin)[:1000])  # a pipe that nobody reads yet has room for more
+    said = train_with_log(runs, plugin)[:1000]  # a pipe that nobody reads yet has room for more
+    for _ in runs:  # every run of a stack is asked
+        reason.send(said)
 
 
 def _end_with_parent() -> None:

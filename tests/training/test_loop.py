@@ -311,7 +311,7 @@ def test_a_checkpoint_that_its_run_drops_while_it_is_loaded_gives_way_to_the_nex
 
 def test_a_context_longer_than_the_corpus_is_refused_and_leaves_the_folder_free(tiny, tmp_path):
     with pytest.raises(UserError, match=r"context = 100000 is longer than the training split .* \d+ tokens"):
-        train(tiny(model={"context": 100_000}), tmp_path / "run")
+        train(tiny(model={"context": 100_000}, train={"tokens": 10**6}), tmp_path / "run")
     train(tiny(), tmp_path / "run")
 
 
