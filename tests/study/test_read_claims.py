@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from typing import Any
 
 import pytest
 from helpers import CLAIM, ROOT, plan, write_plan
@@ -115,7 +116,7 @@ def test_a_prediction_whose_arms_have_other_seeds_is_refused():
 
 
 def test_a_prediction_about_a_metric_that_no_run_writes_is_refused_before_training(tiny, tmp_path):
-    changed = plain(tiny()) | {"claim": CLAIM}
+    changed: dict[str, Any] = plain(tiny()) | {"claim": CLAIM}
     changed["model"]["activation"] = ["sigmoid", "gelu"]
     for metric, known in (
         ("act/blocks.*/mean_share", True),
