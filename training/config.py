@@ -174,7 +174,7 @@ def explain(problem: Any, section: str, part: Any) -> str:
         return unknown(f"key in [{section}]", path[-1], part.__dataclass_fields__)
     if kind == "literal_error":
         literal, *_ = get_args(part.__dataclass_fields__[path[1]].type)  # of Annotated[Literal[...], Field]
-        return f"{key}: " + unknown(path[-1], str(given), [str(value) for value in get_args(literal)])
+        return f"{key}: " + unknown(path[-1], str(given), get_args(literal))
     if kind == "missing":
         return f"{key}: is missing."
     if kind == "value_error":

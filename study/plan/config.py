@@ -47,10 +47,12 @@ class StudyConfig:
         float, Field(gt=0, le=1, description="budget of a tuning run, as a share of train.tokens")
     ] = 0.5
     bracket: Annotated[
-        Literal[1, 3, 5, 7],
+        int,
         Field(
+            ge=1,
+            le=7,
             description="learning rates, a factor of 1.41 apart, that every fresh seed of a tuned arm trains at: the "
-            "interval of a difference then covers the choice of the rate; 1: the best tuned rate alone"
+            "interval of a difference then covers the choice of the rate; 1: the best tuned rate alone",
         ),
     ] = 3
     margin: Annotated[
@@ -80,6 +82,8 @@ class StudyConfig:
                 f"lr = {list(self.lr)}: a grid needs 3 different values or more, or its best is always at an edge. "
                 "They must differ in their first six digits."
             )
+        if self.bracket % 2 == 0:
+            raise UserError(f"bracket = {self.bracket}: the best rate is in the middle, so use 1, 3, 5 or 7.")
         if len(set(self.tune_seeds)) < len(self.tune_seeds):
             raise UserError(f"tune_seeds = {list(self.tune_seeds)}: each seed once.")
 
@@ -184,9 +188,7 @@ def _flags_type(default: Path) -> type:
             if (section, field.name) not in FIELDS:
                 continue
             kind, info = get_args(field.type)
-            metavar = (
-                "LIST" if get_origin(kind) is tuple else "|".join(map(str, get_args(kind))) or kind.__name__.upper()
-            )
+            metavar = "LIST" if get_origin(kind) is tuple else "|".join(get_args(kind)) or kind.__name__.upper()
             hint = f"(default: {field.default})"
             argument = arg(metavar=metavar, help=info.description, help_behavior_hint=hint)
             flags.append((field.name, Annotated[str | None, argument], None))

@@ -165,7 +165,7 @@ def test_a_second_seed_renames_the_run_that_had_none_in_its_name(tree, tmp_path)
     ("study", "reason"),
     [
         ({"bracket": 3}, r"study.bracket = 3 without study.lr: .* List rates in study.lr"),
-        ({"lr": [1e-3, 2e-3, 4e-3], "bracket": 4}, "unknown bracket '4'. Allowed: 1, 3, 5, 7"),
+        ({"lr": [1e-3, 2e-3, 4e-3], "bracket": 4}, "bracket = 4: the best rate is in the middle, so use 1, 3, 5 or 7"),
         ({"margin": 0.0}, "margin"),
         ({"margin": -0.1}, "margin"),
     ],

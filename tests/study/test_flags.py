@@ -9,7 +9,7 @@ from helpers import ROOT
 
 from errors import UserError
 from study.plan.config import merge, parse_command
-from study.plan.plan import make_plan
+from study.plan.plan import make_plan, read_plan
 from training.config import RunConfig
 
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -22,8 +22,9 @@ def test_a_key_outside_of_any_section_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+@pytest.mark.usefixtures("registry")
 def test_every_shipped_config_loads(path):
-    runs = make_plan(merge(path, {}), str(path)).runs
+    runs = read_plan(path, {}).runs
     assert all(isinstance(config, RunConfig) for config in runs.values())
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_sample")
 OFTEN = {
     "tokens": 8 * 64,
     "log_every": 1,
-    "lr": 0.5,
+    "lr": 1.5,
     "warmup": 1.0,
     "eval_every": 1,
     "checkpoint_every": 1,
