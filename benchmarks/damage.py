@@ -368,6 +368,7 @@ def try_all(home: Path, numbers: list[int]) -> Iterator[tuple[int, str, str, str
 
 
 def main() -> None:
+    """Read the command line, make the changes and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--changes", type=int, default=500)
     parser.add_argument("--only", type=int, help="the number of one change, to be told all of it")
