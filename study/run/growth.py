@@ -52,15 +52,19 @@ def _trained(config: RunConfig) -> str:
 def _missing(old: Plan, new: Plan) -> list[str]:
     """Return what an earlier plan has and a new one lacks, a line for each arm."""
     planned = {_trained(config) for config in new.runs.values()}
-    arms = {_trained(arm.config): arm for arm in new.arms.values()}
+    names = {_trained(arm.config): name for name, arm in new.arms.items()}
     lines = []
     for name, arm in old.arms.items():
         configs = [config for run, config in old.runs.items() if old.arm_of[run] == name]
         seeds = [str(config.train.seed) for config in configs if _trained(config) not in planned]
         if seeds:
             lines.append(f"{name}: seed {', '.join(seeds)}")
-        elif _trained(arm.config) in arms:
-            lines += [f"{name}: {line}" for line in _missing_in_arm(arm, arms[_trained(arm.config)])]
+            continue
+        new_name = names[_trained(arm.config)]
+        # The runs of a tuned arm are named after it, those in tune/ too: under another name they would train again.
+        if arm.study.lr and new_name != name:
+            lines.append(f"{name}: its runs would be named {new_name}")
+        lines += [f"{name}: {line}" for line in _missing_in_arm(arm, new.arms[new_name])]
     return lines
 
 

@@ -145,6 +145,9 @@ def test_a_study_that_grew_holds_the_runs_of_one_that_began_with_all_seeds(tree,
     fewer_rates = more | {"study": tree["study"] | {"lr": [0.0113, 0.0453, 0.6]}}
     with pytest.raises(UserError, match=r"gelu: study.lr = \[0.0113, 0.0453, 0.5\], not"):
         run_study(fewer_rates, grown)
+    deeper = more | {"model": tree["model"] | {"n_layer": [1, 2]}}
+    with pytest.raises(UserError, match="gelu: its runs would be named"):
+        run_study(deeper, grown)
     with pytest.raises(UserError, match=r"study.bracket = 3, not 1"):
         run_study(more | {"study": tree["study"] | {"bracket": 1}}, grown)
 
