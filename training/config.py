@@ -62,8 +62,13 @@ class TrainConfig:
     ] = 0
     log_every: Annotated[int, Field(gt=0, description="steps between two records")] = 10
     eval_every: Annotated[
-        int, Field(ge=0, description="steps between two scores of the validation set; 0: at the last step alone")
-    ] = 200
+        int,
+        Field(
+            ge=-1,
+            description="steps between two scores of the validation set; 0: a tenth of the run; -1: score at the last "
+            "step alone",
+        ),
+    ] = 0
     probes: Annotated[
         int,
         Field(
@@ -120,6 +125,11 @@ class RunConfig:
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         return -(-self.train.tokens // self.tokens_per_step)
+
+    def is_scored(self, step: int) -> bool:
+        """Whether the validation set is scored after that many steps."""
+        every = self.train.eval_every or -(-self.steps // 10)
+        return step == self.steps or (every > 0 and step % every == 0)
 
 
 SECTIONS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "wandb": WandbConfig}

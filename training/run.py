@@ -195,8 +195,7 @@ class Run:
 
     def is_scored(self, step: int) -> bool:
         """Whether the validation split is scored at that step."""
-        every = self.config.train.eval_every
-        return step == self.config.steps or (every > 0 and step % every == 0)
+        return self.config.is_scored(step)
 
     @contained
     def record(self, step: int, stopping: bool = False) -> None:

@@ -13,6 +13,7 @@ from study.plan.tuning import BARE
 from training.config import SECTIONS
 
 KNOWN = ("sigmoid", "relu", "gelu", "silu", "swiglu")  # the five that everyone knows come first everywhere
+MOST_SETTINGS = 2  # beside the activation, in which runs of several studies may differ and still be named by them
 ACTIVATION, SEED, LR, TOKENS, FOLDER = "model.activation", "train.seed", "train.lr", "train.tokens", "folder"
 
 
@@ -37,9 +38,10 @@ class Arm:
 
     @property
     def label(self) -> str:
-        """The name in tables and figures: `gelu`, or `gelu · n_layer=4` where more than the activation varies."""
-        parts = [_label_part(key, part) for key, part in self.parts.items()]
-        return " · ".join(part for part in parts if part)
+        """The name in tables and figures: `gelu`, `gelu · n_layer=4`, or `study/gelu`."""
+        parts = [_label_part(key, part) for key, part in self.parts.items() if key != FOLDER]
+        name = " · ".join(part for part in parts if part)
+        return f"{self.parts[FOLDER]}/{name}" if FOLDER in self.parts else name
 
     @property
     def activation(self) -> str:
@@ -164,14 +166,24 @@ class Arm:
 def make_arms(study: Study) -> list[Arm]:
     """Gather the runs into arms: the five of `KNOWN` first, then the others in order of appearance.
 
-    Runs of one arm may have different learning rates only if the activation explains them, as in a tuned study.
+    Runs of one arm may have different learning rates only if the activation explains them, as in a tuned study. Arms of
+    studies that differ in more than `MOST_SETTINGS` settings are named by their study and by what varies within it.
     """
-    fields = _distinguishing(study.runs, study.named or "")
+    fields, homes = _distinguishing(study.runs, study.named or ""), study.homes
+    differing = set(varying(study.runs)) - {ACTIVATION, SEED}
+    if len(homes) > 1 and len(differing) > MOST_SETTINGS:
+        groups = []
+        for home, name in homes.items():
+            runs = [run for run in study.runs if run.folder.parent == home]
+            own = _distinguishing(runs, study.named or "")
+            groups += [(parts | {FOLDER: name}, members) for parts, members in _group(runs, own)]
+    else:
+        groups = _group(study.runs, fields)
     # Which seeds are missing is a question to the plans, and so the same for every arm.
     missing = study.missing()
     order = [*KNOWN, *(run.activation for run in study.runs)]
     arms = []
-    for parts, runs in sorted(_group(study.runs, fields), key=lambda group: order.index(group[0][ACTIVATION])):
+    for parts, runs in sorted(groups, key=lambda group: order.index(group[0][ACTIVATION])):
         runs = sorted(runs, key=lambda run: run.seed)
         tuning, absent = _tuning_of(runs[0], study.tuning), _missing_seeds(runs, missing)
         if runs[0].bracketed:
@@ -359,7 +371,14 @@ def _equal_elsewhere(arm: Arm, other: Arm, reference: str) -> bool:
     # A tuned arm has its own rate. Data, budget and folder are judged afterwards, with a reason or by nearness.
     free = {LR, TOKENS, FOLDER}
     free |= {key for key, part in other.parts.items() if part == reference}
-    return all(arm.parts[key] == other.parts[key] for key in arm.parts.keys() - free if not key.startswith("data."))
+    keys = arm.parts.keys() | other.parts.keys()
+    if arm.parts.get(FOLDER) != other.parts.get(FOLDER):
+        # The parts of another study's arm need not name all that differs.
+        keys |= set(varying([arm.runs[0], other.runs[0]])) - {SEED}
+        ours, theirs = ({**one.runs[0].settings, **one.parts} for one in (arm, other))
+    else:
+        ours, theirs = arm.parts, other.parts
+    return all(ours.get(key) == theirs.get(key) for key in keys - free if not key.startswith("data."))
 
 
 def _arms_mismatch(arm: Arm, other: Arm) -> str:

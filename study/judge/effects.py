@@ -90,6 +90,11 @@ def compare_arms(study: Study, reference: str | None = None) -> list[Row]:
     return [_judge(row, p) for row, p in zip(rows, holm(tests), strict=True)]
 
 
+def best_first(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with the lowest difference first, and those without one last."""
+    return sorted(rows, key=lambda row: row.final.mean if row.final else math.inf)
+
+
 def _judge(row: Row, p: float) -> Row:
     """Return the row with its verdict, and with what would decide it where it is undecided."""
     if row.is_reference:

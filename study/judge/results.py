@@ -143,6 +143,13 @@ class Study:
         plans = [plan.get("study", {}).get("margin", StudyConfig.margin) for plan in self.plans.values()]
         return float(plans[0]) if plans else StudyConfig.margin
 
+    @property
+    def homes(self) -> dict[Path, str]:
+        """The folder of each study and its name: that of the folder, or the whole path if two have the same."""
+        folders = list(dict.fromkeys(run.folder.parent for run in self.runs))
+        names = [folder.name for folder in folders]
+        return {folder: folder.name if names.count(folder.name) == 1 else str(folder) for folder in folders}
+
     def missing(self) -> list[tuple[Path, dict[str, Any]]]:
         """Return each planned run that has no folder yet: the folder of its study and its settings (`planned`)."""
         found = []

@@ -1,6 +1,5 @@
 """What a study will do and what it will cost, before it does it."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -123,7 +122,5 @@ def dry_run(
 
 
 def _count_scores(run: RunConfig) -> int:
-    """Return how often a run scores: at step 0 and every `eval_every` steps, at the last step, and the test split."""
-    every = run.train.eval_every
-    validation = 1 + math.ceil(run.steps / every) if every else 1
-    return validation + (run.data.test_fraction > 0)
+    """Return how often a run scores: the validation split over the run, and the test split at its end."""
+    return sum(map(run.is_scored, range(run.steps + 1))) + (run.data.test_fraction > 0)

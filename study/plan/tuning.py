@@ -15,7 +15,7 @@ from training.config import RunConfig
 EXTENSIONS = 2  # how often a grid may grow by one rate
 MOVES = 3  # how often a bracket may move by one rate
 BRACKET_RATIO = math.sqrt(2)  # between neighbouring rates of a bracket; at 2, a steep curve is missed
-BARE = {"eval_every": 0, "probes": 0}  # in [train] of a tuning run: only its last loss is used
+BARE = {"eval_every": -1, "probes": 0}  # in [train] of a tuning run: only its last loss is used
 
 
 @dataclasses.dataclass(frozen=True)

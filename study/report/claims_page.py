@@ -6,8 +6,9 @@ from pathlib import Path
 
 from errors import UserError
 from study.judge.arms import joined
+from study.judge.controls import Control
 from study.judge.effects import Row
-from study.judge.statistics import MINIMUM_SEEDS
+from study.judge.statistics import MINIMUM_SEEDS, MOST_SEEDS
 from study.judge.verdicts import OUTCOMES, ClaimResult, Finding, judge_claims
 from study.plan.plan import claims_in
 from study.report.claims_figures import centring_figure, gate_figure, vocabulary_figures
@@ -17,7 +18,12 @@ from study.report.page import PROBES_TEXT, Section, write_page
 from study.report.sentences import setting
 from study.report.table import EMPTY, NEVER, Cell, Strip, Table, TableRow, cell, interval, seeds_text
 
+STRIP_TEXT = (
+    "In each picture, the tinted side is what the claim predicts, the grey band is the margin, and the bar is the "
+    "interval."
+)
 Pictures = list[tuple[str, Figure, str]]  # title, figure, text
+WORDS = {"supported": "Supported", "refuted": "Refuted", "undecided": "Not decided", "withheld": "Withheld"}
 
 
 def report_claims(folder: Path, out: Path | None = None) -> Path:
@@ -50,7 +56,7 @@ def report_claims(folder: Path, out: Path | None = None) -> Path:
 
 def claim_line(result: ClaimResult) -> str:
     """Return a claim's verdict, the prediction that decides it with its figures, and the scope, on one line."""
-    parts = [f"{result.claim.name} {result.claim.title}: {result.verdict.upper()}", _basis(result)]
+    parts = [f"{result.claim.name} {WORDS[result.verdict].upper()}: “{result.claim.title}”", _basis(result)]
     if result.rows:
         parts.append(setting(result.rows))
     return " · ".join(parts)
@@ -60,13 +66,13 @@ def claim_sections(result: ClaimResult, link: str) -> list[Section]:
     """Return the sections of one claim: the verdict, then the figures that decide it, then everything measured."""
     claim, name = result.claim, result.claim.name.lower()
     content = {
-        "verdict": result.verdict,
+        "verdict": WORDS[result.verdict],
         "basis": _basis(result),
         "told": claim.told,
         "table": _predictions(result),
         "link": link,
     }
-    parts = [Section(name, f"{claim.name} · {claim.title}", "claim", content)]
+    parts = [Section(name, f"{claim.name} · {claim.title}", "claim", content, reading=" ".join(_reading(result)))]
     # An arm that is not whole counts for no prediction, and would mislead in a figure.
     rows = [row for row in result.rows if not row.arm.trouble]
     figures = [picture for picture in PICTURES[claim.figure](rows) if picture[1]] if rows else []
@@ -148,7 +154,7 @@ def _strip(finding: Finding) -> Cell:
 
 
 def _notes(result: ClaimResult) -> list[str]:
-    """Return why effects are missing, the control, what we expected, and the scope."""
+    """Return why effects are missing, a control that fails, the scope, and rates at the edge."""
     texts: dict[str, list[str]] = {}
     for finding in result.findings:
         if finding.reason:
@@ -157,20 +163,32 @@ def _notes(result: ClaimResult) -> list[str]:
     for reason, predictions in texts.items():
         names = "All" if len(predictions) == len(result.findings) else joined(predictions)
         notes.append(f"{names}: {reason}.")
-    control = result.control
-    if control:
-        figures = [
-            f"{name} {control.measured[name]:.3f} (theory {control.expected[name]:.3f})" for name in control.expected
-        ]
-        notes.append(f"Control {'holds' if control.ok else 'FAILS'}: {control.text}: {', '.join(figures)}.")
-    notes.append(f"Expected by us before the runs: {result.claim.expected}")
-    notes.append(f"What would change the verdict: {result.claim.change}")
+    if result.control and not result.control.ok:
+        notes.append(_control(result.control))
     if result.rows:
         notes.append(f"Scope: {setting(result.rows)}.")
     edges = [row.arm.label for row in result.rows if row.arm.edge]
     if edges:
         notes.append(f"At the edge of its learning rates, so that a better one may lie beyond: {joined(edges)}.")
     return notes
+
+
+def _control(control: Control) -> str:
+    """Return what a control measured beside what theory expects."""
+    figures = [
+        f"{name} {control.measured[name]:.3f} (theory {control.expected[name]:.3f})" for name in control.expected
+    ]
+    return f"Control {'holds' if control.ok else 'FAILS'}: {control.text}: {', '.join(figures)}."
+
+
+def _reading(result: ClaimResult) -> list[str]:
+    """Return what is folded below a claim: how its picture reads, what we expected, what would change the verdict."""
+    texts = [STRIP_TEXT]
+    if result.control and result.control.ok:
+        texts.append(_control(result.control))
+    texts.append(f"Expected by us before the runs: {result.claim.expected}")
+    texts.append(f"What would change the verdict: {result.claim.change}")
+    return texts
 
 
 def _depth(rows: Sequence[Row]) -> Pictures:
@@ -214,11 +232,20 @@ PICTURES: dict[str, Callable[[Sequence[Row]], Pictures]] = {
 
 
 def _headline(results: Sequence[ClaimResult]) -> str:
-    """Return which claims have which verdict."""
+    """Return which claims have which verdict, and of a single undecided claim what would decide it."""
     titles: dict[str, list[str]] = {}
     for result in results:
-        titles.setdefault(result.verdict, []).append(result.claim.title)
-    return "; ".join(f"{joined(names)} {verdict}" for verdict, names in titles.items())
+        titles.setdefault(WORDS[result.verdict], []).append(f"“{result.claim.title}”")
+    answer = ". ".join(f"{word}: {joined(names)}" for word, names in titles.items())
+    finding = results[0].decisive
+    if len(results) > 1 or results[0].verdict != "undecided" or finding.effect is None:
+        return answer
+    tokens = f"{results[0].rows[0].arm.runs[0].budget:,} tokens"
+    seeds = "one seed" if finding.effect.n == 1 else f"{finding.effect.n} seeds"
+    if finding.effect.n < MINIMUM_SEEDS:
+        return f"{answer}. {tokens} and {seeds} cannot tell; a verdict needs {MINIMUM_SEEDS} seeds"
+    needed = f"{finding.seeds_needed} seeds could" if finding.seeds_needed else f"nor could {MOST_SEEDS}"
+    return f"{answer}. {tokens} and {seeds} cannot tell; {needed}"
 
 
 def _rule(results: Sequence[ClaimResult]) -> str:
@@ -226,5 +253,5 @@ def _rule(results: Sequence[ClaimResult]) -> str:
         "a claim is supported if each of its predictions is, and refuted if one comes out opposite or without an "
         f"effect that matters. An effect is a paired difference over {MINIMUM_SEEDS} seeds or more with its 95 % "
         f"interval. Holm's adjustment goes over the claims ({len(results)}) for “supported”, and over a claim's own "
-        "predictions for “refuted”. In the pictures, the tinted side is what is predicted; the grey band is the margin"
+        "predictions for “refuted”"
     )

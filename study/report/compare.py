@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 from errors import UserError, unknown
 from study.judge.arms import joined
-from study.judge.effects import Row, compare_arms
+from study.judge.effects import Row, best_first, compare_arms
 from study.judge.repetitions import are_repetitions, compare_repetitions
 from study.judge.results import Study, load_study
+from study.plan.grid import shorten
 from study.report.page import Section, sections, write_report
-from study.report.sentences import headline, notes, scope
+from study.report.sentences import headline, notes, scope, sentence
 from study.report.spreadsheet import write_csv
 from study.report.table import Column, Table, cost_columns, main_columns, repetitions_table
 
 if TYPE_CHECKING:
+    import rich.console
     import rich.table
 
 REPETITIONS_TEXT = (
@@ -30,8 +32,9 @@ def compare(
 ) -> list[Row]:
     """Print the table of the runs, write their report with results.csv beside it, and return the table's rows.
 
-    The report is written to `out`; by default to the study's folder, or to the working directory for several paths.
-    The reference is the study's own unless it is given. `plugin` is the file that added activations to the registry.
+    The report is written to `out`; by default to the study's folder, or for several paths to a folder beside the first
+    that has the names of all. The reference is the study's own unless it is given. `plugin` is the file that added
+    activations to the registry.
 
     Raises:
         UserError: a path holds no run, no arm is the reference given, or the report cannot be written there.
@@ -39,7 +42,7 @@ def compare(
     if out and out.name in BESIDE:
         raise UserError(f"--out={out}: {out.name} is written beside the report. Choose another name for the report.")
     study = load_study(paths)
-    rows = compare_arms(study, reference)
+    rows = best_first(compare_arms(study, reference))
     if reference not in (None, rows[0].reference):  # no arm has it, so that another took its place
         raise UserError(unknown("reference", reference, dict.fromkeys(name for row in rows for name in row.arm.names)))
     print_table(rows, notes(rows, study))
@@ -48,7 +51,7 @@ def compare(
         table = repetitions_table(compare_repetitions(paths, reference), [path.resolve().name for path in paths])
         _print_repetitions(table)
         parts.insert(0, Section("repetitions", "Repetitions", "table", table, REPETITIONS_TEXT))
-    path = out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
+    path = out or _place(paths) / "report.html"
     title = " and ".join(path.resolve().name for path in paths)
     # The table is printed already when the disk turns out to be full or read-only.
     try:
@@ -60,22 +63,36 @@ def compare(
     return rows
 
 
+def _place(paths: Sequence[Path]) -> Path:
+    """Return the folder of a report on these paths."""
+    if len(paths) == 1:
+        return paths[0]
+    return paths[0].resolve().parent / shorten("-and-".join(path.resolve().name for path in paths))
+
+
 def print_table(rows: Sequence[Row], remarks: Sequence[str] = (), width: int | None = None) -> None:
-    """Print the table with as many groups of columns as the terminal has room for, then remarks and the finding."""
+    """Print the finding and the table; columns that the terminal has no room for follow in tables below."""
     from rich.console import Console  # late, as plotly: a run of one seed prints no table
     from rich.text import Text
 
     console = Console(width=width, highlight=False)
-    columns = main_columns(rows)
+    for columns in _fitting(rows, [*main_columns(rows), *cost_columns(rows)], console):
+        console.print(_terminal_table(rows, columns), end="\n\n")
+    for line in (*remarks, f"{sentence(headline(rows))} {sentence(scope(rows))}"):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _fitting(rows: Sequence[Row], columns: Sequence[Column], console: "rich.console.Console") -> list[list[Column]]:
+    """Split columns into tables, each as wide as the terminal allows."""
     # By itself, rich would shorten figures to make a table fit.
     unlimited = console.options.update(width=10_000)
-    for shown in ([*columns, *cost_columns(rows)], columns, [column for column in columns if column.main]):
-        table = _terminal_table(rows, shown)
-        if console.measure(table, options=unlimited).maximum <= console.width:
-            break
-    console.print(table)
-    for line in (*remarks, headline(rows), scope(rows)):
-        console.print(Text(line), soft_wrap=True)
+    tables: list[list[Column]] = [[]]
+    for column in columns:
+        wider = _terminal_table(rows, [*tables[-1], column])
+        if tables[-1] and console.measure(wider, options=unlimited).maximum > console.width:
+            tables.append([])
+        tables[-1].append(column)
+    return tables
 
 
 def _print_repetitions(repetitions: Table) -> None:
@@ -102,7 +119,7 @@ def _terminal_table(rows: Sequence[Row], columns: Sequence[Column]) -> "rich.tab
     for row in rows:
         # `Text` is printed as it stands: a name may look like rich's markup.
         label = f"{row.arm.label} ({row.arm.status})" if row.arm.status else row.arm.label
-        texts = [column.cell(row).text.replace(" that ", "\nthat ") for column in columns]  # folds the longest verdict
+        texts = [column.cell(row).text for column in columns]
         table.add_row(Text(label, style="yellow" if row.arm.status else ""), *map(Text, texts))
     return table
 

@@ -116,6 +116,14 @@ def figure(traces: list[Figure], across: str, up: str, window: list[float] | Non
     return {"data": traces, "layout": layout}
 
 
+def over_tokens(drawn: Figure) -> Figure:
+    """Give a figure over tokens one popup for all of its curves; with many curves each has its own."""
+    if drawn and len({trace["meta"]["arm"] for trace in drawn["data"]}) <= FEW:
+        drawn["layout"]["hovermode"] = "x unified"
+        drawn["layout"]["xaxis"] |= {"hoverformat": ",", "unifiedhovertitle": {"text": "%{x:,} tokens"}}
+    return drawn
+
+
 def log_axis(values: Iterable[float], texts: str, room: float) -> Figure:
     """Return the changes that make an x axis logarithmic with a tick at each value; `room` is left at its right end."""
     values = sorted(values)
@@ -159,9 +167,7 @@ def lines(rows: Sequence[Row], kind: str, curves: Sequence[Sequence[Point]], hov
         xs, ys = [point.x for point in points], [point.y for point in points]
         if kind == "training":  # a faint line in the background of the validation loss
             line = {"width": 1, "dash": style.dash}
-            traces.append(
-                trace(label, style, kind, "lines", xs, ys, hovertemplate=popup(hover), line=line, opacity=0.3)
-            )
+            traces.append(trace(label, style, kind, "lines", xs, ys, hoverinfo="skip", line=line, opacity=0.3))
             continue
         text = hover
         seeds = points[0].n
@@ -170,7 +176,7 @@ def lines(rows: Sequence[Row], kind: str, curves: Sequence[Sequence[Point]], hov
             outline = [*(point.high for point in points), *(point.low for point in reversed(points))]
             band = {"fill": "toself", "line": {"width": 0}, "hoverinfo": "skip"}
             traces.append(trace(label, style, "band", "lines", [*xs, *reversed(xs)], outline, **band))
-            text += f"<br>mean of {seeds} seeds, %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}"
+            text += f", mean of {seeds} seeds, %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}}"
         traces.append(
             trace(
                 label, style, kind, "lines+markers", xs, ys,
@@ -184,8 +190,8 @@ def lines(rows: Sequence[Row], kind: str, curves: Sequence[Sequence[Point]], hov
 
 
 def popup(text: str) -> str:
-    """Return what hovering shows below the arm's name."""
-    return f"<b>%{{meta.label}}</b><br>{text}<extra></extra>"
+    """Return what hovering shows behind the arm's name."""
+    return f"<b>%{{meta.label}}</b> {text}<extra></extra>"
 
 
 def escaped(name: str) -> str:

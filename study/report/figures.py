@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -16,12 +17,15 @@ from study.report.drawing import (
     lines,
     log_axis,
     mean_line,
+    over_tokens,
     popup,
     styles,
     trace,
 )
+from study.report.measurements import MEASUREMENTS, describe
 from study.report.table import interval
 
+FEW_POINTS = 5  # of a curve: then all of it is shown from the start
 STEEP = 1.0  # nats above the best: tuning runs that end higher are out of view
 
 
@@ -30,11 +34,11 @@ def loss_figure(rows: Sequence[Row]) -> Figure:
     traces = []
     for kind, metric, perplexity in (
         ("training", "train/loss", ""),
-        ("validation", "val/loss", "<br>perplexity %{customdata[2]:,.1f}"),
+        ("validation", "val/loss", ", perplexity %{customdata[2]:,.1f}"),
     ):
         curves = [mean_line(run.curve(metric) for run in row.arm.runs if run.records) for row in rows]
-        traces += lines(rows, kind, curves, f"%{{x:,}} tokens<br>{kind} loss %{{y:.3f}}{perplexity}")
-    return figure(traces, "training tokens", "loss, nats per token", window=_window(traces, 1 / 8))
+        traces += lines(rows, kind, curves, f"%{{y:.3f}}{perplexity}")
+    return over_tokens(figure(traces, "training tokens", "loss, nats per token", window=_window(traces, 1 / 8)))
 
 
 def difference_figure(rows: Sequence[Row]) -> Figure:
@@ -51,9 +55,8 @@ def difference_figure(rows: Sequence[Row]) -> Figure:
         others += bool(lines_of_arms[-1]) and not row.is_reference
     if not others:  # the reference alone would be a line at 0
         return {}
-    hover = f"%{{x:,}} tokens<br>%{{y:+.3f}} nats per token against {escaped(rows[0].reference)}"
-    traces = lines(rows, "difference", lines_of_arms, hover)
-    drawn = figure(traces, "training tokens", "difference, nats per token", window=_window(traces, 1 / 20))
+    traces = lines(rows, "difference", lines_of_arms, "%{y:+.3f}")
+    drawn = over_tokens(figure(traces, "training tokens", "difference, nats per token", window=_window(traces, 1 / 20)))
     drawn["layout"]["yaxis"]["zeroline"] = True
     drawn["layout"]["shapes"] = [{"xref": "paper", "x0": 0, "x1": 1, "y0": -rows[0].margin, "y1": rows[0].margin}]
     return drawn
@@ -123,13 +126,13 @@ def depth_figure(rows: Sequence[Row]) -> Figure:
 
 
 def heat_maps(rows: Sequence[Row]) -> Figure:
-    """Return each measurement of each arm by block and step, the mean over seeds."""
+    """Return each measurement of each arm by block and step, the mean over seeds, in the order of `MEASUREMENTS`."""
     maps: Figure = {}
     for row in rows:
         measured = [blocks for run in row.arm.runs if (blocks := by_block(run.records))]
-        for measure in measured[0] if measured else ():
+        for key in measured[0] if measured else ():
             # A seed that was stopped has fewer steps: the mean is over the steps that all seeds have.
-            runs = [blocks[measure] for blocks in measured if measure in blocks]
+            runs = [blocks[key] for blocks in measured if key in blocks]
             steps = [step for step in runs[0] if all(step in run for run in runs)]
             if not steps:
                 continue
@@ -137,8 +140,10 @@ def heat_maps(rows: Sequence[Row]) -> Figure:
             for block in sorted(runs[0][steps[0]]):
                 means = [fmean(run[step][block] for run in runs) for step in steps]
                 z.append([float(f"{mean:.4g}") for mean in means])
-            maps.setdefault(measure, {})[row.arm.label] = {"x": steps, "z": z}
-    return {"maps": maps} if maps else {}
+            maps.setdefault(key, {})[row.arm.label] = {"x": steps, "z": z}
+    order = [key for key in MEASUREMENTS if key in maps]
+    order += [key for key in maps if key not in MEASUREMENTS]
+    return {"maps": {key: {"arms": maps[key], **asdict(describe(key))} for key in order}} if maps else {}
 
 
 def by_block(records: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[int, float]]]:
@@ -202,7 +207,8 @@ def _window(traces: Sequence[Figure], since: float) -> list[float] | None:
         lows += shown
         if line["meta"]["kind"] != "training":
             highs += shown
-    if len(highs) < 2 or min(highs) == max(highs):
+    few = max((len(line["x"]) for line in main), default=0) < FEW_POINTS
+    if few or len(highs) < 2 or min(highs) == max(highs):
         return None
     low, high = min(lows), max(highs)
     return [low - 0.03 * (high - low), high + 0.05 * (high - low)]

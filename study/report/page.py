@@ -18,39 +18,53 @@ from study.judge.effects import Row
 from study.judge.results import Run, Study, varying
 from study.report.drawing import FEW, PALETTE, Style, styles
 from study.report.figures import depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
-from study.report.sentences import headline, notes, scope
-from study.report.table import cost_columns, course_columns, main_columns, page_table
+from study.report.sentences import headline, notes, scope, sentence
+from study.report.table import (
+    Cell,
+    Table,
+    TableRow,
+    cost_columns,
+    difference_columns,
+    main_columns,
+    page_table,
+)
 
 FINAL_TEXT = "Below zero is better. Shaded: the margin, ±{0:g} nats per token. Smaller differences do not matter."
 DOTS_TEXT = "Bars are 95 % t intervals of the mean over paired seeds. Faint dots are single seeds."
-LOSS_TEXT = "Validation loss with markers; the training loss of single batches as faint lines. Lower is better."
+LOSS_TEXT = "Lower is better. Faint lines are the training loss of single batches."
 SEEDS_TEXT = "Lines are means over seeds; bands reach from the lowest seed to the highest."
 WINDOW_TEXT = "The first fall is out of view: select “from the start” to see it."
 DIFFERENCE_TEXT = "Validation loss minus the reference’s at the same seed and tokens. Shaded: the margin, ±{0:g}."
-TABLE_TEXT = "Losses in nats per token on the whole validation set, after the last step. Select a heading to sort."
+TABLE_TEXT = "Losses in nats per token on the whole validation set, after the last step."
 NOISE_TEXT = (
     "“Text noise” is half the 95 % interval of the difference over other validation text, with the same trained "
     "networks (block bootstrap). It does not cover other seeds, and no verdict uses it."
 )
-COURSE_TEXT = (
-    "Differences to {0} in nats per token. A change below zero means that the arm gains on {0}. “To 50 %”: tokens to "
-    "the loss that {0} has at half its budget, as a multiple of {0}’s own."
+COURSE_TEXT = "Differences to {0} in nats per token, over training, and how sure they are."
+READING_COURSE = (
+    "“At 25 %”: at a quarter of the budget. “Change”: from there to the end; below zero, the arm gains on {0}. “To "
+    "50 %”: tokens to the loss that {0} has at half its budget, as a multiple of {0}’s own."
 )
-MARGIN_TEXT = "±: half the 95 % interval."
+SURE_TEXT = (
+    "±: half the 95 % interval. “p (Holm)” is for a difference of 0. “Can find” is the smallest difference that so "
+    "many seeds find with a probability of 80 %."
+)
 DEPTH_TEXT = (
     "Gradient of the loss at the input of each block, relative to the last block, after the last step. A line that "
     "rises to the right is a gradient that shrinks on its way back. Runs with a gradient of 0 are left out."
 )
-PROBES_TEXT = "Each measurement by block and training step, the mean over seeds. Steps are log-spaced."
+PROBES_TEXT = "By block and training step, the mean over seeds. All arms share one scale of colours."
 RATE_TEXT = (
     "Final validation loss of each arm at the rates that it was tuned on, or bracketed by. A ring marks its best."
 )
 COST_TEXT = "Means over the runs of an arm."
+SHARED_TEXT = "The runs of a study share a machine, so that tokens/s is not what a run alone would reach."
 VERDICT_TEXT = (
     "Worse and better: the interval excludes 0, after Holm, and the difference is at least the margin of {0:g}. Equal: "
-    "the whole interval lies within the margin. “Seeds to decide” is a plan: so many would probably decide, at this "
-    "mean and spread. “Can find” is the smallest difference that these seeds would probably find (80 %)."
+    "the whole interval lies within the margin."
 )
+NEEDED_TEXT = "“Seeds to decide” is a plan: so many would probably decide, at this mean and spread."
+EDGE_TEXT = "“Edge”: the best learning rate is the lowest or highest that was tried. A better one may lie beyond."
 BRACKET_TEXT = (
     "Each seed trained at {0} learning rates. An arm’s loss is the lowest point of the parabola through their means. "
     "The interval is a jackknife over seeds, so that it covers the choice of the rate. Curves and samples are of the "
@@ -64,13 +78,17 @@ PROTOCOL_TEXT = "Where the runs differ, then what they share."
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; the template lays out each kind: figure, heat, table, claim, samples, settings, text."""
+    """A part of the page; the template lays out each kind: figure, heat, table, claim, samples, settings, text.
+
+    `text` stands above the content, `reading` folded below it.
+    """
 
     id: str
     title: str
     kind: str
     content: Any
     text: str = ""
+    reading: str = ""
 
 
 def write_report(parts: Sequence[Section], rows: Sequence[Row], path: Path, title: str = "actgpt") -> Path:
@@ -97,12 +115,13 @@ def write_page(
         lstrip_blocks=True,
     )
     # StrictUndefined and autoescape: a misspelt name in the template is an error, and a run's name is never HTML.
+    engine.policies["json.dumps_kwargs"] = {"sort_keys": False}  # figures keep the order of their arms
     engine.filters["value"] = _text
     engine.filters["typeset"] = _typeset
     page = engine.get_template("page.html.j2").render(
         title=title,
-        finding=_sentence(finding),
-        scope=_sentence(scope),
+        finding=sentence(finding),
+        scope=sentence(scope),
         sections=parts,
         figures={part.id: part.content for part in parts if part.kind in ("figure", "heat")},
         styles=legend,
@@ -122,47 +141,71 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
 
     `commands` train the runs again.
     """
-    loss, reference = loss_figure(rows), rows[0].reference
+    reference, margin = rows[0].reference, rows[0].margin
+    loss, results = loss_figure(rows), page_table(rows, main_columns(rows), notes(rows, study))
+    difference, cost = page_table(rows, difference_columns(rows)), page_table(rows, cost_columns(rows))
     windowed = bool(loss) and "range" in loss["layout"]["yaxis"]
     several = any(row.arm.seeds > 1 for row in rows)
-    noise = any(row.noise for row in rows)
-    clipped = any(row.arm.clipped is not None for row in rows)
-    tuned, margin = bool(study.tuning), rows[0].margin
+
+    def has(table: Table | None, title: str) -> bool:
+        return table is not None and title in table.titles
 
     texts = {
-        "final": _texts(FINAL_TEXT.format(margin), several and DOTS_TEXT),
-        "results": _texts(
-            TABLE_TEXT, several and VERDICT_TEXT.format(margin), several and _bracket_text(rows), noise and NOISE_TEXT
-        ),
-        "loss": _texts(LOSS_TEXT, several and SEEDS_TEXT, windowed and WINDOW_TEXT),
-        "difference": _texts(DIFFERENCE_TEXT.format(margin), several and SEEDS_TEXT),
-        "course": _texts(COURSE_TEXT.format(reference), several and MARGIN_TEXT),
+        "final": FINAL_TEXT.format(margin),
+        "results": TABLE_TEXT,
+        "loss": _texts(LOSS_TEXT, windowed and WINDOW_TEXT),
+        "difference": DIFFERENCE_TEXT.format(margin),
+        "course": COURSE_TEXT.format(reference),
         "depth": DEPTH_TEXT,
         "probes": PROBES_TEXT,
-        "rates": _texts(RATE_TEXT, tuned and _tuning_text(study)),
-        "cost": _texts(COST_TEXT, clipped and CLIPPED_TEXT),
+        "rates": RATE_TEXT,
+        "cost": COST_TEXT,
         "samples": SAMPLES_TEXT,
         "protocol": PROTOCOL_TEXT,
+    }
+    # What a reader needs once is folded, and of columns only those that are there are explained.
+    readings = {
+        "final": _texts(several and DOTS_TEXT),
+        "results": _texts(
+            has(results, "verdict") and VERDICT_TEXT.format(margin),
+            has(results, "seeds to decide") and NEEDED_TEXT,
+            any(row.arm.edge for row in rows) and EDGE_TEXT,
+            several and _bracket_text(rows),
+        ),
+        "loss": _texts(several and SEEDS_TEXT),
+        "difference": _texts(several and SEEDS_TEXT),
+        "course": _texts(
+            READING_COURSE.format(reference),
+            has(difference, "p (Holm)") and SURE_TEXT,
+            has(difference, "text noise") and NOISE_TEXT,
+        ),
+        "rates": _texts(bool(study.tuning) and _tuning_text(study)),
+        "cost": _texts(
+            has(cost, "clipped") and CLIPPED_TEXT,
+            has(cost, "tokens/s") and bool(study.plans) and SHARED_TEXT,
+        ),
     }
     plans = "\n".join(tomli_w.dumps(plan) for plan in study.plans.values()).strip()
     # The verdict comes first, then how it came about, then what is needed to judge and repeat it.
     every = [
         ("final", f"Final loss against {reference}", "figure", final_figure(rows)),
-        ("results", "Results", "table", page_table(rows, main_columns(rows), notes(rows, study))),
+        ("results", "Results", "table", results),
+        ("studies", "Where the studies differ", "table", _study_table(study)),
         ("loss", "Loss", "figure", loss),
         ("difference", f"Difference to {reference}", "figure", difference_figure(rows)),
-        ("course", "Early and late", "table", page_table(rows, course_columns(rows))),
+        ("course", "The difference in detail", "table", difference),
+        ("rates", "Learning rates", "figure", rate_figure(rows)),
+        ("cost", "Cost", "table", cost),
+        ("samples", "Samples", "samples", _samples(rows)),
         ("depth", "Gradient against depth", "figure", depth_figure(rows)),
         ("probes", "Inside the network", "heat", heat_maps(rows)),
-        ("rates", "Learning rates", "figure", rate_figure(rows)),
-        ("cost", "Cost", "table", page_table(rows, cost_columns(rows))),
-        ("samples", "Samples", "samples", _samples(rows)),
         ("protocol", "Protocol", "settings", _protocol(study, rows)),
         ("environment", "Environment", "settings", _environment([*study.runs, *study.tuning])),
         ("config", "Config", "text", plans),
         ("reproduce", "Reproduce", "text", commands),
     ]
-    return [Section(*part, text=texts.get(part[0], "")) for part in every if part[3]]
+    shown = [part for part in every if part[3]]
+    return [Section(*part, texts.get(part[0], ""), readings.get(part[0], "")) for part in shown]
 
 
 def _texts(*texts: str | bool) -> str:
@@ -183,6 +226,23 @@ def _tuning_text(study: Study) -> str:
     failed = ", ".join(run.name for run in study.tuning if run.status != "finished")
     text = f"They train on {budgets} tokens with seeds {seeds}. Losses far above the best are out of view."
     return _texts(text, bool(failed) and f"Not finished, so that their rates have no loss: {failed}.")
+
+
+def _study_table(study: Study) -> Table | None:
+    """Return the settings in which several studies differ, a column for each; None for a single study."""
+    if len(study.homes) < 2:
+        return None
+    lines = []
+    for key in varying(study.runs):
+        values = []
+        for home in study.homes:
+            texts = _distinct(run.settings.get(key) for run in study.runs if run.folder.parent == home)
+            values.append(", ".join(texts))
+        if len(set(values)) > 1:
+            # The page sorts by the place of a text among its neighbours.
+            cells = [Cell(value, sorted(set(values)).index(value)) for value in values]
+            lines.append(TableRow(key, cells))
+    return Table("setting", list(study.homes.values()), lines) if lines else None
 
 
 def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -245,7 +305,3 @@ def _text(value: Any) -> str:
 def _typeset(text: str) -> str:
     """Give numbers a minus sign, and keep an effect and its margin on one line."""
     return re.sub(r"(?<![\w-])-(?=[\d.])", "−", text).replace(" ± ", "\u00a0±\u00a0")
-
-
-def _sentence(clause: str) -> str:
-    return clause[:1].upper() + clause[1:] + "."

@@ -7,35 +7,95 @@ from itertools import pairwise
 from study.judge.arms import ACTIVATION, SEED, joined, short
 from study.judge.effects import Row
 from study.judge.results import Study, mismatch
-from study.judge.statistics import MINIMUM_SEEDS
+from study.judge.statistics import MINIMUM_SEEDS, MOST_SEEDS
 from study.plan.config import flatten
-from study.report.table import margin
 from training.config import WHERE
 
-MOST_NAMES = 4  # arms that the headline names of each verdict
+MOST_NAMES = 4  # arms that a headline names in one list
 
 
 def headline(rows: Sequence[Row]) -> str:
-    """Return the verdicts in one clause; where there can be none, what was measured."""
+    """Return the answer in one sentence; where there are too few seeds for one, what was measured."""
     if any(row.verdict and row.final and row.final.n >= MINIMUM_SEEDS for row in rows):
-        return _verdicts(rows)
+        return _answer(rows)
     losses = {row.arm.label: row.arm.mean("val/loss") for row in rows}
-    losses = {label: loss for label, loss in losses.items() if loss is not None}
-    whole = [row for row in rows if row.arm.label in losses]
+    whole = [row for row in rows if losses[row.arm.label] is not None]
     if not whole:
         return "no arm is whole yet" if any(row.arm.finals("val/loss") for row in rows) else "no run has finished"
     if any(mismatch(row.arm.runs[0], whole[0].arm.runs[0]) for row in whole):
         return "the runs differ in data or token budget, so their losses do not compare"
-    best = min(losses, key=losses.__getitem__)
-    if len(whole) == 1:
-        return f"validation loss of {best}: {losses[best]:.3f} nats/token"
-    finding = f"lowest validation loss: {best} {losses[best]:.3f} nats/token"
-    gaps = [(row.arm, row.final.mean) for row in whole if row.final and not row.is_reference]
-    if not gaps:
-        return finding
-    # The question of the project is the sigmoid. Without one, the headline names the arm that ends highest.
-    arm, gap = max(gaps, key=lambda pair: (pair[0].activation == "sigmoid", pair[1]))
-    return f"{finding}; {arm.label} is {abs(gap):.3f} {'above' if gap >= 0 else 'below'} {rows[0].reference}"
+    measured = [row for row in whole if row.final and not row.is_reference]
+    if not measured:
+        found = joined(f"{row.arm.label} {losses[row.arm.label]:.3f}" for row in whole[:MOST_NAMES])
+        return f"validation loss, nats per token: {found}"
+    seeds = min(row.arm.seeds for row in measured)
+    given = "one seed" if seeds == 1 else f"{seeds} seeds"
+    return f"{given} cannot tell: {_ends(subject(measured))}; a verdict needs {MINIMUM_SEEDS} seeds"
+
+
+def subject(rows: Sequence[Row]) -> Row:
+    """Return the row that a headline is about: that of the sigmoid, or else the one that is farthest off."""
+    decided = [row for row in rows if row.verdict in ("worse", "better")] or rows
+    sigmoids = [row for row in rows if row.arm.activation == "sigmoid"]
+    return max(sigmoids or decided, key=lambda row: abs(row.final.mean) if row.final else 0)
+
+
+def _answer(rows: Sequence[Row]) -> str:
+    """Return what the verdicts say: first of the arm that the headline is about, then of the others."""
+    judged = [row for row in rows if row.verdict]
+    first = subject([row for row in judged if row.final])
+    reference, margin = first.reference, first.margin
+    words = {
+        "better": f"below {reference}",
+        "worse": f"above {reference}",
+        "equal": f"within {margin:g} of {reference}",
+    }
+    clauses = [_verdict(first)]
+    for verdict, place in words.items():
+        names = _named([row for row in judged if row.verdict == verdict and row is not first])
+        if names:
+            clauses.append(f"{joined(names)} {'ends' if len(names) == 1 else 'end'} {place}")
+    names = _named([row for row in judged if row.verdict == "undecided" and row is not first])
+    if names:
+        clauses.append(f"{joined(names)} {'is' if len(names) == 1 else 'are'} undecided")
+    return "; ".join(clauses)
+
+
+def _verdict(row: Row) -> str:
+    """Return the verdict on one arm, with its size and interval or with what would decide it."""
+    if row.verdict == "equal":
+        return f"{row.arm.label} ends within {row.margin:g} nats of {row.reference} ({row.arm.seeds} seeds)"
+    if row.verdict == "undecided":
+        needed = f"{row.seeds_needed} could" if row.seeds_needed else f"nor could {MOST_SEEDS}"
+        return f"{row.arm.seeds} seeds cannot tell {row.arm.label} from {row.reference}; {needed}"
+    return _ends(row)
+
+
+def _ends(row: Row) -> str:
+    """Return where an arm ends: `sigmoid ends 0.32 nats above gelu (95 % interval 0.29 to 0.34, 5 seeds)`."""
+    effect = row.final
+    assert effect
+    above = effect.mean >= 0
+    # A small difference needs its third digit.
+    digits = 2 if abs(effect.mean) >= 0.1 else 3
+    ends = f"{row.arm.label} ends {abs(effect.mean):.{digits}f} nats {'above' if above else 'below'} {row.reference}"
+    if effect.n == 1:
+        return ends
+    low, high = (effect.low, effect.high) if above else (-effect.high, -effect.low)
+    return f"{ends} (95 % interval {low:.{digits}f} to {high:.{digits}f}, {effect.n} seeds)"
+
+
+def _named(rows: Sequence[Row]) -> list[str]:
+    """Return the labels of arms, the farthest from the reference first; of many, the rest as a number."""
+    labels = [row.arm.label for row in sorted(rows, key=lambda row: -abs(row.final.mean) if row.final else 0)]
+    if len(labels) > MOST_NAMES:
+        labels = [*labels[:MOST_NAMES], f"{len(labels) - MOST_NAMES} more"]
+    return labels
+
+
+def sentence(clause: str) -> str:
+    """Return a clause with a capital and a full stop."""
+    return clause[:1].upper() + clause[1:] + "."
 
 
 def scope(rows: Sequence[Row]) -> str:
@@ -121,31 +181,8 @@ def _certainty(rows: Sequence[Row]) -> str:
     if broken:
         missing = f"; {broken} of {len(rows)} {'arms are not whole' if seeds[-1] > 1 else 'runs not finished'}"
     if seeds == [1]:
-        return f"one seed each: no interval, no verdict{missing}"
+        return f"one seed each{missing}"
     count = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    few = f", and a verdict needs {MINIMUM_SEEDS}" if seeds[-1] < MINIMUM_SEEDS else ""
     tests = sum(not math.isnan(row.p) for row in rows)
     comparisons = "1 comparison" if tests == 1 else f"{tests} comparisons"
-    return f"{count}, paired{few}; differences in nats per token, 95 % t intervals, Holm over {comparisons}{missing}"
-
-
-def _verdicts(rows: Sequence[Row]) -> str:
-    reference = rows[0].reference
-    words = {
-        "worse": f"worse than {reference}",
-        "better": f"better than {reference}",
-        "equal": f"equal to {reference} within {rows[0].margin:g}",
-        "undecided": "undecided",
-    }
-    clauses = []
-    for verdict, text in words.items():
-        effects = [(row.arm.label, row.final) for row in rows if row.verdict == verdict and row.final]
-        effects.sort(key=lambda pair: -abs(pair[1].mean))
-        # Where nothing was shown, a size would look like a result.
-        sized = verdict in ("worse", "better")
-        names = [f"{label} ({margin(effect)})" if sized else label for label, effect in effects]
-        if len(names) > MOST_NAMES:
-            names = [*names[:MOST_NAMES], f"{len(names) - MOST_NAMES} more"]
-        if names:
-            clauses.append(f"{text}: {joined(names)}")
-    return "; ".join(clauses)
+    return f"{count}, paired; differences in nats per token, 95 % t intervals, Holm over {comparisons}{missing}"

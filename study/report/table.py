@@ -1,4 +1,4 @@
-"""The tables of a report: columns of figures, one row for each arm. The terminal, the page and wandb show them."""
+"""The tables of a report: columns of figures, one row for each arm. The terminal and the page show them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from study.judge.effects import EARLY, SHARES, VERDICTS, Reach, Row
 from study.judge.repetitions import Repeated
-from study.judge.statistics import MOST_SEEDS, Effect
+from study.judge.statistics import MINIMUM_SEEDS, MOST_SEEDS, Effect
 
 NEVER = 1e99  # a loss that is never reached sorts after every ratio
 
@@ -38,11 +38,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures; the `main` ones are shown on any terminal."""
+    """A column of figures."""
 
     title: str
     cell: Callable[[Row], Cell]
-    main: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,10 @@ class Table:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the page's table. `arm` is the label whose key is drawn before the name; a claim's rows have none."""
+    """A row of the page's table. `arm` is the label whose key is drawn before the name; a claim's rows have none.
+
+    `status` is shown beside the name, as `lowest loss` in a table of arms.
+    """
 
     name: str
     cells: list[Cell]
@@ -79,44 +81,43 @@ def cell(value: float | None, form: str | Callable[[float], str]) -> Cell:
 
 
 def main_columns(rows: Sequence[Row]) -> list[Column]:
-    """Return the main table: losses, differences with intervals, verdicts."""
+    """Return the main table: what decides first, then the losses."""
     several = any(row.arm.seeds > 1 for row in rows)
     return _filled(
         rows,
+        Column("verdict", _verdict_cell),
+        Column(f"vs {rows[0].reference}", lambda row: cell(row.final and row.final.mean, "+z.3f")),
+        Column("95 % interval", _interval_cell),
+        Column("tuned lr", _rate_cell),
         Column("seeds", lambda row: cell(row.arm.seeds if several else None, ".0f")),
-        _mean("val loss", "val/loss", ".3f", main=True),
-        Column("sd", lambda row: cell(row.arm.sd("val/loss"), ".4f")),
-        Column(f"vs {rows[0].reference}", lambda row: cell(row.final and row.final.mean, "+z.3f"), main=True),
-        Column("95 % interval", _interval_cell, main=True),
-        Column("text noise", lambda row: cell(row.noise, "±{:.3f}".format)),
-        Column("p (Holm)", lambda row: cell(row.p, p_value)),
-        Column("verdict", _verdict_cell, main=True),
         Column("seeds to decide", _needed_cell),
-        Column("can find", lambda row: cell(row.detectable, ".3f")),
+        _mean("val loss", "val/loss", ".3f"),
+        Column("sd", lambda row: cell(row.arm.sd("val/loss"), ".3f")),
         _mean("perplexity", "val/loss", _perplexity),
         _mean("bits/byte", "val/bits_per_byte", ".3f"),
         _mean("test loss", "test/loss", ".3f"),
     )
 
 
-def course_columns(rows: Sequence[Row]) -> list[Column]:
-    """Return how the difference comes about over training."""
+def difference_columns(rows: Sequence[Row]) -> list[Column]:
+    """Return how the difference comes about over training, and how sure it is."""
     reach = [Column(f"to {100 * share:g} %", lambda row, share=share: _reach_cell(row, share)) for share in SHARES]
     return _filled(
         rows,
         Column(f"at {100 * EARLY:g} %", lambda row: _effect_cell(row, row.early)),
-        Column("at the end", lambda row: _effect_cell(row, row.final)),
         Column("change", lambda row: _effect_cell(row, row.change)),
         Column("on average", lambda row: _effect_cell(row, row.area)),
         *reach,
+        Column("p (Holm)", lambda row: cell(row.p, p_value)),
+        Column("can find", lambda row: cell(row.detectable, ".3f")),
+        Column("text noise", lambda row: cell(row.noise, "±{:.3f}".format)),
     )
 
 
 def cost_columns(rows: Sequence[Row]) -> list[Column]:
-    """Return what an arm costs, its tuned learning rate, and how often its gradient was clipped."""
+    """Return what an arm costs, and how often its gradient was clipped."""
     return _filled(
         rows,
-        Column("tuned lr", _rate_cell),
         _cost("parameters", "params/total", ",.0f"),
         _cost("in the FFN", "params/ffn", ",.0f"),
         _cost("MFLOP/token", "flops/token", lambda flops: f"{flops / 1e6:,.1f}"),
@@ -129,10 +130,19 @@ def page_table(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[s
     """Return these columns as a table of the page; None without columns and notes."""
     if not columns and not notes:
         return None
-    lines = [
-        TableRow(row.arm.label, [column.cell(row) for column in columns], row.arm.label, row.arm.status) for row in rows
-    ]
+    lowest = lowest_arm(rows)
+    lines = []
+    for row in rows:
+        label = row.arm.label
+        status = row.arm.status or ("lowest loss" if label == lowest else "")
+        lines.append(TableRow(label, [column.cell(row) for column in columns], label, status))
     return Table("activation", [column.title for column in columns], lines, notes)
+
+
+def lowest_arm(rows: Sequence[Row]) -> str:
+    """Return the label of the arm with the lowest loss; nothing where there are too few seeds to tell."""
+    differences = {row.arm.label: row.final.mean for row in rows if row.final and row.final.n >= MINIMUM_SEEDS}
+    return min(differences, key=differences.__getitem__) if len(differences) > 1 else ""
 
 
 def repetitions_table(repeated: Sequence[Repeated], names: Sequence[str]) -> Table:
@@ -180,8 +190,8 @@ def _filled(rows: Sequence[Row], *columns: Column) -> list[Column]:
     return [column for column in columns if any(column.cell(row).value is not None for row in rows)]
 
 
-def _mean(title: str, metric: str, form: str | Callable[[float], str], main: bool = False) -> Column:
-    return Column(title, lambda row: cell(row.arm.mean(metric), form), main)
+def _mean(title: str, metric: str, form: str | Callable[[float], str]) -> Column:
+    return Column(title, lambda row: cell(row.arm.mean(metric), form))
 
 
 def _cost(title: str, metric: str, form: str | Callable[[float], str]) -> Column:

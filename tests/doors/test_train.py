@@ -145,7 +145,7 @@ def test_the_claims_run_from_end_to_end(call, tmp_path):
     # One claim by itself has a verdict too, beside its report.
     code, said = call("train", "configs/claims/c5-gates.toml", *flags, f"--out={out / 'C5'}")
     assert code == 0, said
-    assert "C5 Survives as a gate: UNDECIDED" in said
+    assert "C5 NOT DECIDED: “The sigmoid survives as a gate”" in said
     assert said.splitlines()[-1] == f"report: {out / 'C5' / 'verdict.html'}"
 
 

@@ -7,6 +7,7 @@ from model.activations import ACTIVATIONS
 from study.judge.arms import KNOWN, make_arms
 from study.judge.effects import compare_arms
 from study.judge.results import load_study
+from study.report.page import sections
 from study.report.sentences import notes, scope
 
 
@@ -85,6 +86,25 @@ def test_the_number_that_names_the_reference_tells(tmp_path):
     rows = rows_of(tmp_path, reference=None)
     assert {row.reference for row in rows} == {"weight_decay=0.1"}
     assert sorted(row.is_reference for row in rows) == [False, True]
+
+
+def test_arms_of_unlike_studies_are_named_by_their_study_and_compared_within_it(tmp_path):
+    unlike = {"clip": 0.5, "warmup": 0.2, "beta2": 0.95}
+    for activation, loss in {"gelu": 4.0, "relu": 4.25}.items():
+        write_run(tmp_path / "old" / activation, activation, loss, weight_decay=0.1)
+    for activation, loss in {"relu": 3.0, "silu": 3.5}.items():
+        write_run(tmp_path / "new" / activation, activation, loss, weight_decay=0.0, **unlike)
+    study = load_study([tmp_path / "old", tmp_path / "new"])
+    rows = compare_arms(study, "gelu")
+    differences = {row.arm.label: row.final and row.final.mean for row in rows}
+    assert differences == {"old/relu": 0.25, "new/relu": None, "old/gelu": 0.0, "new/silu": None}
+    assert notes(rows, study) == ["new/relu and new/silu: no gelu run to compare with, all else equal."]
+    table = next(section.content for section in sections(study, rows, "") if section.id == "studies")
+    shown = {row.name: [cell.text for cell in row.cells] for row in table.rows}
+    assert table.titles == ["old", "new"]
+    assert shown.pop("model.activation") == ["gelu, relu", "relu, silu"]
+    assert shown.pop("train.weight_decay") == ["0.1", "0"]
+    assert shown == {"train.clip": ["–", "0.5"], "train.warmup": ["–", "0.2"], "train.beta2": ["–", "0.95"]}
 
 
 def test_studies_in_folders_of_one_name_keep_their_seeds_together(tmp_path):

@@ -108,7 +108,7 @@ def test_a_fourth_rate_of_the_first_seeds_alone_is_left_out(tmp_path):
 @pytest.fixture
 def tree(tiny):
     """A study of one arm whose best rate is 0.0453: six steps a run."""
-    train = {"tokens": 16 * 4 * 6, "eval_every": 0, "probes": 0}
+    train = {"tokens": 16 * 4 * 6, "eval_every": -1, "probes": 0}
     sections = plain(tiny(train=train, model={"n_layer": 1, "activation": "gelu"}))
     sections["train"]["seed"] = [0, 1]
     return sections | {"study": {"lr": [0.0113, 0.0453, 0.5], "tune_share": 1.0}}
@@ -200,19 +200,19 @@ def test_repetitions_stand_side_by_side_with_their_mean(tmp_path, monkeypatch, c
     assert relu.mean.sd == pytest.approx(0.02)
     assert gelu.mean is None
     labels = [row.arm.label for row in compare(paths)]
-    assert labels == [f"{name} · {study}" for name in ("relu", "gelu") for study in shifts]
+    assert labels == [f"{study}/{name}" for name in ("gelu", "relu") for study in shifts]
     monkeypatch.setenv("COLUMNS", "160")
     compare(paths)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("relu  ") and "worse" in line)
     assert line.rstrip().endswith(interval(relu.mean))
-    assert "<h2>Repetitions</h2>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Repetitions</h2>" in (tmp_path / "a-and-b-and-c" / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_csv_says_of_each_run_what_the_table_says_of_its_arm(tmp_path):
     study = write_plan(tmp_path / "study", **PLAN)
     write_bracket(study, "relu", RELU_RS)
     write_bracket(study, "gelu", GELU_RS)
-    (relu, _) = compare([study])
+    (_, relu) = compare([study])
     with (study / "results.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 30

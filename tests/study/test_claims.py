@@ -110,8 +110,8 @@ def test_a_study_that_still_tunes_is_undecided_and_leaves_the_others(tmp_path, c
     write_study(tmp_path / "c2", plan({"predicts": "above"}), {"gelu": GELU, "sigmoid": shifted(0.1)})
     report_claims(tmp_path)
     first, second, _ = capsys.readouterr().out.splitlines()
-    assert first == "C1 Worse: UNDECIDED · it: no run has begun"
-    assert second.startswith("C0 Worse: SUPPORTED")
+    assert first == "C1 NOT DECIDED: “Worse” · it: no run has begun"
+    assert second.startswith("C0 SUPPORTED: “Worse”")
 
 
 def test_an_aside_takes_no_part_and_a_failed_control_withholds_the_verdict(tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_the_report_prints_a_line_for_each_claim_and_escapes_its_words(tmp_path,
     write_study(tmp_path / "c0", plan({"predicts": "above", "text": "<i>up</i>"}), losses)
     path = report_claims(tmp_path)
     line, end = capsys.readouterr().out.splitlines()
-    assert line.startswith("C0 Worse: SUPPORTED · <i>up</i>: supported (+0.100 nats/token [+0.0")
+    assert line.startswith("C0 SUPPORTED: “Worse” · <i>up</i>: supported (+0.100 nats/token [+0.0")
     for part in (", margin 0.01", "n = 5", "54,321 parameters", "1,000 training tokens of shakespeare"):
         assert part in line
     assert end == f"report: {path}"

@@ -9,7 +9,7 @@ from study.judge.effects import table_verdict
 from study.judge.results import load_study
 from study.judge.statistics import paired, seeds_to_decide
 from study.report.sentences import headline, notes, scope
-from study.report.table import course_columns, main_columns
+from study.report.table import difference_columns, main_columns
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def test_one_seed_each_by_hand(five):
     rows = rows_of(five)
     assert [row.arm.label for row in rows] == ["sigmoid", "relu", "gelu", "swiglu", "mish"]
     assert [row.final and row.final.mean for row in rows] == [0.25, 0.125, 0.0, -0.125, 0.0625]
-    assert headline(rows) == "lowest validation loss: swiglu 3.875 nats/token; sigmoid is 0.250 above gelu"
-    assert scope(rows).endswith("; one seed each: no interval, no verdict")
+    assert headline(rows) == "one seed cannot tell: sigmoid ends 0.25 nats above gelu; a verdict needs 5 seeds"
+    assert scope(rows).endswith("; one seed each")
     assert notes(rows) == []
     titles = [c.title for c in main_columns(rows)]
     assert not {"seeds", "sd", "95 % interval", "p (Holm)", "verdict"} & set(titles)
@@ -45,7 +45,7 @@ def test_an_arm_of_five_seeds_by_hand(seeded):
     assert row.final.high - 0.25 == pytest.approx(2.776445 * stats.sem(SIGMOID_GAPS), rel=1e-6)
     assert row.p == pytest.approx(truth[1])  # the only comparison
     assert row.verdict == "worse"
-    assert headline(rows) == "worse than gelu: sigmoid (+0.250 ± 0.055)"
+    assert headline(rows) == "sigmoid ends 0.25 nats above gelu (95 % interval 0.20 to 0.30, 5 seeds)"
     assert "5 seeds, paired" in scope(rows)
     assert "learning rates 0.004 to 0.008" in scope(rows)  # tuned by none
     assert cells(rows, main_columns)["95 % interval"] == ["[+0.195, +0.305]", "-"]
@@ -60,7 +60,7 @@ def test_text_noise_is_the_bootstrap_of_gaps_averaged_over_seeds(seeded):
     row = rows_of(seeded)[0]
     error = gaps.mean(axis=0).std() / math.sqrt(512)  # the windows are independent
     assert row.noise == pytest.approx(stats.norm.ppf(0.975) * error, rel=0.2)
-    assert cells([row], main_columns)["text noise"] == [f"±{row.noise:.3f}"]
+    assert cells([row], difference_columns)["text noise"] == [f"±{row.noise:.3f}"]
     (seeded / "gelu-seed3" / "val_windows.npy").unlink()
     assert rows_of(seeded)[0].noise is None
 
@@ -84,7 +84,7 @@ def test_holm_is_over_the_comparisons_of_the_table(seeded):
     final = rows["relu"].final
     assert final is not None
     assert rows["relu"].seeds_needed == seeds_to_decide(final, 0.01)
-    assert headline([*rows.values()]).endswith("undecided: relu")
+    assert headline([*rows.values()]).endswith("; relu is undecided")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_how_a_difference_comes_about_by_hand(tmp_path):
     assert [relu.reach[share].ratio for share in (0.5, 0.75)] == pytest.approx([1.5, 4 / 3])
     assert (relu.reach[1.0].ratio, relu.reach[1.0].never) == (None, 2)
     assert silu.reach[1.0].ratio == pytest.approx(0.9)
-    shown = cells(rows, course_columns)
+    shown = cells(rows, difference_columns)
     assert shown["to 100 %"] == ["never", "×1.00", "×0.90"]
     assert shown["to 50 %"] == ["×1.50", "×1.00", "×0.80"]
     assert shown["at 25 %"][1] == "0"
@@ -130,7 +130,7 @@ def test_an_incomplete_reference_leaves_nothing_to_compare_with(seeded):
     rows = by_label(rows_of(seeded))
     assert rows["sigmoid"].final is None
     assert rows["sigmoid"].note == "the gelu runs to compare with are not whole"
-    assert headline([*rows.values()]) == "validation loss of sigmoid: 4.250 nats/token"
+    assert headline([*rows.values()]) == "validation loss, nats per token: sigmoid 4.250"
 
 
 def test_seeds_that_do_not_pair_are_refused(tmp_path):
@@ -185,7 +185,7 @@ def test_of_several_references_the_one_of_the_same_budget_rate_and_study_is_take
         write_run(tmp_path / study / f"gelu-{lr}", "gelu", loss, lr=lr)
         write_run(tmp_path / study / f"relu-{lr}", "relu", loss + 0.25, lr=lr)
     rows = rows_of(tmp_path / "b", tmp_path / "c")
-    assert {row.arm.label for row in rows} >= {"relu · lr=0.1 · b", "relu · lr=0.2 · b", "relu · lr=0.1 · c"}
+    assert {row.arm.label for row in rows} >= {"b/relu · lr=0.1", "b/relu · lr=0.2", "c/relu · lr=0.1"}
     assert {row.final and row.final.mean for row in rows} == {0.25, 0}
 
 
@@ -195,10 +195,10 @@ def test_a_study_that_is_called_as_the_reference_is_not_the_reference(tmp_path):
         write_run(tmp_path / study / "relu", "relu", loss + 0.25)
     rows = by_label(rows_of(tmp_path / "gelu", tmp_path / "other"))
     assert {label: row.final and row.final.mean for label, row in rows.items()} == {
-        "relu · gelu": 0.25,
-        "relu · other": 0.25,
-        "gelu · gelu": 0,
-        "gelu · other": 0,
+        "gelu/relu": 0.25,
+        "other/relu": 0.25,
+        "gelu/gelu": 0,
+        "other/gelu": 0,
     }
 
 

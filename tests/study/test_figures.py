@@ -102,7 +102,7 @@ def test_measurements_by_block_and_step_are_means_over_seeds(probed):
     }
     maps = heat_maps(rows)["maps"]
     assert list(maps) == ["grad/blocks.*/rms", "act/blocks.*/mean_share"]
-    assert maps["grad/blocks.*/rms"]["gelu"] == {
+    assert maps["grad/blocks.*/rms"]["arms"]["gelu"] == {
         "x": [2, 10],
         "z": [[6, 30], [12, 60], [24, 120]],
     }  # 1 + seed is 3 on average
@@ -112,7 +112,8 @@ def test_a_measurement_of_which_the_seeds_share_no_step_has_no_map(probed):
     for seed, path in enumerate(sorted(probed.glob("gelu*/metrics.jsonl"))):
         kept = [line for line in path.read_text().splitlines(True) if f'"step": {2 if seed else 10},' in line]
         path.write_text("".join(kept))
-    assert "gelu" not in heat_maps(compare_arms(load_study([probed]), "gelu"))["maps"].get("grad/blocks.*/rms", {})
+    maps = heat_maps(compare_arms(load_study([probed]), "gelu"))["maps"]
+    assert [*maps["grad/blocks.*/rms"]["arms"]] == ["sigmoid"]
 
 
 def test_the_gradient_against_depth_is_relative_to_the_last_block(probed):

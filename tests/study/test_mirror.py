@@ -69,7 +69,7 @@ def test_wandb_gets_the_table_under_an_id_that_only_the_study_decides(study, wan
     wanted = {"display_name": "study", "project": "p", "run_group": "study", "job_type": "study"}
     assert wanted.items() <= about.items()
     assert about["config"]["update"]["model"]["activation"] == ["relu", "gelu"]
-    assert summary["finding"] == "worse than gelu: relu (+0.250)"
+    assert summary["finding"] == "relu ends 0.25 nats above gelu (95 % interval 0.25 to 0.25, 5 seeds)"
     assert (table["columns"], table["data"]) == arms_table(rows)
     mirror_study(rows, study, OFFLINE, failed=False, say=said.append)
     assert mirrored(study)[0]["run_id"] == about["run_id"]

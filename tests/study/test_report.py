@@ -1,6 +1,7 @@
 """The report and the page of claims, mostly in a real browser: each test opens one page and checks a lot on it."""
 
 import contextlib
+import math
 import os
 import shutil
 import struct
@@ -10,14 +11,14 @@ import pytest
 from helpers import ENDS, GELU, HOSTILE, add_probes, plan, shifted, write_run, write_study
 from playwright.sync_api import sync_playwright
 
-from study.judge.effects import compare_arms
+from study.judge.effects import best_first, compare_arms
 from study.judge.results import Run, Study, load_study
 from study.report.claims_page import report_claims
 from study.report.page import sections, write_report
 
 
 def report_on(study, path, title="study", command=""):
-    rows = compare_arms(study, "gelu")
+    rows = best_first(compare_arms(study, "gelu"))
     return write_report(sections(study, rows, command), rows, path, title)
 
 
@@ -75,9 +76,10 @@ def wait_for_lines(page, n):
     page.wait_for_function(f"document.querySelectorAll('#plot-loss .scatterlayer .trace').length === {n}")
 
 
-def hover(page, figure, place):
-    """Move the mouse over a point of a figure and return what pops up."""
-    point = page.locator(f"#plot-{figure} .scatterlayer .trace:has({place}) .points path").last
+def hover(page, figure, place, first=False):
+    """Move the mouse over the last or first point of a figure and return what pops up."""
+    points = page.locator(f"#plot-{figure} .scatterlayer .trace:has({place}) .points path")
+    point = points.first if first else points.last
     page.locator(f"#plot-{figure}").evaluate("e => e.scrollIntoView({block: 'center'})")  # from under the toolbar
     box = point.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
@@ -100,31 +102,29 @@ def test_the_page_shows_and_sorts_every_run_and_a_hostile_name_stays_text(browse
         assert page.locator("#reproduce pre").inner_text() == "python train.py && echo '<b>'"
         assert page.locator("img").count() == 0
         assert page.locator(".sample mark").first.inner_text() == "O Romeo"
-        assert page.locator(".sample pre").first.inner_text() == "O Romeo, thou sigmoid."
+        assert page.locator(".sample pre").first.inner_text() == "O Romeo, thou swiglu."
         assert page.locator("#results .status").all_inner_texts() == ["unfinished"]
         assert page.locator(".note").all_inner_texts() == [
             "mish: unfinished at 500 of 1,000 tokens, last validation loss 5.100."
         ]
         assert "2.13.0" in page.locator("#environment").inner_text()
-        assert page.locator(".finding").inner_text().startswith("Lowest validation loss: swiglu 3.875")
+        finding = "One seed cannot tell: sigmoid ends 0.25 nats above gelu; a verdict needs 5 seeds."
+        assert page.locator(".finding").inner_text() == finding
         # A validation curve with points and a training curve without for each arm, named at their ends.
         assert page.locator("#plot-loss .scatterlayer .trace:has(.points path)").count() == 7
         assert lines(page, "loss") == 14
         names = {*ENDS, "mish", HOSTILE[:23] + "…"}
         assert set(page.locator("#plot-loss .annotation").all_text_contents()) == names
 
-        order = column(page, 2)
-        assert order == ["4.250", "4.125", "4.000", "4.062", "3.875", "4.500", "–"]
+        upward = ["3.875", "4.000", "4.062", "4.125", "4.250", "4.500", "–"]
+        assert column(page, 3) == upward  # the lowest first, and missing figures last
         head = page.locator("#results").get_by_role("columnheader", name="val loss")
         head.get_by_role("button").click()
-        assert column(page, 2) == ["3.875", "4.000", "4.062", "4.125", "4.250", "4.500", "–"]  # missing ones last
-        assert head.get_attribute("aria-sort") == "ascending"
+        assert (column(page, 3), head.get_attribute("aria-sort")) == (upward, "ascending")
         head.get_by_role("button").press("Enter")
-        assert column(page, 2) == ["4.500", "4.250", "4.125", "4.062", "4.000", "3.875", "–"]
-        assert head.get_attribute("aria-sort") == "descending"
+        assert (column(page, 3), head.get_attribute("aria-sort")) == ([*upward[-2::-1], "–"], "descending")
         page.locator("#results").get_by_role("columnheader", name="activation").get_by_role("button").click()
-        assert column(page, 2) == order
-        assert head.get_attribute("aria-sort") == "none"
+        assert (column(page, 3), head.get_attribute("aria-sort")) == (upward, "none")
     assert "<script>alert" not in report.read_text(encoding="utf-8")
 
 
@@ -133,7 +133,8 @@ def test_figures_can_be_read_changed_and_saved(browser, report):
     curves = "kind => document.getElementById('plot-loss').data.filter(t => t.meta.kind === kind).map(t => t.y)"
     with visit(browser, report) as page:
         text = hover(page, "loss", ".points path")
-        assert all(part in text for part in ("tokens", "validation loss", "perplexity")), text
+        # One popup tells of all curves at these tokens.
+        assert all(part in text for part in ("tokens", "perplexity", *ENDS)), text
 
         titles = page.locator("#plot-loss .modebar-btn").evaluate_all("all => all.map(b => b.dataset.title)")
         assert titles == ["Save as PNG", "Save as SVG", "Zoom", "Pan", "Reset axes"]  # and no upload
@@ -172,6 +173,8 @@ def test_figures_can_be_read_changed_and_saved(browser, report):
         page.keyboard.press("Enter")
         wait_for_lines(page, 6)
         assert lines(page, "difference") == differences - 1
+        ticks = page.locator("#plot-final .yaxislayer-above text")
+        assert ticks.all_text_contents() == [HOSTILE[:47] + "…", "sigmoid", "silu", "swiglu"]  # and no gap between them
         assert relu.get_attribute("aria-pressed") == "false"
         relu.dblclick()  # shows it alone
         wait_for_lines(page, 1)
@@ -193,8 +196,9 @@ def test_the_theme_follows_the_system_until_switched_and_a_phone_scrolls_only_ta
 def test_a_study_with_seeds_and_tuning_is_shown_from_verdict_to_protocol(browser, tuned):
     path = report_on(load_study([tuned]), tuned / "report.html")
     with visit(browser, path) as page:
-        assert page.locator(".finding").inner_text().startswith("Worse than gelu: sigmoid (+0.25")
-        assert f"better than gelu: {HOSTILE} (−0.12" in page.locator(".finding").inner_text()
+        finding = page.locator(".finding").inner_text()
+        assert finding.startswith("Sigmoid ends 0.25 nats above gelu (95 % interval 0.25 to 0.26, 5 seeds); "), finding
+        assert finding.endswith(f"{HOSTILE} ends below gelu."), finding
         scope = page.locator(".scope").inner_text()
         assert all(part in scope for part in ("54,321 parameters", "1,000 training tokens", "shakespeare", "5 seeds"))
         # An arm is a mean with a marker in front of its seeds; the reference has no dot. Bands lie behind lines.
@@ -205,22 +209,24 @@ def test_a_study_with_seeds_and_tuning_is_shown_from_verdict_to_protocol(browser
         assert page.locator("#plot-difference .fills path").count() == 3
         assert lines(page, "rates") == 6  # a curve and a ring each
         names = page.locator("#results thead button").all_inner_texts()
-        assert [column(page, names.index(name) + 1)[0] for name in ("seeds", "verdict")] == ["5", "worse"]
+        assert [column(page, names.index(name) + 1)[0] for name in ("seeds", "verdict")] == ["5", "better"]
+        assert page.locator("#results .lowest .status").all_inner_texts() == ["lowest loss"]
         assert column(page, names.index("95 % interval") + 1)[1] == "–"
-        page.locator("#course").get_by_role("columnheader", name="to 100 %").get_by_role("button").click()
-        assert column(page, page.locator("#course thead th").count(), "course") == ["×0.88", "×1.00", "never"]
-        assert "have no loss: too-high." in page.locator("#rates .intro").inner_text()
+        late = page.locator("#course").get_by_role("columnheader", name="to 100 %")
+        late.get_by_role("button").click()
+        assert column(page, late.evaluate("e => e.cellIndex") + 1, "course") == ["×0.88", "×1.00", "never"]
+        assert "have no loss: too-high." in page.locator("#rates .reading").text_content()
         protocol = page.locator("#protocol").inner_text()
         assert "tuning learning rates\n0.005 · 0.01 · 0.02 · 0.04" in protocol
         assert "tuning tokens\n500" in protocol
         assert page.locator(".sample").count() == 3  # one seed each
         assert "[study]" in page.locator("#config").inner_text()
-        for figure, parts in (
+        for figure, parts in (  # of the rates, the last one is so bad that it is out of view
             ("final", ("-0.122 nats per token [-0.126", "alert(1)")),
-            ("difference", ("mean of 5 seeds", "against gelu")),
+            ("difference", ("tokens", "+0.", "mean of 5 seeds")),
             ("rates", ("learning rate 0.0", "validation loss 4.")),
         ):
-            text = hover(page, figure, ".errorbar, .js-line")
+            text = hover(page, figure, ".errorbar, .js-line", first=figure == "rates")
             assert all(part in text for part in parts), text
 
 
@@ -264,12 +270,18 @@ def test_a_page_of_claims_shows_verdicts_and_heat_maps(browser, tmp_path):
             effect.click()  # up, then down
             assert [text.split(" (")[0] for text in column(page, 1, "c0")] == order
         assert lines(page, "c0-0") == 4  # two arms, each with its band
-        heat = page.locator("#plot-c0-probes .heatmaplayer image")
-        before = heat.get_attribute("href")
-        page.locator(".measure").select_option("act/blocks.*/mean_share")
+        # A map for each arm, on one scale: of logarithms where ratios count.
+        assert page.locator("#plot-c0-probes .heatmaplayer image").count() == 2
+        first = (
+            "document.querySelector('#plot-c0-probes').data.map(map => [map.name, map.z[0][0], map.customdata[0][0]])"
+        )
+        assert page.evaluate(first) == [
+            ["sigmoid", pytest.approx(math.log10(6)), 6],
+            ["gelu", pytest.approx(math.log10(6)), 6],
+        ]
+        page.locator(".measure").select_option("mean share of a hidden unit")
+        assert "0: centred. 1: the unit is a constant." in page.locator(".meaning").inner_text()
         page.wait_for_function("document.querySelector('#plot-c0-probes').data[0].z[0][0] === 0.5")
-        page.locator(".arm").select_option("sigmoid")
-        assert heat.get_attribute("href") != before
         page.get_by_role("button", name="Dark theme").click()
         assert saved(page, "c0-probes", "Save as PNG")[1].startswith(b"\x89PNG")
 

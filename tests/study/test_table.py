@@ -14,7 +14,7 @@ def test_the_tuned_learning_rate(seeded):
     sigmoid, gelu = rows
     assert (sigmoid.arm.lr, sigmoid.arm.edge) == (0.008, True)
     assert (gelu.arm.lr, gelu.arm.edge) == (0.004, False)
-    assert cells(rows, cost_columns)["tuned lr"] == ["0.008 (edge)", "0.004"]
+    assert cells(rows, main_columns)["tuned lr"] == ["0.008 (edge)", "0.004"]
     assert "each arm at its own learning rate" in scope(rows)
 
 

@@ -32,7 +32,7 @@ def test_tuning_runs_take_a_share_of_the_budget_on_seeds_of_their_own():
     assert list(trials)[:3] == ["relu-n_layer1-lr0.1-seed7", "relu-n_layer1-lr0.1-seed8", "relu-n_layer1-lr0.2-seed7"]
     assert {(run.train.lr, run.train.seed) for run in trials.values()} == {(l, s) for l in arm.study.lr for s in (7, 8)}
     assert {run.train.tokens for run in trials.values()} == {251}
-    assert all(run.train.eval_every == run.train.probes == 0 for run in trials.values())
+    assert all((run.train.eval_every, run.train.probes) == (-1, 0) for run in trials.values())
     assert {len(name) for name in tuning_runs("x" * 255, arm, arm.study.lr)} == {255}
 
 

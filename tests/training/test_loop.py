@@ -168,10 +168,11 @@ def test_each_signal_has_its_own_code(tiny, tmp_path, stop_at):
 
 
 def test_evaluating_more_often_changes_nothing_in_training(tiny, tmp_path):
-    for name, every in (("seldom", 0), ("often", 1)):
+    for name, every in (("seldom", -1), ("default", 0), ("often", 1)):
         train(tiny(train={"eval_every": every, "tokens": 640}), tmp_path / name)
     assert by_step(tmp_path / "seldom", "train/loss") == by_step(tmp_path / "often", "train/loss")
     assert [*by_step(tmp_path / "seldom", "val/loss")] == [10]
+    assert [*by_step(tmp_path / "default", "val/loss")] == [*range(11)]
     assert same_weights(tmp_path / "seldom", tmp_path / "often")
 
 

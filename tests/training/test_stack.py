@@ -262,7 +262,7 @@ def test_a_step_that_is_not_finite_leaves_its_run_as_it_was_and_others_go_on(run
             bad[0].data[0, 0] = float("nan")
         return train_batch(tokens_N, seed, step, *shape)
 
-    made = runs(optimizer=optimizer, nonfinite="skip", lrs=(1e-2, 3e-3), eval_every=0, tokens=8 * 4 * 5, probes=0)
+    made = runs(optimizer=optimizer, nonfinite="skip", lrs=(1e-2, 3e-3), eval_every=-1, tokens=8 * 4 * 5, probes=0)
     bad, make = [], stack.Stack
 
     def stacked(members):
