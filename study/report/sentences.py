@@ -94,8 +94,9 @@ def _named(rows: Sequence[Row]) -> list[str]:
 
 
 def sentence(clause: str) -> str:
-    """Return a clause with a capital and a full stop."""
-    return clause[:1].upper() + clause[1:] + "."
+    """Return a clause with a capital, unless it begins with the name of a folder, and with a full stop."""
+    first = clause.split(" ")[0]
+    return f"{clause if '/' in first else clause[:1].upper() + clause[1:]}."
 
 
 def scope(rows: Sequence[Row]) -> str:
