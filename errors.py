@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterable
 CPU_ALLOCATOR = ("[enforce fail at alloc_cpu.cpp", "Storage size calculation overflowed")
 
 
+# What people write who come from elsewhere. By its letters alone, gpu is nearest to cpu.
+OTHER_WORDS = {"gpu": "cuda", "off": "disabled", "adam": "adamw", "fp16": "bf16", "float32": "fp32", "swish": "silu"}
+
+
 class UserError(ValueError):
     """A mistake in the user's call. The doors print its message and exit with code 2, without a traceback."""
 
@@ -31,7 +35,10 @@ class Interrupted(Exception):
 def unknown(kind: str, given: str, allowed: Iterable[str]) -> str:
     """Return the message for an unknown name: what was given, the nearest valid name, and all that is allowed."""
     names = list(allowed)
-    nearest = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
+    if OTHER_WORDS.get(given.lower()) in names:
+        nearest = [OTHER_WORDS[given.lower()]]
+    else:
+        nearest = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return f"unknown {kind} {given!r}.{hint} Allowed: {', '.join(names)}."
 

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from errors import door
 
 REFERENCE = "arm that differences are taken to: an activation, or a part of its label such as optimizer=sgd"
-REPORT = "(default: report.html in the study, or here for several paths)"
+REPORT = "(default: report.html in the study, or in a folder beside the first of several paths)"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Command:
 
 def main() -> None:
     """Read the command line and evaluate."""
-    command = tyro.cli(Command, prog="python eval.py")
+    command = tyro.cli(Command, prog="python eval.py", use_underscores=True)
 
     from study.evaluate import evaluate  # late: --help needs no torch
 

@@ -38,12 +38,12 @@ class Command:
             ("samples", 1 <= self.samples < 2**63, "from 1 to 2**63 - 1"),
         ):
             if not allowed:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {rule}.")
+                raise UserError(f"--{name}={getattr(self, name)}: must be {rule}.")
 
 
 def main() -> None:
     """Print the samples, each after its prompt."""
-    command = tyro.cli(Command, prog="python sample.py")
+    command = tyro.cli(Command, prog="python sample.py", use_underscores=True)
     command.check()
 
     from training.sample import sample_run  # late: torch takes over a second to import, and --help needs none

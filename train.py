@@ -16,10 +16,13 @@ def main() -> int:
 
     command = parse_command(sys.argv[1:], QUICK)
 
-    from study.command import estimate, read_plans, train_studies
+    from study.command import estimate, list_activations, read_plans, train_studies
     from training.loop import train
     from training.summary import describe
 
+    if command.list:
+        list_activations(command.plugin)
+        return 0
     plans = read_plans(command)
     if command.dry_run:
         estimate(plans)

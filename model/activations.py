@@ -5,8 +5,10 @@ module of one argument, act(up x), or a gated one of two, act(gate x, up x) (Dau
 """
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -138,9 +140,19 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def formulas() -> dict[str, str]:
+    """Return the formula and the source of each name, as its line above says them."""
+    source = Path(__file__).read_text("utf-8")
+    return dict(re.findall(r'^    "(\w+)": .*,  # (.*)$', source, re.MULTILINE))
+
+
 def check_name(name: str) -> None:
     """Raise `UserError` with the nearest name if the registry does not hold `name`."""
     if name not in ACTIVATIONS:
+        several = [part.strip() for part in name.split(",")]
+        if len(several) > 1 and all(part in ACTIVATIONS for part in several):
+            listed = ", ".join(f'"{part}"' for part in several)
+            raise UserError(f"{name!r} is not one activation. To compare several: --model.activation='[{listed}]'.")
         raise UserError(unknown("activation", name, ACTIVATIONS) + " Your own come with --plugin FILE.")
 
 

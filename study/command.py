@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from errors import UserError
+from model.activations import ACTIVATIONS, formulas
 from model.plugin import load_plugin
 from study.judge.results import run_folders
 from study.plan.config import Command, configs_of
@@ -34,6 +35,16 @@ def read_plans(command: Command) -> dict[Path, Plan]:
             raise UserError(f"{path} is a single run: a folder of configs holds studies.")
         plans[command.out / path.stem] = plan
     return plans
+
+
+def list_activations(plugin: Path | None) -> None:
+    """Print the names of the registry, each with its formula and source, and those that a plugin adds."""
+    if plugin:
+        load_plugin(plugin)
+    words = formulas()
+    width = max(map(len, ACTIVATIONS))
+    for name in ACTIVATIONS:
+        print(f"{name:<{width}}  {words.get(name, f'from {plugin}')}")
 
 
 def estimate(plans: dict[Path, Plan]) -> None:

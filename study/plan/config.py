@@ -113,6 +113,7 @@ class Command:
     out: Path
     plugin: Path | None
     dry_run: bool
+    list: bool
     flags: Tree
 
 
@@ -124,17 +125,19 @@ def parse_command(arguments: list[str], default: Path) -> Command:
     """
     for argument in arguments:
         _check_flag(argument)
-    given = tyro.cli(_flags_type(default), args=arguments, prog="python train.py", description=DESCRIPTION)
+    given = tyro.cli(
+        _flags_type(default), args=arguments, prog="python train.py", description=DESCRIPTION, use_underscores=True
+    )
     flags: Tree = {}
     for section, name in FIELDS:
         text = getattr(getattr(given, section), name)
         if text is not None:
-            flags.setdefault(section, {})[name] = _value(text, _kind(section, name) is str)
+            flags.setdefault(section, {})[name] = _value(text, _kind(section, name))
     name = given.config.stem
     if "WANDB_SWEEP_ID" in os.environ:  # an agent gives every run of a sweep the same config and out
         name += f"-{os.environ.get('WANDB_RUN_ID', '')}"
     out = (given.out or Path("runs") / name).expanduser()  # the shell expands no ~ after a =
-    return Command(given.config, out, given.plugin, given.dry_run, flags)
+    return Command(given.config, out, given.plugin, given.dry_run, given.list, flags)
 
 
 def _kind(section: str, name: str) -> Any:
@@ -146,6 +149,7 @@ def _check_flag(argument: str) -> None:
     """Raise `UserError` for a flag that its section does not have: tyro finds the nearest one for few typos."""
     match = FLAG.match(argument)
     if not match:
+        _check_section(argument)
         return
     section, key = match[1], match[2].replace("-", "_")
     if (section, key) in FIELDS:
@@ -153,6 +157,16 @@ def _check_flag(argument: str) -> None:
     # The right field of the wrong section comes first; else the nearest field of this section.
     near = [field for field in FIELDS if field[1] == key] or [field for field in FIELDS if field[0] == section]
     raise UserError(unknown("flag", f"--{section}.{key}", [f"--{s}.{name}" for s, name in near]))
+
+
+def _check_section(argument: str) -> None:
+    """Raise `UserError` for a flag without its section, such as --lr, or without its field, such as --wandb."""
+    name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
+    if not argument.startswith("--") or name in ("out", "plugin", "dry_run", "list", "help"):
+        return
+    whole = [f"--{section}.{field}" for section, field in FIELDS if name in (section, field)]
+    if whole:
+        raise UserError(f"{argument}: a flag has a section and a field. Use {' or '.join(whole)}.")
 
 
 def _flags_type(default: Path) -> type:
@@ -175,12 +189,15 @@ def _flags_type(default: Path) -> type:
         help="Python file that adds activations; it is executed",
         help_behavior_hint="(default: study.plugin of the config)",
     )
+    flag = tyro.conf.FlagCreatePairsOff[bool]
     dry_run = arg(help="print the runs, the size of each network and the time; train nothing")
+    names = arg(help="print the activations, each with its formula and source; train nothing")
     top = [
         ("config", tyro.conf.Positional[Annotated[Path, config]], default),
         ("out", Annotated[Path | None, out], None),
         ("plugin", Annotated[Path | None, plugin], None),
-        ("dry_run", Annotated[bool, dry_run], False),
+        ("dry_run", Annotated[flag, dry_run], False),
+        ("list", Annotated[flag, names], False),
     ]
     for section, part in ALL_SECTIONS.items():
         flags = []
@@ -197,14 +214,16 @@ def _flags_type(default: Path) -> type:
     return dataclasses.make_dataclass("Flags", top)
 
 
-def _value(text: str, is_string: bool) -> Any:
+def _value(text: str, kind: Any) -> Any:
     """Return the value of a flag; text that is not TOML stays text, which the config's types then judge."""
-    if is_string and not text.startswith("["):
+    if kind is str and not text.startswith("["):
         return text
     try:
-        return tomllib.loads(f"value = {BOOLEANS.get(text, text)}")["value"]
+        value = tomllib.loads(f"value = {BOOLEANS.get(text, text)}")["value"]
     except ValueError:
         return text
+    # 1e5 is a float in TOML, and what people write for a number of tokens.
+    return int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
 
 
 def configs_of(path: Path) -> list[Path]:

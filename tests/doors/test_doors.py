@@ -135,11 +135,11 @@ MISTAKES = {
     "eval.py nowhere": "nowhere",
     "eval.py configs": "configs",
     "sample.py configs": "not a run folder",
-    "sample.py nowhere --temperature=-1": "--temperature -1.0",
-    "sample.py nowhere --tokens=0": "--tokens 0",
-    f"sample.py nowhere --tokens={10**23}": "--tokens 1000",
-    "sample.py nowhere --top-p=2": "--top-p 2.0",
-    f"sample.py nowhere --seed={2**64}": f"--seed {2**64}",
+    "sample.py nowhere --temperature=-1": "--temperature=-1.0",
+    "sample.py nowhere --tokens=0": "--tokens=0",
+    f"sample.py nowhere --tokens={10**23}": "--tokens=1000",
+    "sample.py nowhere --top-p=2": "--top_p=2.0",
+    f"sample.py nowhere --seed={2**64}": f"--seed={2**64}",
     "sample.py nowhere --plugin=nowhere.py": "nowhere.py: no such",
     "eval.py " + "x" * 300: "longer than the file system allows",
 }
@@ -198,7 +198,7 @@ def test_help_documents_every_field_with_its_default_and_imports_nothing_slow():
     parts = {
         "train.py": ("--train.lr FLOAT", "(default: 0.001)", "--data.corpus", "--model.activation", "--wandb.mode"),
         "eval.py": ("--reference", "--data.column", "(default: the study's)"),
-        "sample.py": ("--top-k INT", "(default: 50)", '--prompt="-x y"'),
+        "sample.py": ("--top_k INT", "(default: 50)", '--prompt="-x y"'),
     }
     for name in parts:
         done = door("-X", "importtime", name, "--help", COLUMNS="200")

@@ -17,7 +17,7 @@ from scipy.stats import norm
 from torch.func import functional_call
 
 from errors import UserError
-from model.activations import ACTIVATIONS, check_name, is_gated
+from model.activations import ACTIVATIONS, check_name, formulas, is_gated
 from model.moments import moments
 
 Formula = Callable[[NDArray], NDArray]
@@ -215,6 +215,13 @@ def test_which_ones_come_first_which_learn_and_which_gate():
     assert list(ACTIVATIONS)[:5] == ["sigmoid", "relu", "gelu", "silu", "swiglu"]
     assert {name for name, factory in ACTIVATIONS.items() if list(factory().parameters())} == set(LEARNED)
     assert {name for name in ACTIVATIONS if is_gated(name)} == set(GATES)
+
+
+def test_each_name_has_its_formula_in_words():
+    found = formulas()
+    assert [*found] == [*ACTIVATIONS]
+    assert found["relu2"] == "max(0, u)²; Primer, So et al., 2021"
+    assert all(text.strip() for text in found.values())
 
 
 @pytest.mark.parametrize(("given", "nearest"), [("rellu", "relu"), ("GELU", "gelu"), ("swigu", "swiglu")])

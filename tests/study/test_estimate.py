@@ -1,4 +1,4 @@
-"""What --dry-run says of a study before it is trained."""
+"""What --dry_run says of a study before it is trained."""
 
 import re
 

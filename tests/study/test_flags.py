@@ -67,6 +67,37 @@ def test_a_flag_that_its_section_lacks_gets_the_nearest_or_its_own_section(flag,
         parse_command(["a.toml", flag], Path("none"))
 
 
+@pytest.mark.parametrize(
+    ("flag", "whole"),
+    [
+        ("--tokens=1000", "--train.tokens"),
+        ("--lr", "--train.lr or --study.lr"),
+        ("--d-model=64", "--model.d_model"),
+        ("--wandb=off", "--wandb.mode or --wandb.project"),
+    ],
+)
+def test_a_flag_without_its_section_or_field_gets_the_whole_one(flag, whole):
+    with pytest.raises(UserError, match=f"^{flag}: a flag has a section and a field. Use {whole}"):
+        parse_command(["a.toml", flag], Path("none"))
+
+
+def test_a_whole_number_may_be_written_as_a_power_of_ten():
+    command = parse_command(["a.toml", "--train.tokens=1e5", "--train.lr=1e3"], Path("none"))
+    assert command.flags == {"train": {"tokens": 100_000, "lr": 1000.0}}
+    assert isinstance(command.flags["train"]["tokens"], int)
+    with pytest.raises(UserError, match=r"train.tokens = 1.5"):
+        make_plan(parse_command(["a.toml", "--train.tokens=1.5"], Path("none")).flags)
+
+
+def test_words_of_other_trainers_get_the_right_name():
+    with pytest.raises(UserError, match=r"unknown device 'gpu'\. Did you mean 'cuda'"):
+        make_plan({"train": {"device": "gpu"}})
+    with pytest.raises(UserError, match=r"unknown mode 'off'\. Did you mean 'disabled'"):
+        make_plan({"wandb": {"mode": "off"}})
+    with pytest.raises(UserError, match=r"""To compare several: --model.activation='\["relu", "gelu"\]'"""):
+        make_plan({"model": {"activation": "relu,gelu"}})
+
+
 def test_a_number_given_for_a_name_stays_text():
     command = parse_command(["a.toml", "--wandb.project=2024"], Path("none"))
     assert command.flags == {"wandb": {"project": "2024"}}
