@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from files import write_file, writing
 from training.wandb_mirror import WandbMirror
@@ -20,33 +21,25 @@ class Metrics:
 
     def __init__(self, path: Path | None, before: bytes, mirror: WandbMirror):
         self.path, self.mirror = path, mirror
-        self.file = None
         if path is None:
             return
         if before and not (path.exists() and path.read_bytes().startswith(before)):
             print(f"warning: {path} was changed; it is restored from the checkpoint. No record is lost.")
         write_file(path, before)
-        self.file = path.open("a+b", buffering=0)  # unbuffered, so that a full disk is noticed in `log`
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
 
     def log(self, record: dict[str, Any]) -> None:
         """Append one record (`step`, `tokens`, `time` and the metrics) and hand it to wandb. Keys are paths."""
-        if self.file and self.path:
+        if self.path:
             line = json.dumps(strict_json(record), allow_nan=False).encode() + b"\n"
-            end = self.file.tell()
             with writing(self.path, len(line)):
+                end = self.path.stat().st_size
                 try:
-                    written = 0
-                    while written < len(line):  # a nearly full disk may take only a part
-                        written += self.file.write(line[written:])
+                    # The file is closed after each record, so that a full disk is noticed here.
+                    with self.path.open("ab") as file:
+                        file.write(line)
                 except OSError:
-                    self.file.seek(self.file.truncate(end))
+                    # A nearly full disk may have taken a part of the line.
+                    os.truncate(self.path, end)
                     raise
         self.mirror.log(record)
 

@@ -150,7 +150,7 @@ class Run:
         mirror = WandbMirror.of_run(self.config, self.folder, state["wandb_id"], state["wandb_best"], self.display.say)
         self._held.callback(lambda: mirror.close(self.failed))
         path = self.folder / "metrics.jsonl" if self.process.main else None
-        self.metrics = self._held.enter_context(Metrics(path, self.lines, mirror))
+        self.metrics = Metrics(path, self.lines, mirror)
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
         """Load the newest checkpoint, if there is one, and return its state.

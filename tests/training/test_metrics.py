@@ -127,10 +127,10 @@ def test_the_first_failure_turns_wandb_off_with_one_warning_and_metrics_go_on(ti
     said = []
     mirror = WandbMirror(tiny().wandb, tmp_path, None, said.append)
     mirror.run = broken = Broken()
-    with Metrics(tmp_path / "metrics.jsonl", b"", mirror) as metrics:
-        metrics.log({"step": 1, "tokens": 2})
-        metrics.log({"step": 2, "tokens": 4})
-        metrics.finish({"val/loss": 1.0, "sample/prompt": "", "sample/text": "text"})
+    metrics = Metrics(tmp_path / "metrics.jsonl", b"", mirror)
+    metrics.log({"step": 1, "tokens": 2})
+    metrics.log({"step": 2, "tokens": 4})
+    metrics.finish({"val/loss": 1.0, "sample/prompt": "", "sample/text": "text"})
     mirror.close(failed=False)
     assert broken.calls == len(said) == 1
     assert "ConnectionError" in said[0]
@@ -173,12 +173,11 @@ def test_a_run_whose_id_is_given_can_be_read_again(tiny, tmp_path, monkeypatch, 
 def test_resuming_cuts_the_file_back_and_numbers_that_json_lacks_become_null(tiny, tmp_path):
     path = tmp_path / "metrics.jsonl"
     mirror = WandbMirror(tiny().wandb, tmp_path, None, print)
-    with Metrics(path, b"", mirror) as metrics:
-        metrics.log({"step": 1})
-        before = metrics.content()
-        metrics.log({"step": 2})
-    with Metrics(path, before, mirror) as metrics:
-        metrics.log({"step": 2, "train/loss": float("inf")})
+    metrics = Metrics(path, b"", mirror)
+    metrics.log({"step": 1})
+    before = metrics.content()
+    metrics.log({"step": 2})
+    Metrics(path, before, mirror).log({"step": 2, "train/loss": float("inf")})
     assert path.read_text() == '{"step": 1}\n{"step": 2, "train/loss": null}\n'
 
 
