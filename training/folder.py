@@ -3,19 +3,17 @@
 import contextlib
 import os
 import platform
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from filelock import FileLock, Timeout
 
 from errors import Damaged, UserError
-from files import PARTIAL, write_file
-from training.config import RunConfig, differences, to_toml, tree
+from files import PARTIAL
+from training.config import RunConfig, differences
 from training.contents import read_config, read_finished
 
 CHOOSE = "Choose another --out."
@@ -32,47 +30,19 @@ def open_run(folder: Path, config: RunConfig, patience: float = 0.0) -> Iterator
     Raises:
         UserError: another process holds it, it is something else, or it holds a run with another config.
     """
-    _check_free(folder)
+    path = folder / "config.toml"
+    if not path.exists() and folder.is_dir() and {entry.name for entry in folder.iterdir()} - OWN_FILES:
+        raise UserError(f"{folder} exists and is not a run (it has no config.toml). {CHOOSE}")
     with hold(folder, patience):
-        if has_begun(folder):  # one that never did leaves no trace of its config
-            if lines := differences(read_config(folder), config):
-                raise UserError("\n  ".join([f"{folder} holds a run with another config:", *lines, CHOOSE]))
-        else:
-            write_file(folder / "config.toml", to_toml(config))
+        # A run writes its config as soon as its data are there. A config.toml that no run wrote is refused here.
+        if path.exists() and (lines := differences(read_config(folder), config)):
+            raise UserError("\n  ".join([f"{folder} holds a run with another config:", *lines, CHOOSE]))
         try:
             summary = read_finished(folder)
         except Damaged as problem:
             print(f"warning: {problem} It is made from the last checkpoint.")
             summary = None
         yield summary
-
-
-def _check_free(folder: Path) -> None:
-    """Raise `UserError` if a folder is neither that of a run nor one for a run to be."""
-    config = folder / "config.toml"
-    if not config.exists() and folder.is_dir() and {path.name for path in folder.iterdir()} - OWN_FILES:
-        raise UserError(f"{folder} exists and is not a run (it has no config.toml). {CHOOSE}")
-    if not config.exists() or has_begun(folder):
-        return
-    known, tables = tree(RunConfig()), as_written(config) or {}
-    parts = [(tables.get(name), part) for name, part in known.items()]
-    if not all(isinstance(own, dict) and own.keys() <= part.keys() for own, part in parts):
-        raise UserError(f"{config} is not of a run, and the config of this one would take its place. {CHOOSE}")
-
-
-def as_written(path: Path) -> dict[str, Any] | None:
-    """Return the tables of a TOML file whose text is as this project writes it, None of one that somebody wrote."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
-        return tables if tomli_w.dumps(tables) == text else None
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def has_begun(folder: Path) -> bool:
-    """Whether a folder holds anything that a run has found out."""
-    return any((folder / name).exists() for name in ("metrics.jsonl", "summary.json", "checkpoints"))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from files import write_file
 from model.gpt import GPT
 from training import checkpoint
 from training.clock import Clock
-from training.config import RunConfig, build, differences, tree
+from training.config import RunConfig, build, differences, to_toml, tree
 from training.contents import intact_summary, read_records, read_state, read_windows, seal
 from training.ddp import ONE_PROCESS, OneProcess
 from training.device import check_compiler, environment, keep_memory, pick_device, pick_precision
@@ -110,6 +110,9 @@ class Run:
         self.data = prepare(self.config.data, self.config.train.seed)
         check_context(self.config, self.data)
         check_same_everywhere(self.config, self.data, self.process)
+        path = self.folder / "config.toml"
+        if self.process.main and not path.exists():
+            write_file(path, to_toml(self.config))
 
     @contained
     def build(self, stacked: bool = False) -> None:

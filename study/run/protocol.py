@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from study.run.search import left_to_train, train_arms
 from training.config import RunConfig, differences
 from training.contents import intact_summary, read_config
 from training.ddp import world_size
-from training.folder import CHOOSE, OWN_FILES, as_written, has_begun, hold
+from training.folder import CHOOSE, OWN_FILES, hold
 from training.interrupt import Interrupt
 from training.run import check_available, check_context
 
@@ -109,14 +110,24 @@ def _open_study(folder: Path, plan: Plan, plugin: Path | None) -> Iterator[None]
     if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - OWN_FILES:
         raise UserError(f"{folder} exists and is not a study (it has no study.toml). {CHOOSE}")
     with hold(folder):
-        begun = path.exists() and any(has_begun(config.parent) for config in folder.rglob("config.toml"))
+        begun = path.exists() and any(folder.rglob("config.toml"))
         # Without runs, a study.toml is either of a study that was stopped early, or a plan that somebody wrote by hand.
-        if not begun and path.exists() and as_written(path) is None:
+        if not begun and path.exists() and _as_written(path) is None:
             raise UserError(f"{path} is not of a study, and the plan of this one would take its place. {CHOOSE}")
         if begun:
             grow(folder, plan)
-        if as_written(path) != plan.tree:
+        if _as_written(path) != plan.tree:
             write_file(path, tomli_w.dumps(plan.tree))
         if plugin and plan.study.plugin:
             write_file(folder / plan.study.plugin, plugin.read_bytes())
         yield
+
+
+def _as_written(path: Path) -> Tree | None:
+    """Return the tables of a TOML file whose text is as this project writes it, None of one that somebody wrote."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tables = tomllib.loads(text)
+        return tables if tomli_w.dumps(tables) == text else None
+    except (OSError, ValueError, RecursionError):
+        return None

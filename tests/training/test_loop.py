@@ -271,7 +271,7 @@ def test_a_config_that_no_run_wrote_is_left_alone(tiny, tmp_path, text):
     mine = tmp_path / "mine" / "config.toml"
     mine.parent.mkdir()
     mine.write_text(text, encoding="latin-1")
-    with pytest.raises(UserError, match=r"config\.toml is not of a run"):
+    with pytest.raises(UserError, match=r"config\.toml is damaged or was not written by this project"):
         train(tiny(), mine.parent)
     assert mine.read_text(encoding="latin-1") == text
 
