@@ -44,11 +44,11 @@ def size(config: ModelConfig, n_vocab: int) -> Size:
     )
 
 
-def least_weights(config: ModelConfig, n_vocab: int, n_layer: int, d_model: int) -> int:
-    """Count the weights of the matrices of a network with that many layers of that width, the other fields given.
+def least_weights(config: ModelConfig, n_vocab: int) -> int:
+    """Count the weights of the matrices of a network.
 
     Unlike `size`, this makes no network, so that any config is counted at once.
     """
     gated = is_gated(config.activation)
-    ffn = (3 if gated else 2) * d_model * ffn_width(d_model, gated)
-    return n_vocab * d_model + n_layer * (4 * d_model**2 + ffn)
+    ffn = (3 if gated else 2) * config.d_model * ffn_width(config.d_model, gated)
+    return n_vocab * config.d_model + config.n_layer * (4 * config.d_model**2 + ffn)

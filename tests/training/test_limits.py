@@ -1,6 +1,5 @@
 """Sizes that are refused before any work: steps above the budget, networks and batches above memory."""
 
-import re
 import time
 
 import pytest
@@ -23,37 +22,36 @@ def machine(monkeypatch):
 def test_weights_are_counted_as_in_the_network_but_for_gains(activation):
     config = ModelConfig(activation=activation, n_layer=3, n_head=2, d_model=48, context=8)
     gains = 48 * (2 * 3 + 1)
-    assert least_weights(config, 257, 3, 48) == size(config, 257).total - gains
+    assert least_weights(config, 257) == size(config, 257).total - gains
 
 
 def test_a_step_above_the_budget_is_refused_with_what_fits(tiny, tmp_path):
     config = tiny(train={"tokens": 63})
     with pytest.raises(
-        UserError, match=r"a step of 64 tokens.*train\.tokens = 63\..*tokens = 64.*batch_size = 3 or less"
+        UserError,
+        match=r"a step of 64 tokens.*train\.tokens = 63\..*tokens = 64 or more, or a smaller train\.batch_size",
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     check_budget(tiny(train={"tokens": 64}))
     check_budget(tiny(train={"tokens": 63, "batch_size": 3}))
-    with pytest.raises(UserError, match=r"Set train\.tokens = 64 or more\.$"):
-        check_budget(tiny(train={"tokens": 15}))
 
 
 @pytest.mark.parametrize("model", [{"n_layer": 10**9}, {"d_model": 2**14}, {}])
-def test_what_memory_cannot_hold_is_refused_at_once_with_what_could_fit(tiny, tmp_path, machine, model):
+def test_what_memory_cannot_hold_is_refused_at_once(tiny, tmp_path, machine, model):
     huge = {"train": {"tokens": 2**50} | ({} if model else {"batch_size": 2**40}), "model": model}
     started = time.perf_counter()
-    with pytest.raises(UserError, match=r"need [\d,]+ GiB or more, and this machine has 1 GiB\. .* could fit") as error:
+    with pytest.raises(UserError, match=r"need [\d,]+ GiB or more, and this machine has 1 GiB\. Use a smaller value"):
         train(tiny(**huge), tmp_path / "run")
     assert time.perf_counter() - started < 1
     assert not (tmp_path / "run").exists()
-    options = re.findall(r"(\w+)\.(\w+) = (\d+)", str(error.value).partition("GiB. ")[2])
-    assert options
-    for section, key, value in options:
-        one_more = 4 if key == "d_model" else 1  # two heads of an even width
-        check_memory(tiny(**huge | {section: huge[section] | {key: int(value)}}))
-        with pytest.raises(UserError, match="could fit"):
-            check_memory(tiny(**huge | {section: huge[section] | {key: int(value) + one_more}}))
+
+
+def test_what_memory_may_hold_is_not_refused(tiny, machine):
+    # A sequence takes 16 * 16 bytes for its tokens and 2 * 3 * 2 * 24 * 16 for queries, keys and values.
+    check_memory(tiny(train={"tokens": 2**50, "batch_size": 2**17}))
+    with pytest.raises(UserError, match="need 1 GiB or more"):
+        check_memory(tiny(train={"tokens": 2**50, "batch_size": 2**18}))
 
 
 def test_a_network_to_sample_from_needs_its_weights_alone(tiny, machine):
