@@ -1,11 +1,11 @@
 """Mirrors a run in wandb. It never blocks for long, never asks for input, and never ends the run."""
 
-import contextlib
 import math
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,7 +32,8 @@ class WandbMirror:
         self.say = say
         mode = os.environ.get("WANDB_MODE") or where.mode
         if mode != "disabled":
-            self._guard(self._start, where, folder, mode, about)
+            with self._guarded():
+                self._start(where, folder, mode, about)
 
     @classmethod
     def of_run(
@@ -42,11 +43,11 @@ class WandbMirror:
         tags = [config.model.activation[:64], config.data.corpus[:64]]
         mirror = cls(config.wandb, folder, run_id, say, job_type="train", tags=tags, config=tree(config))
         mirror.best = best
-        tokens = {"step_metric": "tokens"}
-        lowest = {"name": "val/loss", "summary": "min,last"}
-        for axis in ({"name": "tokens"}, tokens | {"name": "*"}, tokens | lowest):
+        with mirror._guarded():
             if mirror.run is not None:
-                mirror._guard(mirror.run.define_metric, **axis)
+                mirror.run.define_metric("tokens")
+                mirror.run.define_metric("*", step_metric="tokens")
+                mirror.run.define_metric("val/loss", step_metric="tokens", summary="min,last")
         return mirror
 
     def _start(self, where: WandbConfig, folder: Path, mode: str, about: dict[str, Any]) -> None:
@@ -55,10 +56,6 @@ class WandbMirror:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb  # here, since it takes half a second
 
-        if mode in ("auto", "online"):
-            mode = "online" if not WandbMirror.unreachable and self._can_log_in(wandb) else "offline"
-        # Stacked runs share a process. Without create_new they would all write to the wandb run of the first.
-        settings = wandb.Settings(init_timeout=8, console="off", x_disable_stats=True, reinit="create_new")
         given = os.environ.get("WANDB_RUN_ID", "")  # set by the agent of a sweep
         if given and not ID.fullmatch(given):
             self.say(f"wandb: WANDB_RUN_ID = {given!r} cannot be part of a path; this run gets another id")
@@ -70,50 +67,42 @@ class WandbMirror:
             "group": where.group or None,
             "name": folder.name,
             "dir": folder,
-            "settings": settings,
+            # Stacked runs share a process. Without create_new they would all write to the wandb run of the first.
+            "settings": wandb.Settings(init_timeout=8, console="off", x_disable_stats=True, reinit="create_new"),
         }
-        try:
-            if mode == "online":
-                arguments["resume"] = "allow"
+        if mode in ("auto", "online"):
+            mode = "offline"
+            try:
+                if not WandbMirror.unreachable and wandb.login(prompt=False):
+                    self.run = wandb.init(mode="online", resume="allow", **arguments)
+            except Exception as error:  # wandb refuses the key, or there is no network
+                self.say(f"wandb: cannot go online ({type(error).__name__}); this run is kept offline")
+                WandbMirror.unreachable = True
+                wandb.teardown()  # otherwise the id counts as taken
+        if self.run is None:
             self.run = wandb.init(mode=mode, **arguments)  # pyright: ignore[reportArgumentType]  (checked by wandb)
-        except Exception as error:
-            if mode != "online":
-                raise
-            self.say(f"wandb: cannot go online ({type(error).__name__}); this run is kept offline")
-            arguments.pop("resume")
-            WandbMirror.unreachable = True
-            wandb.teardown()  # otherwise the id counts as taken
-            self.run = wandb.init(mode="offline", **arguments)
         if self.run.settings.mode != "online":
             self.say(f"wandb: offline; to upload it later: wandb sync {Path(self.run.dir).parent}")
 
-    def _can_log_in(self, wandb: Any) -> bool:
-        try:
-            return bool(wandb.login(prompt=False))
-        except Exception as error:  # a key that wandb refuses, or no network to check it
-            self.say(f"wandb: cannot log in ({type(error).__name__}); this run is kept offline")
-            return False
-
     def log(self, record: dict[str, Any]) -> None:
         """Mirror one record."""
-        if self.run is not None:
-            self._guard(self.run.log, record, step=record["step"])
+        with self._guarded():
+            if self.run is not None:
+                self.run.log(record, step=record["step"])
 
     def summarize(self, summary: dict[str, Any]) -> None:
         """Mirror the final figures."""
-        if self.run is not None:
-            self._guard(self.run.summary.update, summary)
+        with self._guarded():
+            if self.run is not None:
+                self.run.summary.update(summary)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Show a table. Logged again under its name, it replaces the former one."""
+        with self._guarded():
+            if self.run is not None:
+                import wandb
 
-        def log() -> None:
-            import wandb
-
-            self.run.log({name: wandb.Table(columns=[*columns], data=[[*row] for row in rows])})
-
-        if self.run is not None:
-            self._guard(log)
+                self.run.log({name: wandb.Table(columns=[*columns], data=[[*row] for row in rows])})
 
     def is_lowest(self, loss: float) -> bool:
         """Whether a checkpoint of this validation loss is the best so far, and is to be uploaded."""
@@ -124,36 +113,33 @@ class WandbMirror:
 
     def upload(self, checkpoint: Path) -> None:
         """Add a checkpoint as the newest version of the run's model, under the alias `best`."""
+        with self._guarded():
+            if self.run is not None:
+                import wandb
 
-        def log() -> None:
-            import wandb
-
-            artifact = wandb.Artifact(f"model-{self.id}", "model", metadata={"val/loss": self.best})
-            # A copy is made, since the checkpoint may be deleted before it is uploaded.
-            artifact.add_dir(str(checkpoint))
-            self.run.log_artifact(artifact, aliases=["best"])
-
-        if self.run is not None:
-            self._guard(log)
+                artifact = wandb.Artifact(f"model-{self.id}", "model", metadata={"val/loss": self.best})
+                # A copy is made, since the checkpoint may be deleted before it is uploaded.
+                artifact.add_dir(str(checkpoint))
+                self.run.log_artifact(artifact, aliases=["best"])
 
     def close(self, failed: bool) -> None:
         """End the wandb run."""
-        if self.run is not None:
-            self._guard(self.run.finish, exit_code=int(failed))
+        with self._guarded():
+            if self.run is not None:
+                self.run.finish(exit_code=int(failed))
         self.run = None
 
-    def _guard(self, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn wandb off if it fails inside. A run never ends because of its mirror."""
         try:
-            call(*arguments, **keywords)
+            yield
         except Exception as error:
             self.run = None
             self.say(f"warning: wandb is off for this run ({type(error).__name__}: {error}); its folder has it all")
             if isinstance(error, ConnectionError):
-                self._forget()
+                # wandb's own process has died. At the end wandb would look for it and print a traceback.
+                with suppress(Exception):
+                    import wandb
 
-    def _forget(self) -> None:
-        """Forget wandb's own process, which has died: at the end wandb would look for it and print a traceback."""
-        with contextlib.suppress(Exception):
-            import wandb
-
-            wandb.teardown()
+                    wandb.teardown()
