@@ -205,8 +205,13 @@ def records(folder):
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
 
+def newest(checkpoints):
+    """Return the newest intact checkpoint in a folder, or None."""
+    return checkpoint.load_newest(checkpoints, lambda path: path)
+
+
 def weights(folder):
-    path = checkpoint.newest(folder / "checkpoints")
+    path = newest(folder / "checkpoints")
     assert path is not None
     return load_file(path / "model.safetensors")
 

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from data.tokenizer import Tokenizer
 from errors import Damaged, UserError
 from files import PARTIAL, check_sha256, own_file, sha256_of, write_folder, writing
-from training.optim import slot_names
+from training.optim import parameters_of, slot_names
 
 FILES = (
     "model.safetensors",
@@ -88,10 +88,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as fault:
-        number = re.search(r"\(os error (\d+)\)", str(fault))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from fault
+        raise OSError(str(fault)) from fault
 
 
 def _training_tensors(model: nn.Module, optimizers: list[Optimizer], probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -112,13 +109,11 @@ def _training_tensors(model: nn.Module, optimizers: list[Optimizer], probes: Map
 
 def _slots(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, tuple[Optimizer, Tensor, str]]:
     """Return what the optimisers keep for each parameter, by the name of its tensor in a checkpoint."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {}
     for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                for slot in slot_names(optimizer):
-                    found[f"{names[id(parameter)]}/{slot}"] = optimizer, parameter, slot
+        for name, parameter in parameters_of(model, optimizer).items():
+            for slot in slot_names(optimizer):
+                found[f"{name}/{slot}"] = optimizer, parameter, slot
     return found
 
 
@@ -140,11 +135,6 @@ def _prune(folder: Path, target: Path, keep: int) -> None:
         shutil.rmtree(dropped)
 
 
-def newest(folder: Path) -> Path | None:
-    """Return the newest intact checkpoint in `folder`, or None if there is none at all; as `load_newest`."""
-    return load_newest(folder, lambda path: path)
-
-
 def load_newest(folder: Path, load: Callable[[Path], Loaded]) -> Loaded | None:
     """Return what `load` makes of the newest checkpoint in `folder` that is intact, or None if there is none at all.
 
@@ -154,25 +144,24 @@ def load_newest(folder: Path, load: Callable[[Path], Loaded]) -> Loaded | None:
     Raises:
         UserError: there are checkpoints, and all are damaged.
     """
-    while paths := _checkpoints(folder)[::-1]:
-        problems = []
-        for path in paths:
-            try:
-                verify(path)
-                loaded = load(path)
-            except Damaged as problem:
-                if not path.exists():
-                    break  # its run goes on, and has deleted it meanwhile: look again
-                problems.append(str(problem))
-                continue
-            for problem in problems:
-                print(f"warning: {problem}. Using {path.name}.", file=sys.stderr, flush=True)
-            return loaded
-        if all(path.exists() for path in paths):
-            found = "; ".join(problems)
-            raise UserError(
-                f"no intact checkpoint in {folder}: {found}. Restore them, or delete the folder to start over."
-            )
+    problems: list[str] = []
+    for path in reversed(_checkpoints(folder)):
+        try:
+            verify(path)
+            loaded = load(path)
+        except Damaged as problem:
+            if not path.exists():  # its run goes on, and has deleted it meanwhile
+                return load_newest(folder, load)
+            problems.append(str(problem))
+            continue
+        for problem in problems:
+            print(f"warning: {problem}. Using {path.name}.", file=sys.stderr, flush=True)
+        return loaded
+    if problems:
+        raise UserError(
+            f"no intact checkpoint in {folder}: {'; '.join(problems)}. "
+            "Restore them, or delete the folder to start over."
+        )
     return None
 
 

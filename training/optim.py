@@ -49,6 +49,12 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     return [Muon(for_muon, config.lr, config.weight_decay, config.momentum), adamw]
 
 
+def parameters_of(model: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """Return the parameters that an optimiser updates, by their names in the model."""
+    own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in own}
+
+
 def slot_names(optimizer: Optimizer) -> list[str]:
     """Return the names of the tensors that an optimiser keeps for each parameter, once it has taken a step."""
     if isinstance(optimizer, torch.optim.AdamW):

@@ -21,6 +21,7 @@ from training.config import RunConfig, WandbConfig
 from training.device import autocast, free_memory, moved, pick_device
 from training.evaluate import Score, evaluating, from_nats, window_nats
 from training.nonfinite import first_nonfinite
+from training.optim import parameters_of
 from training.probes.path import sample, update_together
 from training.run import Run
 from training.stack_optim import segments
@@ -102,7 +103,6 @@ class Stack:
         self.segments = segments(self.template, self.config.train)
         width = sum(segment.width for segment in self.segments)
         self.weights_RN = torch.empty(len(runs), width, device=self.device)
-        self.optimizer_state_is_stacked = False
         self.tensors: dict[str, Tensor] = {}  # all that the batched program reads, (R, *shape)
         for name, rows in self._by_parameter(self.weights_RN).items():
             self._move(name, rows)
@@ -112,6 +112,15 @@ class Stack:
             if name not in self.tensors:
                 self.tensors[name] = tensor.new_empty(len(runs), *tensor.shape)
                 self._move(name, self.tensors[name])
+        states = []
+        for run in runs:
+            state_by_name = {}
+            for optimizer in run.optimizers:
+                named = parameters_of(run.model, optimizer)
+                state_by_name |= {name: optimizer.state[parameter] for name, parameter in named.items()}
+            states.append(state_by_name)
+        for segment, w_RN in zip(self.segments, self._columns(self.weights_RN), strict=True):
+            segment.stack_state(states, w_RN)
 
     def _columns(self, rows_RN: Tensor) -> Sequence[Tensor]:
         """Return the columns of each segment."""
@@ -146,7 +155,6 @@ class Stack:
     def step(self, step: int) -> list[tuple[float, float] | FloatingPointError]:
         """Take that step of every run, as `training.step.train_step`; return what it returns, or raises, for each."""
         c = self.config.train
-        self._stack_optimizer_state()
         cpu = torch.device("cpu")
         batches = [split_batch(run.data.train.tokens_N, run.config, step, cpu) for run in self.runs]
         loss_R = torch.zeros(len(self.runs), device=self.device)
@@ -190,22 +198,6 @@ class Stack:
         if bad:
             for tensor, rows in zip(changed, before, strict=True):
                 tensor[bad] = rows
-
-    def _stack_optimizer_state(self) -> None:
-        """Take over what the optimisers of the runs remember, before the first step."""
-        if self.optimizer_state_is_stacked:
-            return
-        self.optimizer_state_is_stacked = True
-        states = []
-        for run in self.runs:
-            names = {id(p): name for name, p in run.model.named_parameters()}
-            state_by_name = {}
-            for optimizer in run.optimizers:
-                for group in optimizer.param_groups:
-                    state_by_name |= {names[id(p)]: optimizer.state[p] for p in group["params"]}
-            states.append(state_by_name)
-        for segment, w_RN in zip(self.segments, self._columns(self.weights_RN), strict=True):
-            segment.stack_state(states, w_RN)
 
     def _forward(self, x: Tensor, y: Tensor, per_token: bool = False) -> Tensor:
         """Return the training loss of every model on its own x_RBT, R; or per token, RBT, of all on one x_BT."""

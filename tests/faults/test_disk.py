@@ -9,12 +9,11 @@ import re
 import resource
 
 import pytest
-from helpers import SMALL, records, remount, same_weights, save_checkpoint, step
+from helpers import SMALL, newest, records, remount, same_weights, save_checkpoint, step
 
 from errors import UserError
 from model.config import ModelConfig
 from model.gpt import GPT
-from training import checkpoint
 from training.config import TrainConfig
 from training.optim import build_optimizers
 
@@ -65,7 +64,7 @@ def test_a_save_that_is_stopped_at_any_byte_leaves_the_checkpoint_before(tmp_pat
             save(folder, 3)
         assert str(folder / "step-00000003") in str(refused.value)
         assert names(folder) == before
-        assert checkpoint.newest(folder) == folder / "step-00000002"
+        assert newest(folder) == folder / "step-00000002"
 
 
 def test_a_run_on_a_disk_of_any_size_ends_well_or_says_what_it_needs(disk, call, corpus, tmp_path, times, monkeypatch):

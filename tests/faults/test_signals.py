@@ -7,9 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from helpers import begin, descendants, records, run_flags, same_weights, trains, until
-
-from training import checkpoint
+from helpers import begin, descendants, newest, records, run_flags, same_weights, trains, until
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
@@ -31,9 +29,9 @@ def test_a_signal_saves_at_the_next_step_and_nothing_is_lost(call, corpus, tmp_p
             continue
         assert process.returncode == CODES[signum], error
         assert "Traceback" not in error
-        newest = checkpoint.newest(out / "checkpoints")
-        assert newest is not None
-        step = int(newest.name.removeprefix("step-"))
+        path = newest(out / "checkpoints")
+        assert path is not None
+        step = int(path.name.removeprefix("step-"))
         assert f"stopped at step {step} of 250; the same command resumes it" in error
         assert records(out) == [record for record in records(whole) if record["step"] <= step]
         code, said = call("train", "configs/single.toml", *run_flags(corpus), f"--out={out}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, TOKENIZER, config_of, rewrite, step
+from helpers import ROOT, TOKENIZER, config_of, newest, rewrite, step
 from helpers import save_checkpoint as save
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -88,9 +88,9 @@ def test_a_copy_under_another_name_stays_and_is_no_checkpoint(tmp_path):
     for n in (2, 3):
         save(tmp_path, n, *make(), keep=1)
     copies += [Path(shutil.copytree(tmp_path / "step-00000003", tmp_path / "step-00000003-backup"))]
-    newest = checkpoint.newest(tmp_path)
-    assert newest == tmp_path / "step-00000003"
-    assert {*tmp_path.iterdir()} == {*copies, newest}
+    path = newest(tmp_path)
+    assert path == tmp_path / "step-00000003"
+    assert {*tmp_path.iterdir()} == {*copies, path}
 
 
 @pytest.mark.parametrize("name", [*checkpoint.FILES, "manifest.json"])
@@ -104,20 +104,20 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, capsys, nam
     else:
         content[len(content) // 2] ^= 1
         path.write_bytes(content if damage == "flip" else content[:-1])
-    newest = checkpoint.newest(tmp_path)
-    assert newest is not None
-    assert newest.name == "step-00000001"
+    used = newest(tmp_path)
+    assert used is not None
+    assert used.name == "step-00000001"
     warning = capsys.readouterr().err
     assert "step-00000002" in warning
     assert name in warning
 
 
 def test_all_damaged_is_an_error_and_none_is_none(tmp_path):
-    assert checkpoint.newest(tmp_path) is None
+    assert newest(tmp_path) is None
     path = save(tmp_path, 1, *make())
     (path / "state.json").write_text(json.dumps({"step": 0}))
     with pytest.raises(UserError, match=r"step-00000001/state\.json is damaged .* its SHA-256"):
-        checkpoint.newest(tmp_path)
+        newest(tmp_path)
 
 
 FOREIGN = {
@@ -239,7 +239,7 @@ def test_a_checkpoint_that_its_run_drops_while_it_is_read_is_not_damaged(tmp_pat
         verify(path)
 
     monkeypatch.setattr(checkpoint, "verify", meanwhile)
-    assert checkpoint.newest(tmp_path) == tmp_path / "step-00000002"
+    assert newest(tmp_path) == tmp_path / "step-00000002"
     assert capsys.readouterr().err == ""
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from helpers import records, same_weights, train_and_stop
+from helpers import newest, records, same_weights, train_and_stop
 from torch import nn
 
 from errors import UserError
 from model.activations import ACTIVATIONS
 from model.gpt import GPT
-from training import checkpoint, loop, run
+from training import loop, run
 from training.loop import train
 from training.sample import sample_run
 
@@ -85,8 +85,8 @@ def test_a_step_that_is_not_finite_is_named_and_never_taken(tiny, tmp_path, inje
         train(tiny(), tmp_path / "run")
     assert max(seen) == step
     assert equal(*seen[step])
-    newest = checkpoint.newest(tmp_path / "run" / "checkpoints")
-    assert (newest.name if newest else None) == (f"step-{step // 6 * 6:08d}" if step >= 6 else None)
+    path = newest(tmp_path / "run" / "checkpoints")
+    assert (path.name if path else None) == (f"step-{step // 6 * 6:08d}" if step >= 6 else None)
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
