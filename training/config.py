@@ -18,7 +18,6 @@ from data.config import DataConfig
 from errors import UserError, unknown
 from model.config import ModelConfig
 
-LARGEST = 1 << 20  # bytes of a config; what is larger is something else
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: 4, but not "4", 4.0 or true
 
@@ -196,22 +195,17 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UserError: there is no such file, it is larger than a config can be, it is not TOML, or it has a control
-            character.
+        UserError: there is no such file, it is not TOML, or it has a control character.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-        if len(content) <= LARGEST:
-            tree = tomllib.loads(content.decode())
-            _check_characters(tree)
-            return tree
+        tree = tomllib.loads(path.read_bytes().decode())
+        _check_characters(tree)
+        return tree
     except FileNotFoundError:
         others = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         raise UserError(unknown("config file", str(path), others) if others else f"no such file: {path}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}") from None
-    raise UserError(f"{path} is no config: it has more than {LARGEST:,} bytes.")
 
 
 def _check_characters(value: Any, place: str = "") -> None:

@@ -8,11 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from errors import Interrupted
 from training.config import RunConfig
-from training.ddp import ONE_PROCESS, OneProcess, joined
+from training.ddp import ONE_PROCESS, joined
 from training.evaluate import Score, score
 from training.interrupt import Interrupt
 from training.run import Run
@@ -20,36 +20,21 @@ from training.stack import Stacked, room
 from training.step import train_step
 
 
-class Engine(Protocol):
-    """What computes the scores and the steps of runs."""
-
-    def score(self, runs: Sequence[Run], split: str) -> Sequence[Score]:
-        """Return the score of each run on a split of its data, "val" or "test", all of it."""
-        ...
-
-    def step(self, runs: Sequence[Run], step: int) -> None:
-        """Take one optimiser step (from 0) of each run; the loss before the update goes to `Run.count_step`."""
-        ...
-
-
 class Plain:
     """The engine for a single run, in one process or spread over several (training/ddp.py)."""
 
-    def __init__(self, process: OneProcess = ONE_PROCESS):
-        self.process = process
-
-    def score(self, runs: Sequence[Run], split: str) -> list[Score]:
-        """See `Engine`."""
-        return [score(run.model, getattr(run.data, split), run.config, run.precision, self.process) for run in runs]
+    def score(self, runs: Sequence[Run], split: str) -> Sequence[Score]:
+        """Return the score of each run on a split of its data, "val" or "test", all of it."""
+        return [score(run.model, getattr(run.data, split), run.config, run.precision, run.process) for run in runs]
 
     def step(self, runs: Sequence[Run], step: int) -> None:
-        """See `Engine`."""
+        """Take one optimiser step (from 0) of each run; the loss before the update goes to `Run.count_step`."""
         for run in runs:
             started = time.perf_counter()
             tokens_N, lr = run.data.train.tokens_N, run.learning_rate(step)
             try:
                 loss, norm = train_step(
-                    run.model, run.optimizers, tokens_N, run.config, step, lr, run.precision, self.process, run.module
+                    run.model, run.optimizers, tokens_N, run.config, step, lr, run.precision, run.process, run.module
                 )
             except FloatingPointError as error:
                 run.fail(error)
@@ -58,7 +43,7 @@ class Plain:
             run.probes.follow()
 
 
-def train_loop(runs: Sequence[Run], engine: Engine, interrupt: Interrupt, process: OneProcess = ONE_PROCESS) -> None:
+def train_loop(runs: Sequence[Run], engine: Plain | Stacked, interrupt: Interrupt) -> None:
     """Train runs of one shape from where they are to their last step; those that fail drop out.
 
     A record of step n is taken after n updates: step 0 is the network before training. `engine.step(runs, n)` takes
@@ -70,7 +55,7 @@ def train_loop(runs: Sequence[Run], engine: Engine, interrupt: Interrupt, proces
     steps = runs[0].config.steps
     for step in range(min(run.start for run in runs), steps + 1):
         last = step == steps
-        signum = process.any_signal(interrupt.signum)
+        signum = runs[0].process.any_signal(interrupt.signum)
         # A resumed run waits until the others have reached its step.
         active = [run for run in runs if run.start <= step and not run.failed]
         due = [run for run in active if not run.has_record_of(step)]
@@ -116,7 +101,7 @@ def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, A
             # Under torchrun a process may receive one signal twice: there a second one does not end it at once.
             with Interrupt(insist=process is ONE_PROCESS) as interrupt:
                 run.build()
-                train_loop([run], Plain(process), interrupt, process)
+                train_loop([run], Plain(), interrupt)
         assert run.summary is not None
         return run.summary
 

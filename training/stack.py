@@ -53,7 +53,7 @@ def room(config: RunConfig) -> int:
 
 
 class Stacked:
-    """The engine (training/loop.py) that computes scores and steps of all runs together.
+    """The engine that computes scores and steps of all runs together, in the place of `Plain` (training/loop.py).
 
     Whenever the runs are others than before, since one has failed or caught up, their weights are stacked anew.
     """
@@ -67,11 +67,11 @@ class Stacked:
         return self.stack
 
     def score(self, runs: Sequence[Run], split: str) -> Sequence[Score]:
-        """See `Engine`. All runs of one shape have the same data."""
+        """See `Plain`. All runs of one shape have the same data."""
         return self._stack(runs).score(getattr(runs[0].data, split)) if runs else []
 
     def step(self, runs: Sequence[Run], step: int) -> None:
-        """See `Engine`."""
+        """See `Plain`."""
         stack = self._stack(runs)
         started = time.perf_counter()
         figures = stack.step(step)
