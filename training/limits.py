@@ -1,15 +1,29 @@
-"""What a run needs, counted from its config before any work: a step within the budget, memory for network and batch."""
+"""What a run needs, checked before any work: this machine's devices and memory, data that fit, hosts that agree."""
 
 from data.config import parse_tokenizer
+from data.corpus import check_corpus
+from data.dataset import Dataset
 from errors import UserError
 from model.size import least_weights
-from training.config import RunConfig
-from training.ddp import world_size
-from training.device import pick_device, total_memory
+from training.config import RunConfig, build, differences, tree
+from training.ddp import OneProcess, world_size
+from training.device import check_compiler, pick_device, pick_precision, total_memory
 
 GIB = 1 << 30
 # Numbers in fp32 for each weight in training: the weight, its gradient, and what the optimiser keeps of it at least.
 NUMBERS = {"adamw": 4, "muon": 3, "sgd": 2}
+
+
+def check_available(config: RunConfig) -> None:
+    """Raise `UserError` for what this machine lacks: a corpus, device, compiler, or memory.
+
+    It is called before a folder is made or text is fetched. A step larger than the run's budget is refused here too.
+    """
+    check_budget(config)
+    check_corpus(config.data)
+    check_memory(config)  # of the device, which has to be there
+    if config.train.compile:
+        check_compiler()
 
 
 def check_budget(config: RunConfig) -> None:
@@ -45,3 +59,29 @@ def check_memory(config: RunConfig, training: bool = True) -> None:
             f"train.batch_size = {c.batch_size:,} need {need / GIB:,.0f} GiB or more, and this machine has "
             f"{memory / GIB:,.0f} GiB. Use a smaller value of one of them."
         )
+
+
+def check_context(config: RunConfig, data: Dataset) -> None:
+    """Raise `UserError` if the training split does not fill one context."""
+    if len(data.train.tokens_N) <= config.model.context:
+        most = config.data.max_tokens
+        limited = f" under data.max_tokens = {most}" if most else ""
+        raise UserError(
+            f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}"
+            f"{limited}, {len(data.train.tokens_N)} tokens. Use model.context = {len(data.train.tokens_N) - 1} or less."
+        )
+
+
+def check_same_everywhere(config: RunConfig, data: Dataset, process: OneProcess) -> None:
+    """Raise `UserError` in a process that would not train what the first one does: hosts may differ."""
+    if process.size == 1:
+        return
+    mine = pick_precision(config.train.precision, pick_device(config.train.device))
+    theirs, fingerprint, precision = process.first(lambda: [tree(config), data.fingerprint, mine])
+    lines = differences(build(theirs, "the config of the first process"), config)
+    if fingerprint != data.fingerprint:
+        lines.append(f"other tokens: is {config.data.corpus} equal on all hosts?")
+    if mine != precision:
+        lines.append(f"precision {mine}, and {precision} in the first: set --train.precision on all hosts.")
+    if lines:
+        raise UserError("\n  ".join(["a process would not train what the first one does:", *lines]))

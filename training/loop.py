@@ -100,7 +100,6 @@ def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, A
         if run.summary is None:
             # Under torchrun a process may receive one signal twice: there a second one does not end it at once.
             with Interrupt(insist=process is ONE_PROCESS) as interrupt:
-                run.build()
                 train_loop([run], Plain(), interrupt)
         assert run.summary is not None
         return run.summary
@@ -129,15 +128,15 @@ def _train_part(
 ) -> dict[Path, dict[str, Any] | None]:
     if interrupt.signum:  # it came when the runs before had ended
         raise Interrupted(interrupt.signum, "stopped; the same command resumes")
+    # A single run is faster with the engine for single runs.
+    together = len(configs) > 1
     with ExitStack() as held:
-        runs = [held.enter_context(Run(config, folder, in_stack=True)) for folder, config in configs.items()]
+        runs = [
+            held.enter_context(Run(config, folder, shared=True, stacked=together)) for folder, config in configs.items()
+        ]
         for run in runs:
             run.open(patience)
-        unfinished = [run for run in runs if run.summary is None and not run.failed]
-        together = len(unfinished) > 1
-        for run in unfinished:
-            run.build(stacked=together)
-        built = [run for run in unfinished if not run.failed]
-        if built:
-            train_loop(built, Stacked() if together else Plain(), interrupt)
+        opened = [run for run in runs if run.summary is None and not run.failed]
+        if opened:
+            train_loop(opened, Stacked() if together else Plain(), interrupt)
         return {run.folder: run.summary for run in runs}

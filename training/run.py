@@ -13,20 +13,19 @@ from typing import Any, Concatenate, ParamSpec, Self
 import numpy as np
 import torch
 
-from data.corpus import check_corpus
-from data.dataset import Dataset, prepare
+from data.dataset import prepare
 from errors import Interrupted, UserError
 from files import write_file
 from model.gpt import GPT
 from training import checkpoint
 from training.clock import Clock
-from training.config import RunConfig, build, differences, to_toml, tree
+from training.config import RunConfig, to_toml, tree
 from training.contents import intact_summary, read_records, read_state, read_windows, seal
 from training.ddp import ONE_PROCESS, OneProcess
-from training.device import check_compiler, environment, keep_memory, pick_device, pick_precision
+from training.device import environment, keep_memory, pick_device, pick_precision
 from training.evaluate import Score
 from training.folder import open_run
-from training.limits import check_budget, check_memory
+from training.limits import check_available, check_context, check_same_everywhere
 from training.metrics import Metrics, strict_json
 from training.optim import build_optimizers, lr_factor
 from training.probes.probes import Probes
@@ -65,18 +64,26 @@ def contained(method: "Callable[Concatenate[Run, Arguments], None]") -> "Callabl
 class Run:
     """One run. Use it as a context, `open` it, and train it if `summary` is None then.
 
-    With `in_stack` it is one of several runs in this process, and writes what it has to say to log.txt in its folder.
+    With `shared` it is one of several runs in this process, and writes what it has to say to log.txt in its folder.
+    With `stacked` its steps are computed together with those of others, which is part of its environment.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, process: OneProcess = ONE_PROCESS, in_stack: bool = False):
-        self.config, self.folder, self.process = config, folder, process
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        process: OneProcess = ONE_PROCESS,
+        shared: bool = False,
+        stacked: bool = False,
+    ):
+        self.config, self.folder, self.process, self.stacked = config, folder, process, stacked
         self.summary: dict[str, Any] | None = None
         self.failed = False
         self.start = 0  # the step that it starts at
         self.last_score: Score | None = None  # of the validation split, as the engine has found it last
         self.log: io.TextIOWrapper | None = None
         self._held = ExitStack()  # the folder, its files and the wandb run
-        if in_stack:
+        if shared:
             folder.mkdir(parents=True, exist_ok=True)
             self.log = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
 
@@ -95,11 +102,14 @@ class Run:
 
     @contained
     def open(self, patience: float = 0.0) -> None:
-        """Hold the folder, and prepare the data; `summary` is there afterwards if the run has finished before.
+        """Hold the folder, prepare the data, and make the network, as new or as in the newest checkpoint.
+
+        A run that has finished before gets its `summary` and nothing else.
 
         Raises:
-            UserError: the folder or the data do not fit the config.
+            UserError: the folder, the data or the checkpoint do not fit the config.
         """
+        # A finished run can be read on a machine that could not train it.
         if not intact_summary(self.folder):
             check_available(self.config)
         self.summary = self.process.first(
@@ -113,23 +123,18 @@ class Run:
         path = self.folder / "config.toml"
         if self.process.main and not path.exists():
             write_file(path, to_toml(self.config))
+        self._build()
+        self._start()
 
-    @contained
-    def build(self, stacked: bool = False) -> None:
-        """Make model, optimisers and probes, as new or as in the newest checkpoint.
-
-        `stacked`: its steps are computed together with those of others, which a resumed run has to know.
-
-        Raises:
-            UserError: the checkpoint is not one of this run.
-        """
+    def _build(self) -> None:
+        """Make model, optimisers and probes with their initial values."""
         c = self.config.train
         keep_memory()
         if c.threads:
             torch.set_num_threads(c.threads)
         self.device = pick_device(c.device)
         self.precision = pick_precision(c.precision, self.device)
-        self.environment = environment(self.device, self.precision, self.process.size, c.compile, stacked)
+        self.environment = environment(self.device, self.precision, self.process.size, c.compile, self.stacked)
         torch.manual_seed(c.seed)
         self.model = GPT(self.config.model, self.data.tokenizer.n_vocab, c.seed)
         if c.compile:
@@ -137,7 +142,11 @@ class Run:
         self.model.to(self.device)
         self.module = self.process.wrap(self.model)
         self.optimizers = build_optimizers(self.model, c)
+        # The probes follow the weights from their initial values, so they are made before a checkpoint is loaded.
         self.probes = Probes(self.model, self.optimizers, self.data.val, self.config.steps, c.probes)
+
+    def _start(self) -> None:
+        """Go on from the newest checkpoint, if there is one, and begin or continue what the run writes."""
         self.lines = b""  # of metrics.jsonl up to the start
         self.val: dict[str, float | None] = {}  # the newest scores of the validation split
         self.windows = np.empty(0, np.float32)  # the loss of each window in the newest score
@@ -149,11 +158,12 @@ class Run:
         self.clock = Clock(state["time"], state["train_seconds"])
         self.figures: dict[str, Any] = {}  # of the last training step, for the next record
         self.display = Display(self.folder.name, self.start, self.config.steps, self.resumed)
-        self._held.enter_context(self.display)
         mirror = WandbMirror.of_run(self.config, self.folder, state["wandb_id"], state["wandb_best"], self.display.say)
         self._held.callback(lambda: mirror.close(self.failed))
         path = self.folder / "metrics.jsonl" if self.process.main else None
         self.metrics = Metrics(path, self.lines, mirror)
+        # Last, since a progress bar hides the cursor, and nothing handles signals before the loop.
+        self._held.enter_context(self.display)
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
         """Load the newest checkpoint, if there is one, and return its state.
@@ -294,41 +304,3 @@ class Run:
         summary = seal(summary, self.folder)
         write_file(self.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False))
         return summary
-
-
-def check_available(config: RunConfig) -> None:
-    """Raise `UserError` for what this machine lacks: a corpus, device, compiler, or memory.
-
-    It is called before a folder is made or text is fetched. A step larger than the run's budget is refused here too.
-    """
-    check_budget(config)
-    check_corpus(config.data)
-    pick_device(config.train.device)
-    check_memory(config)
-    if config.train.compile:
-        check_compiler()
-
-
-def check_context(config: RunConfig, data: Dataset) -> None:
-    """Raise `UserError` if the training split does not fill one context."""
-    if len(data.train.tokens_N) <= config.model.context:
-        most = config.data.max_tokens
-        limited = f" under data.max_tokens = {most}" if most else ""
-        raise UserError(
-            f"model.context = {config.model.context} is longer than the training split of {config.data.corpus}"
-            f"{limited}, {len(data.train.tokens_N)} tokens. Use model.context = {len(data.train.tokens_N) - 1} or less."
-        )
-
-
-def check_same_everywhere(config: RunConfig, data: Dataset, process: OneProcess) -> None:
-    """Raise `UserError` in a process whose config, tokens or precision are not the first one's: hosts may differ."""
-    if process.size == 1:
-        return
-    mine = pick_precision(config.train.precision, pick_device(config.train.device))
-    theirs, fingerprint, precision = process.first(lambda: [tree(config), data.fingerprint, mine])
-    if lines := differences(build(theirs, "the config of the first process"), config):
-        raise UserError("\n  ".join(["a process has another config than the first:", *lines]))
-    if fingerprint != data.fingerprint:
-        raise UserError(f"a process has other tokens than the first: is {config.data.corpus} equal on all hosts?")
-    if mine != precision:
-        raise UserError(f"a process trains in {mine}, the first in {precision}: set --train.precision on all hosts.")

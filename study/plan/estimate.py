@@ -17,8 +17,8 @@ from study.plan.tuning import Left
 from training.config import RunConfig
 from training.device import keep_memory, pick_device, pick_precision
 from training.evaluate import score
+from training.limits import check_available
 from training.optim import build_optimizers
-from training.run import check_available
 from training.step import compile_loss, train_step
 
 STEPS = 8  # timed steps of each arm, after two that are not timed

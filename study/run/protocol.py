@@ -25,7 +25,7 @@ from training.contents import intact_summary, read_config
 from training.ddp import world_size
 from training.folder import CHOOSE, OWN_FILES, hold
 from training.interrupt import Interrupt
-from training.run import check_available, check_context
+from training.limits import check_available, check_context
 
 ENGINES = {"processes": execute_processes, "stacked": execute_stacked, "ray": execute_ray}
 

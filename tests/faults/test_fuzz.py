@@ -22,7 +22,7 @@ from model.activations import ACTIVATIONS
 from model.gpt import GPT
 from study.plan.config import ALL_SECTIONS, parse_command
 from study.plan.plan import read_plan
-from training.run import check_available, check_context
+from training.limits import check_available, check_context
 
 FIELDS = [(section, field.name) for section, part in ALL_SECTIONS.items() for field in dataclasses.fields(part)]
 SMALL = {"model": {"n_layer": 1, "n_head": 2, "d_model": 24, "context": 16}, "train": {"threads": 1}}

@@ -17,8 +17,8 @@ from errors import UserError
 from training.config import to_toml
 from training.contents import read_summary
 from training.ddp import ONE_PROCESS, OneProcess, check_batch
+from training.limits import check_same_everywhere
 from training.loop import train
-from training.run import check_same_everywhere
 
 # A plugin, since the processes load it. The second one suffers a fault in the first attempt, and one in the next.
 FAULTS = """
@@ -163,9 +163,9 @@ def test_processes_that_would_train_something_else_are_refused(tiny):
     data = prepare(config.data)
     check_same_everywhere(config, data, ONE_PROCESS)
     check_same_everywhere(config, data, Second(keep=7))
-    with pytest.raises(UserError, match=r"another config than the first:\n  train\.lr: 0\.5 .* 0\.01"):
+    with pytest.raises(UserError, match=r"would not train what the first one does:\n  train\.lr: 0\.5 .* 0\.01"):
         check_same_everywhere(config, data, Second(lr=0.5))
-    with pytest.raises(UserError, match=r"other tokens than the first: is .* equal on all hosts"):
+    with pytest.raises(UserError, match=r"other tokens: is .* equal on all hosts"):
         check_same_everywhere(config, data, Second(fingerprint="f"))
-    with pytest.raises(UserError, match=r"a process trains in fp32, the first in bf16: set --train\.precision"):
+    with pytest.raises(UserError, match=r"precision fp32, and bf16 in the first: set --train\.precision"):
         check_same_everywhere(config, data, Second(picked="bf16"))

@@ -144,9 +144,8 @@ def test_scores_are_those_of_each_model(runs, activation):
     split = Split(np.random.default_rng(0).integers(23, size=200).astype(np.uint16), n_bytes=300, n_documents=1)
     members = []
     for folder, config in runs(activation).items():
-        members.append(Run(config, folder, in_stack=True))
+        members.append(Run(config, folder, shared=True, stacked=True))
         members[-1].open()
-        members[-1].build(stacked=True)
     alone = [score(copy.deepcopy(member.model), split, member.config, "fp32") for member in members]
     for ours, theirs in zip(Stack(members).score(split), alone, strict=True):
         assert ours.named("val") == pytest.approx(theirs.named("val"), rel=1e-6)
