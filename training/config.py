@@ -121,6 +121,11 @@ class RunConfig:
         return self.train.batch_size * self.model.context
 
     @property
+    def micro_batch(self) -> int:
+        """Sequences of a micro-batch. Scores take as many at a time, which memory holds in any case."""
+        return self.train.batch_size // self.train.accumulate
+
+    @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
         return -(-self.train.tokens // self.tokens_per_step)

@@ -1,7 +1,7 @@
 """One run in several processes (DDP), which torchrun starts: what they do otherwise than a process by itself.
 
 All processes take the same steps, each on its rows of the same batches. The first one alone holds the folder and
-writes. Those who read the loop for one process can take `OneProcess` for all that is here.
+writes. A reader of the loop can take every method of `Process` for what it does where `size` is 1.
 """
 
 import json
@@ -34,10 +34,12 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
-class OneProcess:
-    """A run in one process: all rows of a batch are its own."""
+class Process:
+    """One of the processes of a run, each with all weights. Without torchrun it is the only one, and waits for none."""
 
-    rank, size = 0, 1
+    def __init__(self, rank: int = 0, size: int = 1, store: Any = None):
+        self.rank, self.size, self.store = rank, size, store
+        self.calls = 0  # of `first`, which all processes make in the same order
 
     @property
     def main(self) -> bool:
@@ -46,45 +48,8 @@ class OneProcess:
 
     def first(self, call: Callable[[], Any]) -> Any:
         """Return what `call` returns in the first process, as JSON (a path becomes text); the others wait for it."""
-        return call()
-
-    def any_signal(self, signum: int) -> int:
-        """Return the signal that any of the processes has received, or 0, so that all stop at one step."""
-        return signum
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the module whose forward and backward pass trains the model."""
-        return model
-
-    def rows(self, x: Tensor) -> Tensor:
-        """Return this process's rows of a micro-batch."""
-        return x
-
-    def without_exchange(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Return a context in which backward passes do not exchange gradients."""
-        return nullcontext()
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Return the mean over the processes."""
-        return values
-
-    def by_row(self, function: Callable[[Tensor, Tensor], Tensor], x_BT: Tensor, y_BT: Tensor) -> Tensor:
-        """Return function(x_BT, y_BT), one number for each row, B."""
-        return function(x_BT, y_BT)
-
-
-ONE_PROCESS = OneProcess()
-
-
-class DDPProcess(OneProcess):
-    """One of several processes, each with all weights. Gradients are averaged in the backward pass."""
-
-    def __init__(self, rank: int, size: int, store: Any):
-        self.rank, self.size, self.store = rank, size, store
-        self.calls = 0  # of `first`, which all processes make in the same order
-
-    def first(self, call: Callable[[], Any]) -> Any:
-        """See `OneProcess`."""
+        if self.size == 1:
+            return call()
         self.calls += 1
         key = f"run/first {self.calls}"
         if self.main:
@@ -98,31 +63,36 @@ class DDPProcess(OneProcess):
         return json.loads(self.store.get(key))
 
     def any_signal(self, signum: int) -> int:
-        """See `OneProcess`."""
+        """Return the signal that any of the processes has received, or 0, so that all stop at one step."""
+        if self.size == 1:
+            return signum
         highest = torch.tensor(signum)  # on the CPU, so that no GPU has to be waited for
         dist.all_reduce(highest, dist.ReduceOp.MAX)
         return int(highest)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """See `OneProcess`."""
-        return DistributedDataParallel(model)
+        """Return the module that trains the model. DDP averages gradients in its backward pass."""
+        return model if self.size == 1 else DistributedDataParallel(model)
 
     def rows(self, x: Tensor) -> Tensor:
-        """See `OneProcess`."""
+        """Return this process's rows of a micro-batch."""
         return x.chunk(self.size)[self.rank]
 
     def without_exchange(self, module: nn.Module) -> AbstractContextManager[None]:
-        """See `OneProcess`."""
-        assert isinstance(module, DistributedDataParallel)
-        return module.no_sync()
+        """Return a context in which backward passes do not exchange gradients."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
     def mean(self, values: Tensor) -> Tensor:
-        """See `OneProcess`."""
-        dist.all_reduce(values)
+        """Return the mean over the processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
         return values / self.size
 
     def by_row(self, function: Callable[[Tensor, Tensor], Tensor], x_BT: Tensor, y_BT: Tensor) -> Tensor:
-        """See `OneProcess`. Every process takes equally many rows; where rows are few, some are computed twice."""
+        """Return function(x_BT, y_BT), one number for each row, B; each process computes a part of them."""
+        if self.size == 1:
+            return function(x_BT, y_BT)
+        # Every process takes equally many rows, as all_gather wants it. Where rows are few, some are computed twice.
         each = -(-len(x_BT) // self.size)
         own_B = (torch.arange(each, device=x_BT.device) + self.rank * each) % len(x_BT)
         values_B = function(x_BT[own_B], y_BT[own_B])
@@ -131,8 +101,11 @@ class DDPProcess(OneProcess):
         return torch.cat(parts)[: len(x_BT)]
 
 
+ONE_PROCESS = Process()
+
+
 @contextmanager
-def joined(config: RunConfig) -> Iterator[OneProcess]:
+def joined(config: RunConfig) -> Iterator[Process]:
     """Meet the other processes of a run, if torchrun started any, and end together with them.
 
     The process that ends first says why. The others then end quietly with its exit code.
@@ -152,7 +125,7 @@ def joined(config: RunConfig) -> Iterator[OneProcess]:
     if rank:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         os.environ["WANDB_MODE"] = "disabled"
-    process = DDPProcess(rank, size, store)
+    process = Process(rank, size, store)
     try:
         check_batch(config, size)
         yield process

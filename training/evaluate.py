@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from data.batches import eval_windows
 from data.dataset import Split
 from model.gpt import GPT
-from training.config import RunConfig
-from training.ddp import ONE_PROCESS, OneProcess
+from training.ddp import ONE_PROCESS, Process
 from training.device import autocast, moved, widest
 
 
@@ -46,20 +45,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def score(model: GPT, split: Split, config: RunConfig, precision: str, process: OneProcess = ONE_PROCESS) -> Score:
-    """Score a split as a run does: in its precision, with as many windows at a time as a micro-batch has sequences."""
-    with autocast(precision, model.embedding.weight.device):
-        return evaluate(model, split, config.train.batch_size // config.train.accumulate, process)
-
-
-def evaluate(model: GPT, split: Split, batch_size: int, process: OneProcess = ONE_PROCESS) -> Score:
+def evaluate(
+    model: GPT, split: Split, batch_size: int, precision: str = "fp32", process: Process = ONE_PROCESS
+) -> Score:
     """Score every token of the split but the first once, in consecutive windows of the model's context.
 
     Perplexity is the exponential of the mean over the whole split. Document separators count as tokens, and their nats
     count in the bits, but they add no bytes.
     """
     context, device = model.config.context, model.embedding.weight.device
-    with evaluating(model):
+    with evaluating(model), autocast(precision, device):
         windows = window_nats(
             lambda x_BT, y_BT: model(x_BT, y_BT, per_token=True), split, context, batch_size, device, process
         )
@@ -73,7 +68,7 @@ def window_nats(
     context: int,
     batch_size: int,
     device: torch.device,
-    process: OneProcess = ONE_PROCESS,
+    process: Process = ONE_PROCESS,
 ) -> np.ndarray:
     """Return the nats of each window, in the order of the text; `losses` returns those of each token, BT.
 

@@ -6,7 +6,7 @@ from data.dataset import Dataset
 from errors import UserError
 from model.size import least_weights
 from training.config import RunConfig, build, differences, tree
-from training.ddp import OneProcess, world_size
+from training.ddp import Process, world_size
 from training.device import check_compiler, pick_device, pick_precision, total_memory
 
 GIB = 1 << 30
@@ -72,7 +72,7 @@ def check_context(config: RunConfig, data: Dataset) -> None:
         )
 
 
-def check_same_everywhere(config: RunConfig, data: Dataset, process: OneProcess) -> None:
+def check_same_everywhere(config: RunConfig, data: Dataset, process: Process) -> None:
     """Raise `UserError` in a process that would not train what the first one does: hosts may differ."""
     if process.size == 1:
         return

@@ -13,7 +13,7 @@ from typing import Any
 from errors import Interrupted
 from training.config import RunConfig
 from training.ddp import ONE_PROCESS, joined
-from training.evaluate import Score, score
+from training.evaluate import Score, evaluate
 from training.interrupt import Interrupt
 from training.run import Run
 from training.stack import Stacked, room
@@ -25,7 +25,11 @@ class Plain:
 
     def score(self, runs: Sequence[Run], split: str) -> Sequence[Score]:
         """Return the score of each run on a split of its data, "val" or "test", all of it."""
-        return [score(run.model, getattr(run.data, split), run.config, run.precision, run.process) for run in runs]
+        scores = []
+        for run in runs:
+            data = getattr(run.data, split)
+            scores.append(evaluate(run.model, data, run.config.micro_batch, run.precision, run.process))
+        return scores
 
     def step(self, runs: Sequence[Run], step: int) -> None:
         """Take one optimiser step (from 0) of each run; the loss before the update goes to `Run.count_step`."""
@@ -119,24 +123,17 @@ def train_stack(configs: Mapping[Path, RunConfig], patience: float = 0.0) -> dic
     with Interrupt() as interrupt:
         for first in range(0, len(folders), at_once):
             part = folders[first : first + at_once]
-            summaries |= _train_part({folder: configs[folder] for folder in part}, patience, interrupt)
+            if interrupt.signum:  # it came when the runs before had ended
+                raise Interrupted(interrupt.signum, "stopped; the same command resumes")
+            with ExitStack() as held:
+                # One run alone is faster in the engine for single runs.
+                stacked = len(part) > 1
+                runs = [Run(configs[folder], folder, shared=True, stacked=stacked) for folder in part]
+                for run in runs:
+                    held.enter_context(run)
+                    run.open(patience)
+                opened = [run for run in runs if run.summary is None and not run.failed]
+                if opened:
+                    train_loop(opened, Stacked() if stacked else Plain(), interrupt)
+            summaries |= {run.folder: run.summary for run in runs}
     return summaries
-
-
-def _train_part(
-    configs: Mapping[Path, RunConfig], patience: float, interrupt: Interrupt
-) -> dict[Path, dict[str, Any] | None]:
-    if interrupt.signum:  # it came when the runs before had ended
-        raise Interrupted(interrupt.signum, "stopped; the same command resumes")
-    # A single run is faster with the engine for single runs.
-    together = len(configs) > 1
-    with ExitStack() as held:
-        runs = [
-            held.enter_context(Run(config, folder, shared=True, stacked=together)) for folder, config in configs.items()
-        ]
-        for run in runs:
-            run.open(patience)
-        opened = [run for run in runs if run.summary is None and not run.failed]
-        if opened:
-            train_loop(opened, Stacked() if together else Plain(), interrupt)
-        return {run.folder: run.summary for run in runs}

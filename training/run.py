@@ -21,7 +21,7 @@ from training import checkpoint
 from training.clock import Clock
 from training.config import RunConfig, to_toml, tree
 from training.contents import intact_summary, read_records, read_state, read_windows, seal
-from training.ddp import ONE_PROCESS, OneProcess
+from training.ddp import ONE_PROCESS, Process
 from training.device import environment, keep_memory, pick_device, pick_precision
 from training.evaluate import Score
 from training.folder import open_run
@@ -72,7 +72,7 @@ class Run:
         self,
         config: RunConfig,
         folder: Path,
-        process: OneProcess = ONE_PROCESS,
+        process: Process = ONE_PROCESS,
         shared: bool = False,
         stacked: bool = False,
     ):

@@ -47,7 +47,7 @@ def room(config: RunConfig) -> int:
     m, c = config.model, config.train
     n_vocab = prepare(config.data, c.seed).tokenizer.n_vocab
     per_token = m.n_layer * (32 * m.d_model + 3 * m.n_head * m.context) + 4 * n_vocab
-    tokens = c.batch_size // c.accumulate * m.context
+    tokens = config.micro_batch * m.context
     numbers = 8 * size(m, n_vocab).total + tokens * per_token
     return max(1, int(free_memory(pick_device(c.device)) / 2 / 4 / numbers))
 
@@ -142,14 +142,14 @@ class Stack:
             own.data = row
 
     def score(self, split: Split) -> list[Score]:
-        """Score a split with every model, as `training.evaluate.score` does."""
-        c, context = self.config.train, self.config.model.context
+        """Score a split with every model, as `training.evaluate.evaluate` does."""
+        context = self.config.model.context
 
         def losses(x_BT: Tensor, y_BT: Tensor) -> Tensor:
             return self._forward(x_BT, y_BT, per_token=True)
 
         with evaluating(self.template):
-            nats_RN = window_nats(losses, split, context, c.batch_size // c.accumulate, self.device)
+            nats_RN = window_nats(losses, split, context, self.config.micro_batch, self.device)
         return [from_nats(nats_N, split, context) for nats_N in nats_RN]
 
     def step(self, step: int) -> list[tuple[float, float] | FloatingPointError]:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from data.batches import train_batch
 from model.gpt import GPT, Cache
 from training.config import RunConfig
-from training.ddp import ONE_PROCESS, OneProcess
+from training.ddp import ONE_PROCESS, Process
 from training.device import autocast, moved
 from training.nonfinite import first_nonfinite
 
@@ -25,7 +25,7 @@ def train_step(
     step: int,
     lr: float,
     precision: str,
-    process: OneProcess = ONE_PROCESS,
+    process: Process = ONE_PROCESS,
     module: nn.Module | None = None,
 ) -> tuple[float, float]:
     """Take the step of that number (from 0) at a learning rate, unless its loss or gradient is not finite.

@@ -16,7 +16,7 @@ from study.plan.plan import Plan
 from study.plan.tuning import Left
 from training.config import RunConfig
 from training.device import keep_memory, pick_device, pick_precision
-from training.evaluate import score
+from training.evaluate import evaluate
 from training.limits import check_available
 from training.optim import build_optimizers
 from training.step import compile_loss, train_step
@@ -75,7 +75,7 @@ def measure(config: RunConfig, data: Dataset) -> Seconds:
         train_step(model, optimizers, data.train.tokens_N, config, step, 0.0, precision)
         times.append(time.perf_counter() - start)
     start = time.perf_counter()
-    score(model, data.val, config, precision)
+    evaluate(model, data.val, config.micro_batch, precision)
     scoring = time.perf_counter() - start
     step = statistics.median(times[2:])
     # The first two steps hold what a run does once, compiling above all.

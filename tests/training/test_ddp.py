@@ -16,7 +16,7 @@ from data.dataset import prepare
 from errors import UserError
 from training.config import to_toml
 from training.contents import read_summary
-from training.ddp import ONE_PROCESS, OneProcess, check_batch
+from training.ddp import ONE_PROCESS, Process, check_batch
 from training.limits import check_same_everywhere
 from training.loop import train
 
@@ -144,12 +144,11 @@ def test_a_study_over_processes_is_refused_before_anything_is_done(monkeypatch, 
     assert not (tmp_path / "study").exists()
 
 
-class Second(OneProcess):
+class Second(Process):
     """A process that hears of a first one with another config, other data or another precision."""
 
-    rank, size = 1, 2
-
     def __init__(self, **heard):
+        super().__init__(rank=1, size=2)
         self.heard = heard
 
     def first(self, call):

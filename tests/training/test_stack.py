@@ -20,7 +20,7 @@ from model.activations import ACTIVATIONS
 from training import loop, run, stack
 from training import step as one_step
 from training.config import WandbConfig
-from training.evaluate import score
+from training.evaluate import evaluate
 from training.loop import train, train_stack
 from training.run import Run
 from training.stack import Stack, room, shape
@@ -146,7 +146,7 @@ def test_scores_are_those_of_each_model(runs, activation):
     for folder, config in runs(activation).items():
         members.append(Run(config, folder, shared=True, stacked=True))
         members[-1].open()
-    alone = [score(copy.deepcopy(member.model), split, member.config, "fp32") for member in members]
+    alone = [evaluate(copy.deepcopy(member.model), split, member.config.micro_batch) for member in members]
     for ours, theirs in zip(Stack(members).score(split), alone, strict=True):
         assert ours.named("val") == pytest.approx(theirs.named("val"), rel=1e-6)
         np.testing.assert_allclose(ours.windows, theirs.windows, rtol=1e-5)

@@ -40,6 +40,7 @@ from data.dataset import Split
 from model.activations import Gated
 from model.gpt import FFN, GPT
 from training.evaluate import evaluating
+from training.optim import parameters_of
 from training.probes.measures import calibration, cosine, log_slope, moments, rms, same_sign, slopes, spectrum
 from training.probes.path import Path, ffn_matrices, ffns
 
@@ -283,15 +284,15 @@ def used_rows(model: GPT, name: str, weight: Tensor) -> int:
 
 def _near_eps(model: GPT, optimizers: list[Optimizer]) -> dict[str, Tensor]:
     """Return the share of each matrix whose Adam denominator √v̂ is below 10 eps; nothing for other optimisers."""
-    names = {id(p): name for name, p in model.named_parameters()}
     figures = {}
     for optimizer in optimizers:
-        for group in optimizer.param_groups if isinstance(optimizer, AdamW) else ():
-            for p in group["params"]:
-                if p.ndim >= 2 and (state := optimizer.state.get(p)):
-                    name = names[id(p)]
-                    square = state["exp_avg_sq"][: used_rows(model, name, p)]
-                    root = (square / (1 - group["betas"][1] ** state["step"])).sqrt()
-                    near = (root < 10 * group["eps"]).float().mean()
-                    figures[f"update/{name.removesuffix('.weight')}/near_eps"] = near
+        if not isinstance(optimizer, AdamW):
+            continue
+        group = optimizer.param_groups[0]  # of the matrices; the other one has the same betas and eps
+        for name, p in parameters_of(model, optimizer).items():
+            if p.ndim >= 2 and (state := optimizer.state.get(p)):
+                square = state["exp_avg_sq"][: used_rows(model, name, p)]
+                root = (square / (1 - group["betas"][1] ** state["step"])).sqrt()
+                near = (root < 10 * group["eps"]).float().mean()
+                figures[f"update/{name.removesuffix('.weight')}/near_eps"] = near
     return figures
