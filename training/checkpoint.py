@@ -49,16 +49,8 @@ def save(
 ) -> Path:
     """Write `folder/step-<step>` whole or not at all, then delete all but the `keep` newest checkpoints.
 
-    Args:
-        folder: the checkpoints of the run.
-        model: its weights are kept.
-        optimizers: their tensors are kept.
-        probes: tensors of the probes, by name.
-        state: what else an exact resume needs, `training.contents.State`.
-        tokenizer: makes the checkpoint readable without the corpus.
-        records: the content of metrics.jsonl.
-        windows: the losses of the newest score.
-        keep: how many checkpoints stay, this one included.
+    `state` is what `training.contents.State` lists, `records` the content of metrics.jsonl, `windows` the losses of the
+    newest score. The tokenizer makes the checkpoint readable without the corpus.
 
     Raises:
         UserError: it cannot be written; the checkpoints before it stay.
@@ -102,6 +94,7 @@ def _training_tensors(model: nn.Module, optimizers: list[Optimizer], probes: Map
         empty = torch.zeros(()) if slot == "step" else torch.zeros_like(parameter)
         tensors[key] = optimizer.state.get(parameter, {}).get(slot, empty).contiguous()
     tensors["rng.cpu"] = torch.get_rng_state()
+    # Asking for the state would start CUDA in a process that trains on the CPU.
     if torch.cuda.is_initialized():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     return tensors
@@ -195,6 +188,7 @@ def load_training_state(
         Damaged: it does not hold the state of such optimisers and probes.
     """
     file = path / "optimizer.safetensors"
+    # What a fresh run would save is what the file has to hold.
     tensors = _load_tensors(file, _training_tensors(model, optimizers, probes), optional="rng.cuda")
     with own_file(file):
         torch.set_rng_state(tensors["rng.cpu"])
@@ -212,6 +206,7 @@ def _load_tensors(path: Path, expected: Mapping[str, Tensor], optional: str = ""
     """
     with own_file(path):
         found = load_file(path)
+        # The fused AdamW trusts the shapes: of a smaller moment it would read beyond the end of the memory.
         own, right = _kinds(found), _kinds(expected)
         for name in sorted((own.keys() | right.keys()) - {optional}):
             if own.get(name) != right.get(name):

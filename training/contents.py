@@ -129,6 +129,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         with own_file(path, f"Line {number} is the first that is wrong. {WRITTEN_AGAIN}"):
             record = RECORD.validate_json(line)
+            # A copied or swapped line is valid by itself; curves and resumes rely on the order.
             if records and record["step"] <= records[-1]["step"]:
                 raise ValueError(f"step {record['step']} follows step {records[-1]['step']}")
             records.append({**record})
@@ -171,6 +172,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
         UserError: the summary, or a file whose SHA-256 is in it, is damaged or foreign.
     """
     path = folder / "summary.json"
+    # A run writes its summary last, so that a run without one goes on.
     if not path.exists():
         return None
     with own_file(path, WRITTEN_AGAIN):
@@ -214,4 +216,5 @@ def seal(summary: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _hash(summary: dict[str, Any]) -> str:
     """Return the SHA-256 of all figures of a summary."""
     figures = {key: value for key, value in summary.items() if key != "sha256"}
+    # Sorted, so that the hash does not depend on the order in which a reader returns the keys.
     return hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()

@@ -56,6 +56,7 @@ class Process:
             value = call()
             self.store.set(key, json.dumps(value, default=str))
             return value
+        # A blocking wait would not notice a process that has ended.
         while not self.store.check([key]):
             if self.store.check([ENDED]):
                 raise SystemExit(1)
@@ -122,6 +123,7 @@ def joined(config: RunConfig) -> Iterator[Process]:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"attempt {attempt}", store)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    # The first process alone prints and mirrors.
     if rank:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         os.environ["WANDB_MODE"] = "disabled"
@@ -134,6 +136,7 @@ def joined(config: RunConfig) -> Iterator[Process]:
         if isinstance(error, (Interrupted, FloatingPointError)):  # raised in all processes, at one step
             process.any_signal(0)
         ended = f"{rank} {_exit_code(error)}"
+        # The process that writes here first decides the exit code of all.
         with suppress(RuntimeError):  # the store may have died with its host
             ended = store.compare_set(ENDED, "", ended).decode()
         first, code = map(int, ended.split())
@@ -153,6 +156,7 @@ def _backend(config: RunConfig) -> str:
     if local >= gpus:
         raise UserError(f"torchrun started more processes than this host has GPUs: use --nproc-per-node {gpus}.")
     torch.cuda.set_device(local)
+    # Gradients travel between GPUs, signals between CPUs.
     return "cpu:gloo,cuda:nccl"
 
 

@@ -95,6 +95,7 @@ def keep_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
+        # No mappings, which free() would give back at once, and one heap that never shrinks.
         mallopt(M_MXFAST, 0)
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -159,6 +160,7 @@ def _cpu_name() -> str:
 
 def _commit() -> str:
     """Return the commit of this code, with a + if files differ from it; empty outside a git checkout."""
+    # --exclude=* leaves out tags, which git would print in the place of the commit.
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -36,6 +36,7 @@ class Score:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode inside, where a stochastic activation, such as torch's RReLU, draws no numbers."""
+    # A part may be in eval mode on purpose, and has to be in it afterwards.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -88,6 +89,7 @@ def from_nats(windows: np.ndarray, split: Split, context: int) -> Score:
     """Return the score of a split from the nats of each of its windows."""
     n_targets = len(split.tokens_N) - 1
     loss = windows.sum() / n_targets
+    # Just above 709 the exponential is beyond all numbers of float64.
     perplexity = math.inf if loss >= 700 else math.exp(loss)
     bits_per_byte = windows.sum() / math.log(2) / split.n_bytes
     return Score(float(loss), perplexity, float(bits_per_byte), windows[: n_targets // context] / context)

@@ -52,6 +52,7 @@ def hold(folder: Path, patience: float = 0.0) -> Iterator[None]:
     Raises:
         UserError: it cannot be made or written, or another process holds it for longer than `patience` seconds.
     """
+    # The system frees the lock of a process that is killed, so that no lock is ever left behind.
     lock, holder = FileLock(folder / ".lock", timeout=patience), folder / HOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,7 @@ def orthogonal(x_LMN: Tensor, coefficients: tuple[float, float, float], steps: i
 
     Where bf16 is not the faster one, products are taken in float32 and rounded: equal but for the order of their sums.
     """
+    # The Gram matrix of the shorter side is the smaller one.
     if x_LMN.shape[1] > x_LMN.shape[2]:
         return orthogonal(x_LMN.mT, coefficients, steps).mT
     a, b, c = coefficients
@@ -64,6 +65,7 @@ def orthogonal(x_LMN: Tensor, coefficients: tuple[float, float, float], steps: i
     def rounded(y: Tensor) -> Tensor:
         return y if native else y.bfloat16().float()
 
+    # The iteration needs singular values of at most 1, which the norm of the matrix bounds. Zeros stay zeros.
     x_LMN = x_LMN.bfloat16()
     x_LMN = rounded(x_LMN / x_LMN.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7))
     for _ in range(steps):

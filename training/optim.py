@@ -14,6 +14,7 @@ def lr_factor(step: int, steps: int, config: TrainConfig) -> float:
     """Return the learning rate of a step (counted from 0) as a share of the peak: rise, plateau, fall."""
     warmup = round(config.warmup * steps)
     decay = min(round(config.decay * steps), steps - warmup)
+    # The first step has a rate above 0 already, or it would be lost.
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if step < steps - decay:
@@ -31,6 +32,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """
     for_muon, matrices, others = [], [], []
     for name, parameter in model.named_parameters():
+        # A matrix that an activation holds is no map between two layers, and Muon is for these.
         hidden = parameter.ndim == 2 and "blocks." in name and ".act." not in name
         if not parameter.requires_grad:
             continue

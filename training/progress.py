@@ -47,6 +47,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """Print a line."""
+        # A path may hold square brackets, which are markup to rich.
         self.console.print(text, markup=False, soft_wrap=True)
 
     def update(self, record: dict[str, Any]) -> None:
@@ -54,5 +55,6 @@ class Display:
         self.latest |= record
         if self.bar:
             self.bar.update(self.task, completed=record["step"], record=self.latest)
+        # A log of every record would be long.
         elif "val/loss" in record:
             self.say(f"{self.name}  step {record['step']}/{self.steps}  {figures(self.latest)}")

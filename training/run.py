@@ -227,6 +227,7 @@ class Run:
             self.metrics.log(place | record)
             self.display.update(place | record)
         self.figures = {}
+        # The checkpoint comes after the record, of which it has a copy.
         due = step > 0 and step % c.checkpoint_every == 0
         if (due or stopping or step == self.config.steps) and self.process.main:
             lowest = self.last_score and scored and self.metrics.mirror.is_lowest(self.last_score.loss)
@@ -266,6 +267,7 @@ class Run:
         self.clock.trained(self.config.tokens_per_step, seconds)
         self.skipped += not math.isfinite(loss + norm)
         if (step + 1) % c.log_every == 0 or step + 1 == self.config.steps:
+            # They wait for the record of the step that follows, as scores and probes are measured after the update.
             self.figures = {"train/loss": loss, "train/lr": self.learning_rate(step), "grad/norm": norm}
             if c.nonfinite == "skip":
                 self.figures["train/skipped"] = self.skipped
@@ -298,6 +300,7 @@ class Run:
 
     def _write_results(self, summary: dict[str, Any]) -> dict[str, Any]:
         """Write the windows, then the summary with the hashes of all that a report reads; return that summary."""
+        # The summary comes last: a run that has one is finished.
         file = io.BytesIO()
         np.save(file, self.windows)
         write_file(self.folder / "val_windows.npy", file.getvalue())

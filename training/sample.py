@@ -56,6 +56,7 @@ def sample(
 ) -> list[str]:
     """Return `count` continuations of `prompt`, without it. An empty prompt begins a document."""
     device = model.embedding.weight.device
+    # In training every document begins with the separator.
     ids = tokenizer.encode(prompt) or [tokenizer.eot]
     prompt_BT = torch.tensor([ids], device=device).expand(count, -1)
     generator = torch.Generator(device).manual_seed(seed)

@@ -112,6 +112,7 @@ class Stack:
             if name not in self.tensors:
                 self.tensors[name] = tensor.new_empty(len(runs), *tensor.shape)
                 self._move(name, self.tensors[name])
+        # What the runs' own optimisers remember moves into the stack as their weights did.
         states = []
         for run in runs:
             state_by_name = {}
@@ -139,6 +140,7 @@ class Stack:
         for model, row in zip(self.models, rows.detach(), strict=True):
             own: Tensor = getattr(model.get_submodule(module), leaf)
             row.copy_(own.detach())
+            # The parameter itself stays, since optimisers and checkpoints know it by its identity.
             own.data = row
 
     def score(self, split: Split) -> list[Score]:
@@ -155,6 +157,7 @@ class Stack:
     def step(self, step: int) -> list[tuple[float, float] | FloatingPointError]:
         """Take that step of every run, as `training.step.train_step`; return what it returns, or raises, for each."""
         c = self.config.train
+        # The batches of all runs go to the GPU as one copy.
         cpu = torch.device("cpu")
         batches = [split_batch(run.data.train.tokens_N, run.config, step, cpu) for run in self.runs]
         loss_R = torch.zeros(len(self.runs), device=self.device)
@@ -163,6 +166,7 @@ class Stack:
             x_RBT = moved(torch.stack([x_BT for x_BT, _ in micro_batches]), self.device)
             y_RBT = moved(torch.stack([y_BT for _, y_BT in micro_batches]), self.device)
             micro_R = self._forward(x_RBT, y_RBT) / c.accumulate
+            # A parameter that no formula reads gets zeros.
             grads = torch.autograd.grad(micro_R.sum(), self.trained, materialize_grads=True)
             grads_RN += torch.cat([grad.reshape(len(grad), -1) for grad in grads], dim=1)
             loss_R += micro_R.detach()
@@ -189,8 +193,10 @@ class Stack:
     def _update(self, grads_RN: Tensor, norm_R: Tensor, lr_R: Tensor, bad: list[int]) -> None:
         """Clip each run's gradient and update its weights; the runs in `bad` stay as they are."""
         changed = [self.weights_RN, *(slot for segment in self.segments for slot in segment.slots.values())]
+        # One operation updates all runs, so the bad ones are put back rather than left out.
         before = [tensor[bad] for tensor in changed] if bad else []
         if self.config.train.clip:
+            # As torch's clip_grads_with_norm_, its 1e-6 included.
             grads_RN *= (self.config.train.clip / (norm_R + 1e-6)).clamp(max=1)[:, None]
         columns = zip(self.segments, self._columns(self.weights_RN), self._columns(grads_RN), strict=True)
         for segment, w_RN, g_RN in columns:

@@ -37,6 +37,7 @@ def sgd(w_RN: Tensor, g_RN: Tensor, slots: Slots, lr_R1: Tensor, options: Mappin
     """Take a step of SGD, with momentum (Polyak, 1964) where there is any."""
     g_RN = g_RN + options["weight_decay"] * w_RN
     if options["momentum"]:
+        # From zeros the first step gives the gradient itself, which torch copies.
         g_RN = slots["momentum_buffer"].mul_(options["momentum"]).add_(g_RN)
     w_RN.sub_(lr_R1 * g_RN)
 

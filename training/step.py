@@ -41,6 +41,7 @@ def train_step(
     c, device = config.train, model.embedding.weight.device
     module = module or model
     micro_batches = split_batch(tokens_N, config, step, device)
+    # The loss stays on the device: to read it for each micro-batch would wait for a GPU each time.
     total = torch.zeros((), device=device)
     for i, (micro_x_BT, micro_y_BT) in enumerate(micro_batches, 1):
         # Under DDP, gradients are exchanged in the backward pass of the last micro-batch alone.
@@ -62,6 +63,7 @@ def train_step(
             optimizer.step()
     elif c.nonfinite == "stop":
         raise nonfinite_error(step, loss, norm, first_nonfinite(model, micro_batches, precision))
+    # Without a gradient the next backward pass writes a new one, and need not add to zeros.
     for parameter in parameters:
         parameter.grad = None
     return loss, norm

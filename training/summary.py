@@ -15,6 +15,7 @@ from training.sample import sample
 
 def sample_of(model: GPT, data: Dataset, precision: str) -> str:
     """Return the text that a trained model writes for a new document, always with the same random numbers."""
+    # As sample.py does without flags, but longer.
     with evaluating(model), autocast(precision, model.embedding.weight.device):
         return sample(model, data.tokenizer, prompt="", n_tokens=300, temperature=0.8, top_k=50, seed=0)[0]
 

@@ -54,6 +54,7 @@ class Path:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on from a checkpoint whose weights the model holds by now."""
         self.tensors = {name: tensors[name].to(own) for name, own in self.tensors.items()}
+        # `start_MS` stays: it was taken from the initial weights when this was made.
         self.last_MS = sample(self.matrices.values())
 
     def update(self) -> None:

@@ -145,10 +145,12 @@ def measure(
 
     No hook, gradient or random number is left behind or used up.
     """
+    # In fp32, whatever training uses, so that runs in different precisions compare.
     with evaluating(model), torch.autocast(x_BT.device.type, enabled=False):
         figures, gradients = _forward_and_backward(model, x_BT, y_BT)
         if before is not None:
             matrices = ffn_matrices(model)
+            # The backward pass is inside too, since it may compute parts of the loss anew.
             with weights(model, before):
                 loss = model(x_BT, y_BT, per_token=True).mean()
                 earlier = torch.autograd.grad(loss, list(matrices.values()))
@@ -184,7 +186,7 @@ def _forward_and_backward(model: GPT, x_BT: Tensor, y_BT: Tensor) -> tuple[dict[
     """Return the figures of the blocks and of the head, and the gradients of the FFN matrices."""
     blocks = ffns(model)
     modules: dict[str, nn.Module] = dict(zip(blocks, model.blocks, strict=True))
-    modules["norm"] = model.norm
+    modules["norm"] = model.norm  # its output is what the head reads
     for where, ffn in blocks.items():
         modules |= {f"{where}/up": ffn.up, f"{where}/act": function_of(ffn), f"{where}/down": ffn.down}
     with watch(modules) as seen:
