@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 
 # torch raises a plain RuntimeError where the CPU's memory ends. These texts begin the two that its allocator raises.
@@ -52,10 +53,22 @@ def is_memory_fault(fault: BaseException) -> bool:
     return type(fault) is RuntimeError and str(fault).startswith(CPU_ALLOCATOR)
 
 
+def fault_of_plugin(fault: BaseException) -> str:
+    """Return where a user's plugin raised an exception, as `acts.py, line 7: ...`, or an empty string."""
+    plugin = sys.modules.get("model.plugin")
+    files = {str(path) for path in plugin.loaded} if plugin else set()
+    for frame in reversed(traceback.extract_tb(fault.__traceback__)):
+        if frame.filename in files:
+            return f"{frame.filename}, line {frame.lineno}: {type(fault).__name__}: {fault}"
+    return ""
+
+
 def describe_mistake(fault: Exception) -> str:
     """Return the message for an error that the user can mend, and an empty string for a bug of this project."""
     if isinstance(fault, UserError):
         return str(fault)
+    if place := fault_of_plugin(fault):
+        return f"the plugin failed in {place}"
     if isinstance(fault, OSError) and fault.errno == errno.ENAMETOOLONG:
         return f"{fault.filename}: the name is longer than the file system allows. Choose a shorter one."
     if isinstance(fault, UnicodeEncodeError):

@@ -1,6 +1,6 @@
 """The eight units of a factorial: what is missing in the sigmoid?
 
-anatomy.toml names this file as its plugin.
+python train.py configs/anatomy.toml --plugin=configs/anatomy.py
 
 Odd part {u/2, ½ tanh u} × even part {none, GELU's} × mean {0, the sigmoid's}. All have slope ½ at 0. Two are known:
 `saturating_mean` is σ(2u), and `linear_even` is GELU, centred.

@@ -146,9 +146,14 @@ def formulas() -> dict[str, str]:
     return dict(re.findall(r'^    "(\w+)": .*,  # (.*)$', source, re.MULTILINE))
 
 
-def check_name(name: str) -> None:
-    """Raise `UserError` with the nearest name if the registry does not hold `name`."""
+def check_name(name: str, plugin: str = "") -> None:
+    """Raise `UserError` with the nearest name if the registry does not hold `name`.
+
+    `plugin` is the file that a config names for it. It is executed only where --plugin names it too.
+    """
     if name not in ACTIVATIONS:
+        if plugin:
+            raise UserError(f"activation {name!r} comes from a plugin, which runs only if you add --plugin={plugin}")
         several = [part.strip() for part in name.split(",")]
         if len(several) > 1 and all(part in ACTIVATIONS for part in several):
             listed = ", ".join(f'"{part}"' for part in several)

@@ -38,6 +38,9 @@ class ModelConfig:
         Field(description="from scores to probabilities, and the loss that trains them"),
     ] = "softmax"
 
+    plugin: Annotated[str, Field(description="file that adds the activation; --plugin fills it in")] = ""
+    plugin_sha256: Annotated[str, Field(description="hash of that file")] = ""
+
     def __post_init__(self):
         if self.d_model % self.n_head or (self.d_model // self.n_head) % 2:
             half = self.d_model // 2
@@ -49,5 +52,16 @@ class ModelConfig:
             )
         # Imported here: the registry needs torch, and --help must answer at once.
         from model.activations import check_name
+        from model.plugin import origin
 
-        check_name(self.activation)
+        check_name(self.activation, self.plugin)
+        path, digest = origin(self.activation)
+        if path and self.plugin_sha256 and digest != self.plugin_sha256:
+            raise UserError(
+                f"the plugin {path} is not the file that this run was trained with (its SHA-256 is {digest[:12]}…, not "
+                f"{self.plugin_sha256[:12]}…). Restore that file, or train the run anew with another --out."
+            )
+        if not self.plugin_sha256:
+            # A run knows where its activation comes from. A name of the registry comes from no plugin.
+            object.__setattr__(self, "plugin", path)
+            object.__setattr__(self, "plugin_sha256", digest)

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -11,12 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from errors import UserError
+from files import sha256_of
 from model.activations import ACTIVATIONS, Gated
 
 # A name becomes part of the name of a run's folder, beside which a study has files of its own.
 NAME = re.compile(r"(?!(tune|wandb|.*\.(toml|html|csv|png))$)[^.+-].{,199}", re.IGNORECASE)
 
-loaded: dict[Path, list[str]] = {}  # the names that each file has added in this process
+
+@dataclass(frozen=True)
+class Loaded:
+    """A file that this process has loaded: its path as it was given, its hash, and the names that it has added."""
+
+    given: str
+    sha256: str
+    names: list[str]
+
+
+loaded: dict[Path, Loaded] = {}  # by the resolved path
 
 
 def load_plugin(path: Path) -> None:
@@ -27,9 +39,10 @@ def load_plugin(path: Path) -> None:
     Raises:
         UserError: the file is missing or fails, or one of its activations cannot be trained.
     """
-    path = path.expanduser().resolve()
-    for name in loaded.pop(path, []):
-        del ACTIVATIONS[name]
+    given, path = str(path), path.expanduser().resolve()
+    if path in loaded:
+        for name in loaded.pop(path).names:
+            del ACTIVATIONS[name]
     added = getattr(_run(path), "ACTIVATIONS", None)
     if not isinstance(added, dict) or added is ACTIVATIONS:
         raise UserError(f"--plugin {path}: it must define ACTIVATIONS, a dict of its own: name -> factory of a module.")
@@ -37,7 +50,15 @@ def load_plugin(path: Path) -> None:
         if problem := _problem_with(name, factory):
             raise UserError(f"--plugin {path}: {name!r} {problem}")
     ACTIVATIONS.update(added)
-    loaded[path] = list(added)
+    loaded[path] = Loaded(given, sha256_of(path), list(added))
+
+
+def origin(activation: str) -> tuple[str, str]:
+    """Return path and SHA-256 of the plugin that added an activation, or two empty strings for one of the registry."""
+    for plugin in loaded.values():
+        if activation in plugin.names:
+            return plugin.given, plugin.sha256
+    return "", ""
 
 
 def _run(path: Path) -> ModuleType:

@@ -28,7 +28,7 @@ def read_plans(command: Command) -> dict[Path, Plan]:
         load_plugin(command.plugin)
     plans: dict[Path, Plan] = {}
     for path in configs_of(command.config):
-        plan = read_plan(path, command.flags, command.plugin)
+        plan = read_plan(path, command.flags)
         if path == command.config:
             return {command.out: plan}
         if not plan.is_study:
@@ -64,7 +64,7 @@ def train_studies(plans: dict[Path, Plan], command: Command) -> int:
     failed = False
     done: list[Path] = []
     for folder, plan in plans.items():
-        failed_here = run_plan(plan, folder, plan.plugin, beside=done)
+        failed_here = run_plan(plan, folder, beside=done)
         done.append(folder)
         if failed_here:  # said at once: on a full disk there is no report
             failed = True
@@ -75,7 +75,7 @@ def train_studies(plans: dict[Path, Plan], command: Command) -> int:
                 file=sys.stderr,
             )
         if run_folders(folder):  # none if no arm could be tuned
-            rows = compare([folder], plugin=command.plugin)
+            rows = compare([folder])
             wandb = next(iter(plan.runs.values())).wandb
             mirror_study(rows, folder, wandb, failed=bool(failed_here))
     if any(plan.claim for plan in plans.values()):

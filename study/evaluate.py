@@ -63,7 +63,7 @@ def evaluate(
     elif mode == "claims to judge":
         report_claims(only, out and out.expanduser())
     else:
-        _compare(paths, reference, out and out.expanduser(), plugin)
+        _compare(paths, reference, out and out.expanduser())
 
 
 def pick_mode(paths: Sequence[Path], corpus: str | None, export: Path | None) -> str:
@@ -88,8 +88,8 @@ def check_flags(mode: str, flags: Iterable[str]) -> None:
             raise UserError(f"{flag} goes with {others}. Here: {mode}.")
 
 
-def _compare(paths: Sequence[Path], reference: str | None, out: Path | None, plugin: Path | None) -> None:
+def _compare(paths: Sequence[Path], reference: str | None, out: Path | None) -> None:
     """Compare runs. A claim among them, if its study is named alone, gets its verdict too."""
-    compare(paths, reference, out, plugin)
+    compare(paths, reference, out)
     if len(paths) == 1 and (paths[0] / "study.toml").exists() and claims_in(paths[0]):
         report_claims(paths[0], out and out.with_name("verdict.html"))

@@ -138,6 +138,8 @@ class RunConfig:
 
 SECTIONS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig, "wandb": WandbConfig}
 WHERE = {
+    "model.plugin",
+    "model.plugin_sha256",  # a changed file is refused when a config is read
     "train.threads",
     "train.device",
     "train.compile",
@@ -207,6 +209,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         _check_characters(tree)
         return tree
     except FileNotFoundError:
+        slashed = Path(str(path).replace("\\", "/"))
+        if slashed.is_file():
+            raise UserError(f"no such file: {path}. Did you mean {slashed}?") from None
         others = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         raise UserError(unknown("config file", str(path), others) if others else f"no such file: {path}") from None
     except (OSError, ValueError, RecursionError) as error:

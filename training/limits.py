@@ -1,5 +1,7 @@
 """What a run needs, checked before any work: this machine's devices and memory, data that fit, hosts that agree."""
 
+import sys
+
 from data.config import parse_tokenizer
 from data.corpus import check_corpus
 from data.dataset import Dataset
@@ -10,6 +12,7 @@ from training.ddp import Process, world_size
 from training.device import check_compiler, pick_device, pick_precision, total_memory
 
 GIB = 1 << 30
+OFTEN = 100  # times that a text is read
 # Numbers in fp32 for each weight in training: the weight, its gradient, and what the optimiser keeps of it at least.
 NUMBERS = {"adamw": 4, "muon": 3, "sgd": 2}
 
@@ -58,6 +61,17 @@ def check_memory(config: RunConfig, training: bool = True) -> None:
             f"model.n_layer = {m.n_layer:,}, model.d_model = {m.d_model:,}, model.context = {m.context:,} and "
             f"train.batch_size = {c.batch_size:,} need {need / GIB:,.0f} GiB or more, and this machine has "
             f"{memory / GIB:,.0f} GiB. Use a smaller value of one of them."
+        )
+
+
+def warn_of_repetition(config: RunConfig, data: Dataset) -> None:
+    """Print a warning if a run reads its text so often that it learns it by heart."""
+    times = config.train.tokens / len(data.train.tokens_N)
+    if times >= OFTEN:
+        print(
+            f"warning: train.tokens = {config.train.tokens:,} reads the training text {times:,.0f} times "
+            f"({len(data.train.tokens_N):,} tokens). Use fewer tokens or a longer text.",
+            file=sys.stderr,
         )
 
 

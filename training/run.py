@@ -25,7 +25,7 @@ from training.ddp import ONE_PROCESS, Process
 from training.device import environment, keep_memory, pick_device, pick_precision
 from training.evaluate import Score
 from training.folder import open_run
-from training.limits import check_available, check_context, check_same_everywhere
+from training.limits import check_available, check_context, check_same_everywhere, warn_of_repetition
 from training.metrics import Metrics, strict_json
 from training.optim import build_optimizers, lr_factor
 from training.probes.probes import Probes
@@ -119,6 +119,7 @@ class Run:
             return
         self.data = prepare(self.config.data, self.config.train.seed)
         check_context(self.config, self.data)
+        warn_of_repetition(self.config, self.data)
         check_same_everywhere(self.config, self.data, self.process)
         path = self.folder / "config.toml"
         if self.process.main and not path.exists():

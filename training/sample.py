@@ -23,6 +23,9 @@ def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[s
     Raises:
         UserError: it is not a run folder, or has no checkpoint yet.
     """
+    if (folder / "study.toml").exists():
+        runs = ", ".join(sorted(str(config.parent) for config in folder.glob("*/config.toml")))
+        raise UserError(f"{folder} is a study. Name one of its runs: {runs or 'none has begun yet'}.")
     config = read_config(folder)
     check_memory(config, training=False)
 
@@ -39,6 +42,11 @@ def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[s
 
     loaded = checkpoint.load_newest(folder / "checkpoints", load)
     if loaded is None:
+        if (folder / "summary.json").exists():
+            raise UserError(
+                f"{folder} has finished, but its checkpoints are gone. Restore {folder / 'checkpoints'}, or train it "
+                f"again: python train.py {folder / 'config.toml'} --out=ANOTHER"
+            )
         raise UserError(f"{folder} has no checkpoint yet; train it first.")
     return loaded
 

@@ -1,6 +1,6 @@
 """Two units whose value and slope belong to different functions.
 
-c1-gradients.toml names this file as its plugin.
+python train.py configs/claims/ --plugin=configs/claims/repair.py
 
 If vanishing gradients cost the sigmoid its loss, `sigmoid_straight` must end below the sigmoid, and `gelu_vanishing`
 above GELU. What a network computes is that of σ and GELU; only the gradient that goes back through the unit differs.

@@ -66,16 +66,7 @@ class StudyConfig:
         ),
     ] = "auto"
 
-    plugin: Annotated[
-        str, Field(description="Python file beside the study's own TOML file that adds activations; it is executed")
-    ] = ""
-
     def __post_init__(self):
-        if self.plugin and (Path(self.plugin).name != self.plugin or not self.plugin.endswith(".py")):
-            raise UserError(
-                f"plugin = {self.plugin!r}: the name of a Python file in the same folder, such as units.py. "
-                "For a file elsewhere, give --plugin."
-            )
         names = {f"{lr:g}" for lr in self.lr}  # the tuning runs are named so
         if self.lr and len(names) < max(3, len(self.lr)):
             raise UserError(
@@ -93,7 +84,7 @@ FIELDS = [
     (section, field.name)
     for section, part in ALL_SECTIONS.items()
     for field in dataclasses.fields(part)
-    if (section, field.name) != ("study", "plugin")  # its flag is --plugin, which names a file in any folder
+    if field.name not in ("plugin", "plugin_sha256")  # --plugin sets both
 ]
 BOOLEANS = {"True": "true", "False": "false"}  # as an agent of a wandb sweep writes them
 FLAG = re.compile(rf"--({'|'.join(ALL_SECTIONS)})\.([^=]*)")
@@ -187,7 +178,7 @@ def _flags_type(default: Path) -> type:
     plugin = arg(
         metavar="FILE",
         help="Python file that adds activations; it is executed",
-        help_behavior_hint="(default: study.plugin of the config)",
+        help_behavior_hint="(default: none)",
     )
     flag = tyro.conf.FlagCreatePairsOff[bool]
     dry_run = arg(help="print the runs, the size of each network and the time; train nothing")

@@ -16,7 +16,7 @@ Point = dict[Key, Any]  # the values that tell a run from the others
 LONGEST_NAME = 255  # bytes, as file systems allow
 ACTIVATION: Key = ("model", "activation")
 # Fields that no [[grid]] can set.
-ONE_FOR_ALL = {*WHERE, "study.reference", "study.engine", "study.margin", "study.plugin"}
+ONE_FOR_ALL = {*WHERE, "study.reference", "study.engine", "study.margin"}
 
 
 def axes(tree: Tree) -> dict[Key, list[Any]]:

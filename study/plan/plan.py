@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from errors import UserError, unknown
-from model.plugin import load_plugin
 from study.plan.claims import Claim, check_arms, read_claim
 from study.plan.config import StudyConfig, Tree, merge
 from study.plan.grid import ACTIVATION, axes, grids, is_study, points, run_name, study_section
@@ -27,7 +26,7 @@ class PlannedArm:
 class Plan:
     """One run, named "", or the runs of a study by name.
 
-    `arm_of` names the arm of each; messages call it `source`. `plugin` is the file that adds its activations, if any.
+    `arm_of` names the arm of each; messages call it `source`.
     """
 
     source: str
@@ -37,7 +36,6 @@ class Plan:
     arm_of: dict[str, str]
     study: StudyConfig
     claim: Claim | None
-    plugin: Path | None = None
 
     @property
     def is_study(self) -> bool:
@@ -82,20 +80,14 @@ def make_plan(tree: Tree, source: str = "the study") -> Plan:
     return Plan(source, tree, runs, arms, arm_of, study, claim)
 
 
-def read_plan(path: Path, flags: Tree, plugin: Path | None = None) -> Plan:
+def read_plan(path: Path, flags: Tree) -> Plan:
     """Return the plan of a TOML file with the flags above it.
-
-    `plugin` is a file that is loaded already, in place of the one that the study names.
 
     Raises:
         UserError: as `make_plan`; or a file cannot be read, or a flag goes with studies and this is a single run.
     """
     tree, source = merge(path, flags), f"{path} and the flags" if flags else str(path)
-    beside = study_section(tree, source).plugin
-    if beside and plugin is None:
-        plugin = path.parent / beside
-        load_plugin(plugin)
-    plan = dataclasses.replace(make_plan(tree, source), plugin=plugin)
+    plan = make_plan(tree, source)
     if "study" in flags and not plan.is_study:
         flag = next(iter(flags["study"]))
         raise UserError(f"--study.{flag} goes with a study, but {path} is a single run.")

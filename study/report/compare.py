@@ -6,7 +6,6 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from errors import UserError, unknown
-from study.judge.arms import joined
 from study.judge.effects import Row, best_first, compare_arms
 from study.judge.repetitions import are_repetitions, compare_repetitions
 from study.judge.results import Study, load_study
@@ -27,14 +26,11 @@ REPETITIONS_TEXT = (
 BESIDE = ("results.csv", "verdict.html")  # files that this project writes beside the report
 
 
-def compare(
-    paths: Sequence[Path], reference: str | None = None, out: Path | None = None, plugin: Path | None = None
-) -> list[Row]:
+def compare(paths: Sequence[Path], reference: str | None = None, out: Path | None = None) -> list[Row]:
     """Print the table of the runs, write their report with results.csv beside it, and return the table's rows.
 
     The report is written to `out`; by default to the study's folder, or for several paths to a folder beside the first
-    that has the names of all. The reference is the study's own unless it is given. `plugin` is the file that added
-    activations to the registry.
+    that has the names of all. The reference is the study's own unless it is given.
 
     Raises:
         UserError: a path holds no run, no arm is the reference given, or the report cannot be written there.
@@ -46,7 +42,7 @@ def compare(
     if reference not in (None, rows[0].reference):  # no arm has it, so that another took its place
         raise UserError(unknown("reference", reference, dict.fromkeys(name for row in rows for name in row.arm.names)))
     print_table(rows, notes(rows, study))
-    parts = sections(study, rows, _commands(paths, study, plugin))
+    parts = sections(study, rows, _commands(paths, study))
     if are_repetitions(paths):
         table = repetitions_table(compare_repetitions(paths, reference), [path.resolve().name for path in paths])
         _print_repetitions(table)
@@ -124,10 +120,8 @@ def _terminal_table(rows: Sequence[Row], columns: Sequence[Column]) -> "rich.tab
     return table
 
 
-def _commands(paths: Sequence[Path], study: Study, plugin: Path | None) -> str:
+def _commands(paths: Sequence[Path], study: Study) -> str:
     """Return the commands that train the same runs again, from the configs in their folders."""
-    from model.activations import ACTIVATIONS  # late, since it imports torch
-
     runs = study.runs
     configs = []
     for path in paths:
@@ -136,15 +130,10 @@ def _commands(paths: Sequence[Path], study: Study, plugin: Path | None) -> str:
         # A folder of runs that are no study has no config of its own.
         here = [path / run.folder.name / "config.toml" for run in runs if run.folder.parent == path.resolve()]
         configs += [config] if config else here
-    option = f" --plugin={quote(str(plugin))}" if plugin else ""
-    remarks = []
-    unknown_here = sorted({run.activation for run in runs} - ACTIVATIONS.keys())
-    in_folder = any("plugin" in plan.get("study", {}) for plan in study.plans.values())
-    if unknown_here and not plugin and not in_folder:
-        option = " --plugin=FILE"
-        remarks = [f"# FILE is the plugin that defines {joined(unknown_here)}. The folder does not hold it."]
+    plugins = dict.fromkeys(str(run.config["model"].get("plugin") or "") for run in runs)
+    option = "".join(f" {quote(f'--plugin={plugin}')}" for plugin in plugins if plugin)
     commands = []
     for number, config in enumerate(configs, 1):
         out = f"runs/again-{number}-{config.resolve().parent.name}"
         commands.append(f"python train.py {quote(str(config))} {quote(f'--out={out}')}{option}")
-    return "\n".join(commands + remarks)
+    return "\n".join(commands)

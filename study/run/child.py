@@ -15,7 +15,7 @@ from training.loop import train, train_stack
 ORPHAN_SECONDS = 60.0  # in which a run whose study was killed saves and releases its folder
 
 
-def train_with_log(runs: Mapping[Path, RunConfig], plugin: Path | None) -> str:
+def train_with_log(runs: Mapping[Path, RunConfig]) -> str:
     """Train one run, or several as a stack, by their folders. All that it prints goes to log.txt of the first folder.
 
     The reason of a failure goes there too: a message for a mistake or for numbers that are not finite, and a traceback
@@ -30,8 +30,8 @@ def train_with_log(runs: Mapping[Path, RunConfig], plugin: Path | None) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         with _output_to(folder / "log.txt"):
             try:
-                if plugin:
-                    load_plugin(plugin)
+                if config.model.plugin:
+                    load_plugin(Path(config.model.plugin))
                 if len(runs) > 1:
                     train_stack(runs, ORPHAN_SECONDS)
                 else:

@@ -22,7 +22,7 @@ from training.stack import shape
 LATE_IMPORTS = ("torch._dynamo", "wandb.apis.public", "wandb.sdk.launch")
 
 
-def execute_processes(runs: dict[str, RunConfig], folder: Path, plugin: Path | None, interrupt: Interrupt) -> list[str]:
+def execute_processes(runs: dict[str, RunConfig], folder: Path, interrupt: Interrupt) -> list[str]:
     """Train every run that is not finished, in `folder/<name>`; return the names of those that failed.
 
     Each run has a process of its own, as many at a time as there are cores, or one at a time on a GPU.
@@ -34,10 +34,10 @@ def execute_processes(runs: dict[str, RunConfig], folder: Path, plugin: Path | N
     jobs = []
     for number, (name, config) in enumerate(runs.items()):
         jobs.append(Job(name, share_cores(config, parallel), folder / name, stack=number))
-    return execute(jobs, _Processes(parallel, plugin), folder, interrupt)
+    return execute(jobs, _Processes(parallel), folder, interrupt)
 
 
-def execute_stacked(runs: dict[str, RunConfig], folder: Path, plugin: Path | None, interrupt: Interrupt) -> list[str]:
+def execute_stacked(runs: dict[str, RunConfig], folder: Path, interrupt: Interrupt) -> list[str]:
     """Train as `execute_processes`, but runs that differ only in seed and learning rate as one batched program.
 
     One stack at a time, in a process that has all cores.
@@ -47,15 +47,14 @@ def execute_stacked(runs: dict[str, RunConfig], folder: Path, plugin: Path | Non
     jobs = []
     for name, config in configs.items():
         jobs.append(Job(name, config, folder / name, stack=shapes.index(shape(config))))
-    return execute(jobs, _Processes(1, plugin), folder, interrupt)
+    return execute(jobs, _Processes(1), folder, interrupt)
 
 
 class _Processes:
     """Processes that are forked from one that holds torch already, so that a run starts at once."""
 
-    def __init__(self, parallel: int, plugin: Path | None):
+    def __init__(self, parallel: int):
         self.slots = self.parallel = parallel
-        self.plugin = plugin
         self.processes: dict[str, BaseProcess] = {}  # by the name of the job
         self.reasons: dict[str, Connection] = {}  # why a job failed, where its log has no room for that
         self.context = multiprocessing.get_context("forkserver")
@@ -73,7 +72,7 @@ class _Processes:
     def start(self, stack: list[Job]) -> None:
         runs = {job.folder: job.config for job in stack}
         receiver, sender = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_child, args=(runs, self.plugin, sender))
+        process = self.context.Process(target=_child, args=(runs, sender))
         process.start()
         sender.close()
         for job in stack:
@@ -97,11 +96,11 @@ class _Processes:
         return ""
 
 
-def _child(runs: dict[Path, RunConfig], plugin: Path | None, reason: Connection) -> None:
+def _child(runs: dict[Path, RunConfig], reason: Connection) -> None:
     os.environ.pop("WANDB_RUN_ID", None)  # a sweep's agent sets one id, and a study has many runs
     os.setsid()  # Ctrl-C on the terminal reaches only the study, which asks each process once
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    said = train_with_log(runs, plugin)[:1000]  # a pipe that nobody reads yet has room for more
+    said = train_with_log(runs)[:1000]  # a pipe that nobody reads yet has room for more
     for _ in runs:  # every run of a stack is asked
         reason.send(said)
 

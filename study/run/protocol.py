@@ -25,17 +25,17 @@ from training.contents import intact_summary, read_config
 from training.ddp import world_size
 from training.folder import CHOOSE, OWN_FILES, hold
 from training.interrupt import Interrupt
-from training.limits import check_available, check_context
+from training.limits import check_available, check_context, warn_of_repetition
 
 ENGINES = {"processes": execute_processes, "stacked": execute_stacked, "ray": execute_ray}
 
 
-def run_study(tree: Tree, folder: Path, plugin: Path | None = None) -> list[str]:
+def run_study(tree: Tree, folder: Path) -> list[str]:
     """Train the study that a tree of sections describes, as `run_plan`."""
-    return run_plan(make_plan(tree), folder, plugin)
+    return run_plan(make_plan(tree), folder)
 
 
-def run_plan(plan: Plan, folder: Path, plugin: Path | None = None, beside: Sequence[Path] = ()) -> list[str]:
+def run_plan(plan: Plan, folder: Path, beside: Sequence[Path] = ()) -> list[str]:
     """Train every run of a study that is not finished and return the names of those that failed.
 
     What to train next is always decided from what the folder holds (study/run/search.py), so a killed study goes on as
@@ -60,12 +60,13 @@ def run_plan(plan: Plan, folder: Path, plugin: Path | None = None, beside: Seque
             check_available(config)
         if engine == "ray":
             import_ray()
-    with _open_study(folder, plan, plugin):
+    with _open_study(folder, plan):
         if finished:
             return []
         data = prepare_arms(plan)  # here, and not in every process
         for name, arm in plan.arms.items():
             check_context(arm.config, data[name])
+        warn_of_repetition(next(iter(plan.arms.values())).config, next(iter(data.values())))
         check_metrics(plan, data)
         print(*size_lines(plan, data), sep="\n", flush=True)
         with Interrupt() as interrupt:
@@ -74,7 +75,7 @@ def run_plan(plan: Plan, folder: Path, plugin: Path | None = None, beside: Seque
                 for other in beside:
                     _copy_finished(some, other / where.relative_to(folder), where)
                 grouped = {name: _with_group(config, folder.name) for name, config in some.items()}
-                return ENGINES[engine](grouped, where, plugin, interrupt)
+                return ENGINES[engine](grouped, where, interrupt)
 
             return train_arms(plan, folder, train_all)
 
@@ -101,11 +102,8 @@ def _copy_finished(runs: dict[str, RunConfig], source: Path, folder: Path) -> No
 
 
 @contextmanager
-def _open_study(folder: Path, plan: Plan, plugin: Path | None) -> Iterator[None]:
-    """Hold the folder of a study whose study.toml is this plan, or an earlier one that this plan contains.
-
-    A plugin that study.toml names is copied beside it, so that the folder can train the same again.
-    """
+def _open_study(folder: Path, plan: Plan) -> Iterator[None]:
+    """Hold the folder of a study whose study.toml is this plan, or an earlier one that this plan contains."""
     path = folder / "study.toml"
     if folder.is_dir() and not path.exists() and {p.name for p in folder.iterdir()} - OWN_FILES:
         raise UserError(f"{folder} exists and is not a study (it has no study.toml). {CHOOSE}")
@@ -116,10 +114,10 @@ def _open_study(folder: Path, plan: Plan, plugin: Path | None) -> Iterator[None]
             raise UserError(f"{path} is not of a study, and the plan of this one would take its place. {CHOOSE}")
         if begun:
             grow(folder, plan)
+        for config in folder.glob("*/config.toml"):
+            read_config(config.parent)  # refuses a plugin that has changed since
         if _as_written(path) != plan.tree:
             write_file(path, tomli_w.dumps(plan.tree))
-        if plugin and plan.study.plugin:
-            write_file(folder / plan.study.plugin, plugin.read_bytes())
         yield
 
 

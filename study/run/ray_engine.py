@@ -39,7 +39,7 @@ def import_ray() -> Any:
         ) from None
 
 
-def execute_ray(runs: dict[str, RunConfig], folder: Path, plugin: Path | None, interrupt: Interrupt) -> list[str]:
+def execute_ray(runs: dict[str, RunConfig], folder: Path, interrupt: Interrupt) -> list[str]:
     """Train as `study.run.processes.execute_processes`, on the machines of a Ray cluster.
 
     Raises:
@@ -52,7 +52,7 @@ def execute_ray(runs: dict[str, RunConfig], folder: Path, plugin: Path | None, i
         jobs.append(Job(name, share_cores(config, parallel=cores()), folder / name, stack=number))
     ray = import_ray()
     with _connect(ray):
-        return execute(jobs, _Cluster(ray, jobs, plugin), folder, interrupt)
+        return execute(jobs, _Cluster(ray, jobs), folder, interrupt)
 
 
 @contextmanager
@@ -80,8 +80,8 @@ def _connect(ray: Any) -> Iterator[None]:
 class _Cluster:
     """The tasks of a cluster. All of them are submitted at the start: Ray decides when and where each one runs."""
 
-    def __init__(self, ray: Any, jobs: list[Job], plugin: Path | None):
-        self.ray, self.plugin = ray, plugin
+    def __init__(self, ray: Any, jobs: list[Job]):
+        self.ray = ray
         self.slots = len(jobs)
         # A process for each task: its peak memory is its own.
         self.task = ray.remote(max_calls=1, max_retries=RETRIES)(_train)
@@ -96,7 +96,7 @@ class _Cluster:
         (job,) = stack
         gpus = int(self.gpu and job.config.train.device != "cpu")
         task = self.task.options(name=job.name, num_cpus=job.config.train.threads, num_gpus=gpus)
-        self.references[job.name] = task.remote(job.config, job.folder, self.plugin, Path.cwd())
+        self.references[job.name] = task.remote(job.config, job.folder, Path.cwd())
 
     def ended(self, jobs: list[Job]) -> list[Job]:
         references = [self.references[job.name] for job in jobs]
@@ -115,6 +115,6 @@ class _Cluster:
             return f"{type(error).__name__}: {error}"
 
 
-def _train(config: RunConfig, folder: Path, plugin: Path | None, cwd: Path) -> str:
+def _train(config: RunConfig, folder: Path, cwd: Path) -> str:
     os.chdir(cwd)
-    return train_with_log({folder: config}, plugin)
+    return train_with_log({folder: config})

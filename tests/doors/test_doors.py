@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 
@@ -123,14 +124,38 @@ def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_p
     assert "--plugin" in said
     code, said = call("eval", study)  # figures need no plugin
     assert code == 0, said
-    assert "--plugin=FILE" in (study / "report.html").read_text(encoding="utf-8")
+    assert f"--plugin={plugin}" in (study / "report.html").read_text(encoding="utf-8")
     code, said = call("sample", study / "sinü", f"--plugin={plugin}")
     assert code == 0, said
     plugin.write_text("ACTIVATIONS = {}")
     load_plugin(plugin)  # takes back what the file added: the registry is this process's
 
 
+def test_a_plugin_that_fails_in_training_is_named_by_file_and_line(flags, tmp_path, registry, call):
+    plugin = tmp_path / "acts.py"
+    plugin.write_text(
+        "import torch\nfrom model.activations import pointwise\ncalls = []\n"
+        "def formula(u):\n    calls.append(1)\n    if len(calls) > 20:\n"
+        "        u = u @ torch.ones(7)\n    return u * 2\n"
+        "ACTIVATIONS = {'twice': pointwise(formula)}\n"
+    )
+    given = ("configs/single.toml", *flags, "--model.activation=twice", f"--out={tmp_path / 'run'}")
+    code, said = call("train", *given, f"--plugin={plugin}")
+    assert (code, f"the plugin failed in {plugin}, line 7: RuntimeError: " in said) == (2, True), said
+
+
+def test_samples_say_what_is_missing(flags, tmp_path, call):
+    study = tmp_path / "study"
+    assert call("train", "configs/single.toml", *flags, "--train.seed=[0]", f"--out={study}")[0] == 0
+    code, said = call("sample", study)
+    assert (code, f"is a study. Name one of its runs: {study / 'seed0'}." in said) == (2, True), said
+    shutil.rmtree(study / "seed0" / "checkpoints")
+    code, said = call("sample", study / "seed0")
+    assert (code, "has finished, but its checkpoints are gone" in said) == (2, True), said
+
+
 MISTAKES = {
+    "train.py configs\\single.toml": "Did you mean configs/single.toml?",
     "eval.py": "name a run",
     "eval.py nowhere": "nowhere",
     "eval.py configs": "configs",

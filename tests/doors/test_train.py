@@ -1,5 +1,6 @@
 """train.py as a user types it: in this process, or in one of its own where the process is the point."""
 
+import hashlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import pytest
 from helpers import ROOT
 
 from model.plugin import load_plugin
+from training.config import read_toml
 
 SMALL = ["--model.n_layer=1", "--model.n_head=2", "--model.d_model=24", "--model.context=16"]
 
@@ -67,31 +69,31 @@ def test_a_study_ends_with_its_table_and_report_and_a_plugin_is_part_of_it(call,
     load_plugin(plugin)  # takes back what the file added: the registry is this process's
 
 
-def test_a_study_names_its_plugin_and_its_folder_keeps_a_copy(call, flags, tmp_path, registry):
-    units = "import torch\nfrom model.activations import pointwise\nACTIVATIONS = {'sine': pointwise(torch.sin)}\n"
+def test_a_run_knows_its_plugin_which_runs_only_where_the_flag_names_it(call, flags, tmp_path, registry):
+    units, marker = tmp_path / "units.py", tmp_path / "executed"
+    text = f"import pathlib, torch\npathlib.Path({str(marker)!r}).touch()\nfrom model.activations import pointwise\n"
+    text += "ACTIVATIONS = {'sine': pointwise(torch.sin)}\n"
+    units.write_text(text)
     config, folder = tmp_path / "mine.toml", tmp_path / "study"
-    config.write_text('[model]\nactivation = ["gelu", "sine"]\n[study]\nplugin = "units.py"\n')
+    config.write_text(f'[model]\nactivation = ["gelu", "sine"]\nplugin = "{units}"\n')
     code, said = call("train", config, *flags, f"--out={folder}")
-    assert (code, "units.py: no such Python file" in said, folder.exists()) == (2, True, False)
-    (tmp_path / "units.py").write_text(units)
-    code, said = call("train", config, *flags, f"--out={folder}")
+    assert (code, f"add --plugin={units}" in said, folder.exists(), marker.exists()) == (2, True, False, False)
+    code, said = call("train", config, *flags, f"--out={folder}", f"--plugin={units}")
     assert code == 0, said
-    assert (folder / "units.py").read_text() == units
-    # Its results are shown without the plugin, and study.toml trains the same again with the copy.
+    known = {name: read_toml(folder / name / "config.toml")["model"] for name in ("gelu", "sine")}
+    assert [known["gelu"]["plugin"], known["gelu"]["plugin_sha256"]] == ["", ""]
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert [known["sine"]["plugin"], known["sine"]["plugin_sha256"]] == [str(units), digest]
+    # Its results are shown without the plugin. A sample asks for it, and refuses another file of that name.
     shown = process("eval.py", folder)
     assert (shown.returncode, "sine" in shown.stdout) == (0, True)
-    assert "--plugin" not in (folder / "report.html").read_text(encoding="utf-8")
-    again = process("train.py", folder / "study.toml", "--dry-run", f"--out={tmp_path / 'again'}")
-    assert (again.returncode, "sine: 0 tuning runs and 1 runs" in again.stdout) == (0, True), again.stderr
-
-
-def test_the_plugin_of_a_study_is_a_file_beside_it_and_its_flag_is_plugin(call, flags, tmp_path):
-    config = tmp_path / "mine.toml"
-    config.write_text('[model]\nactivation = ["gelu", "sine"]\n[study]\nplugin = "../units.py"\n')
-    code, said = call("train", config, *flags)
-    assert (code, "a Python file in the same folder" in said) == (2, True)
-    code, said = call("train", config, *flags, "--study.plugin=units.py")
-    assert (code, "unknown flag '--study.plugin'" in said) == (2, True)
+    assert f"--plugin={units}" in (folder / "report.html").read_text(encoding="utf-8")
+    asked = process("sample.py", folder / "sine")
+    assert (asked.returncode, f"add --plugin={units}" in asked.stderr) == (2, True)
+    units.write_text(text.replace("torch.sin", "torch.cos"))
+    for command in (["sample.py", folder / "sine"], ["train.py", config, *flags, f"--out={folder}"]):
+        changed = process(*command, f"--plugin={units}")
+        assert (changed.returncode, "is not the file that this run was trained with" in changed.stderr) == (2, True)
 
 
 def test_a_study_with_runs_that_failed_ends_with_code_1_and_their_names(call, flags, tmp_path):
@@ -139,7 +141,7 @@ def test_the_claims_run_from_end_to_end(call, tmp_path):
     assert code == 0, said
     verdicts = [line for line in said.splitlines() if line.startswith("C")]
     assert [line[:3] for line in verdicts] == ["C5 ", "C6 "]
-    assert all("UNDECIDED" in line and "n = 1" in line for line in verdicts)
+    assert all("NOT DECIDED" in line and "n = 1" in line for line in verdicts)
     assert "6 of 6 runs are copied from" in said  # C6 shares the runs of C5
     assert (out / "report.html").is_file()
     # One claim by itself has a verdict too, beside its report.

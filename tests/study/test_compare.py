@@ -77,9 +77,6 @@ def test_the_report_says_how_to_train_again_and_which_plugin_it_takes(tmp_path):
     old, new = (tmp_path / home / "quick" for home in ("old", "new"))
     plain = [f"python train.py {study}/study.toml --out=runs/again-{i}-quick" for i, study in ((1, old), (2, new))]
     assert commands(old, new) == plain
-    write_run(new / "sine", "sine")
-    *lines, remark = commands(old, new)
-    assert lines == [f"{line} --plugin=FILE" for line in plain]
-    assert "FILE is the plugin that defines sine" in remark
-    plugin = tmp_path / "acts.py"
-    assert commands(old, new, plugin=plugin) == [f"{line} --plugin={plugin}" for line in plain]
+    config = write_run(new / "sine", "sine") / "config.toml"
+    config.write_text(config.read_text().replace("[model]\n", '[model]\nplugin = "my acts.py"\n'))
+    assert commands(old, new) == [f"{line} '--plugin=my acts.py'" for line in plain]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from helpers import GELU, NOISE, ROOT, write_plan, write_run
 
+from model.plugin import load_plugin
 from study.judge.effects import compare_arms
 from study.judge.results import load_study
 from study.judge.verdicts import contrast
@@ -66,6 +67,7 @@ def test_each_budget_weighs_the_same_on_both_sides(tmp_path):
 
 @pytest.mark.usefixtures("registry")
 def test_the_shipped_slope_over_depth_has_the_weights_of_least_squares():
+    load_plugin(ROOT / "configs" / "claims" / "repair.py")
     claim = read_plan(ROOT / "configs" / "claims" / "c1-gradients.toml", {}).claim
     assert claim is not None
     prediction = next(one for one in claim.prediction if "doubling" in one.text)

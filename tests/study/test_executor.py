@@ -96,7 +96,8 @@ def test_a_run_that_fails_is_reported_with_its_traceback_and_the_others_go_on(st
     )
     tree = study("relu")
     tree["train"]["seed"] = [2, 3]
-    assert run_study(tree, tmp_path / "study", plugin) == ["relu-seed3"]
+    tree["model"] |= {"plugin": str(plugin), "plugin_sha256": "of a test"}
+    assert run_study(tree, tmp_path / "study") == ["relu-seed3"]
     said = capfd.readouterr().out
     assert "relu-seed3 failed; the others go on" in said
     assert "ends with: RuntimeError: an internal fault" in said

@@ -8,6 +8,7 @@ import yaml
 from helpers import ROOT
 
 from errors import UserError
+from model.plugin import load_plugin
 from study.plan.config import merge, parse_command
 from study.plan.plan import make_plan, read_plan
 from training.config import RunConfig
@@ -24,6 +25,8 @@ def test_a_key_outside_of_any_section_is_refused(tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 @pytest.mark.usefixtures("registry")
 def test_every_shipped_config_loads(path):
+    if path.with_suffix(".py").exists():
+        load_plugin(path.with_suffix(".py"))
     runs = read_plan(path, {}).runs
     assert all(isinstance(config, RunConfig) for config in runs.values())
 

@@ -67,9 +67,10 @@ def once(folder, pattern, count, act):
 def test_a_study_that_is_stopped_and_loses_a_machine_ends_in_the_results_of_one_process(study, cluster, tmp_path):
     folder, plugin = tmp_path / "study", tmp_path / "hold.py"
     plugin.write_text(HOLD.replace("FOLDER", str(tmp_path)))
+    study["model"] |= {"plugin": str(plugin), "plugin_sha256": "of a test"}
     once(tmp_path, "held-9-*", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="the same command resumes it") as stopped:
-        run_study(study, folder, plugin)
+        run_study(study, folder)
     assert stopped.value.code == 143
     assert len([*folder.glob("*/checkpoints/step-00000010")]) == 2
     (tmp_path / "go-9").touch()
@@ -79,7 +80,7 @@ def test_a_study_that_is_stopped_and_loses_a_machine_ends_in_the_results_of_one_
         (tmp_path / "go-14").touch()
 
     once(tmp_path, "held-14-*", 2, lose)
-    assert run_study(study, folder, plugin) == []
+    assert run_study(study, folder) == []
     assert len([*tmp_path.glob("held-14-*")]) > 4  # one run came there twice
     for name, config in make_plan(study).runs.items():
         train(config, tmp_path / "alone" / name)

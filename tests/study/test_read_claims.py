@@ -8,6 +8,7 @@ import pytest
 from helpers import CLAIM, ROOT, plan, write_plan
 
 from errors import UserError
+from model.plugin import load_plugin
 from study.plan.estimate import prepare_arms
 from study.plan.metrics import check_metrics
 from study.plan.plan import claims_in, make_plan, read_plan
@@ -21,6 +22,8 @@ SHIPPED = [*sorted((CONFIGS / "claims").glob("*.toml")), CONFIGS / "anatomy.toml
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 @pytest.mark.usefixtures("registry")
 def test_a_shipped_claim_speaks_of_arms_that_its_study_has(path):
+    load_plugin(ROOT / "configs" / "anatomy.py")
+    load_plugin(ROOT / "configs" / "claims" / "repair.py")
     made = read_plan(path, {})
     assert made.claim is not None
     assert path.stem.startswith(made.claim.name.lower())
@@ -103,7 +106,7 @@ def test_a_prediction_needs_a_claim_and_a_claim_a_name_of_its_own(tmp_path):
 
 def test_a_claim_about_a_plugin_is_read_from_a_results_folder_without_the_plugin(tmp_path):
     tree = plan({"predicts": "above", "plus": [{"activation": "mine"}]}, activations=("mine", "gelu"))
-    write_plan(tmp_path / "c1", **tree, study={"plugin": "units.py"})
+    write_plan(tmp_path / "c1", **tree)
     (claim,) = claims_in(tmp_path).values()
     assert claim.prediction[0].plus == ({"activation": "mine"},)
 

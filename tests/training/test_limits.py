@@ -4,11 +4,12 @@ import time
 
 import pytest
 
+from data.dataset import prepare
 from errors import UserError
 from model.config import ModelConfig
 from model.size import least_weights, size
 from training import limits
-from training.limits import check_budget, check_memory
+from training.limits import check_budget, check_memory, warn_of_repetition
 from training.loop import train
 
 
@@ -59,3 +60,11 @@ def test_a_network_to_sample_from_needs_its_weights_alone(tiny, machine):
     check_memory(config, training=False)
     with pytest.raises(UserError, match="need 3 GiB or more"):
         check_memory(config)
+
+
+def test_a_text_that_is_read_a_hundred_times_over_gets_a_warning(tiny, capsys):
+    data = prepare(tiny().data)
+    length = len(data.train.tokens_N)
+    for tokens, warned in ((99 * length, False), (100 * length, True)):
+        warn_of_repetition(tiny(train={"tokens": tokens}), data)
+        assert ("reads the training text 100 times" in capsys.readouterr().err) is warned
