@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 from data.batches import eval_windows
@@ -47,17 +49,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    model: GPT, split: Split, batch_size: int, precision: str = "fp32", process: Process = ONE_PROCESS
+    model: GPT,
+    split: Split,
+    batch_size: int,
+    precision: str = "fp32",
+    process: Process = ONE_PROCESS,
+    shown: str = "",
 ) -> Score:
     """Score every token of the split but the first once, in consecutive windows of the model's context.
 
     Perplexity is the exponential of the mean over the whole split. Document separators count as tokens, and their nats
-    count in the bits, but they add no bytes.
+    count in the bits, but they add no bytes. On a terminal, a bar with the text `shown` is there meanwhile.
     """
     context, device = model.config.context, model.embedding.weight.device
     with evaluating(model), autocast(precision, device):
         windows = window_nats(
-            lambda x_BT, y_BT: model(x_BT, y_BT, per_token=True), split, context, batch_size, device, process
+            lambda x_BT, y_BT: model(x_BT, y_BT, per_token=True), split, context, batch_size, device, process, shown
         )
     return from_nats(windows, split, context)
 
@@ -70,17 +77,23 @@ def window_nats(
     batch_size: int,
     device: torch.device,
     process: Process = ONE_PROCESS,
+    shown: str = "",
 ) -> np.ndarray:
     """Return the nats of each window, in the order of the text; `losses` returns those of each token, BT.
 
     Dimensions before these, as of several models, are kept. Under DDP each process scores its rows of each batch.
+    `shown` is as in `evaluate`.
     """
 
     def nats_of(x_BT: Tensor, y_BT: Tensor) -> Tensor:
         return losses(x_BT, y_BT).sum(-1, dtype=widest(device))
 
     nats = []
-    for x_BT, y_BT in eval_windows(split.tokens_N, context, batch_size):
+    total = math.ceil((len(split.tokens_N) - 1) / (context * batch_size))
+    batches = eval_windows(split.tokens_N, context, batch_size)
+    console = Console(stderr=True)
+    hidden = not shown or not console.is_terminal
+    for x_BT, y_BT in track(batches, shown, total, console=console, transient=True, disable=hidden):
         nats.append(process.by_row(nats_of, moved(x_BT, device), moved(y_BT, device)))
     return torch.cat(nats, -1).cpu().double().numpy()
 

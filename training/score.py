@@ -58,7 +58,7 @@ def score_text(folder: Path, device_name: str, corpus: str, column: str | None) 
 
 def _score(model: GPT, split: Split, config: RunConfig, device: torch.device, step: int, name: str) -> Score:
     precision = pick_precision(config.train.precision, device)
-    found = evaluate(model, split, config.micro_batch, precision)
+    found = evaluate(model, split, config.micro_batch, precision, shown=f"scoring {name}")
     figures = f"loss {found.loss:.4f} nats/token  perplexity {found.perplexity:.3f}"
     of = f"{len(split.tokens_N) - 1:,} tokens, step {step}, {precision}"
     print(f"{name:<5} {figures}  {found.bits_per_byte:.4f} bits/byte  ({of})")
