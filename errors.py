@@ -87,6 +87,10 @@ def door(main: Callable[[], int | None]) -> int:
 
     NO_COLOR is honoured (https://no-color.org). Characters that stdout cannot encode are printed as question marks.
     """
+    # Threads that wait for each other spin, which on a busy machine costs half of the speed (benchmarks/threads.py).
+    # OpenMP reads this when torch is imported. What the user has set stays.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # stdout may be closed, or replaced by a notebook. stderr replaces characters by itself.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
