@@ -63,8 +63,13 @@ class ClaimResult:
 
     @property
     def decisive(self) -> Finding:
-        """The finding that the verdict rests on."""
-        return min(deciding(self.findings), key=lambda finding: OUTCOMES.index(finding.outcome))
+        """The finding that the verdict rests on: the worst for the claim, and of equal outcomes the least sure one."""
+
+        def sureness(finding: Finding) -> tuple[int, float]:
+            known = finding.effect is not None and not math.isnan(finding.effect.p)
+            return OUTCOMES.index(finding.outcome), -finding.effect.p if finding.effect and known else -1.0
+
+        return min(deciding(self.findings), key=sureness)
 
 
 def metric_at(run: Run, metric: str, share: float, log: bool = False) -> float:

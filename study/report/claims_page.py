@@ -218,7 +218,7 @@ def _gates(rows: Sequence[Row]) -> Pictures:
 
 
 def _gaps(rows: Sequence[Row]) -> Pictures:
-    text = "Bars are 95 % t intervals over paired seeds."
+    text = f"Bars are 95 % intervals over paired seeds. Shaded: ±{rows[0].margin:g} nats per token."
     return [(f"Final loss against {rows[0].reference}", final_figure(rows), text)]
 
 

@@ -77,7 +77,7 @@ def final_figure(rows: Sequence[Row]) -> Figure:
             look = {"opacity": 0.4, "hoverinfo": "skip", "marker": {"size": 5, "symbol": "circle"}}
             traces.append(trace(label, style, "dot", "markers", dots, [place - 0.22] * len(dots), **look))
         hover = f"%{{x:+.3f}} nats per token{' ' + interval(effect) if several else ''}"
-        look = {"hovertemplate": popup(hover), "marker": {"size": 10, "symbol": style.symbol}}
+        look = {"hovertemplate": popup(hover), "marker": {"size": 8, "symbol": style.symbol}}
         if several:
             look["error_x"] = {"array": [round(effect.high - effect.mean, 5)], "thickness": 2, "width": 5}
         traces.append(trace(label, style, "dot", "markers", [round(effect.mean, 5)], [place], **look))

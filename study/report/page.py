@@ -4,6 +4,7 @@ The page is a list of sections, each of a kind that the template knows how to la
 `sections`.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ NOISE_TEXT = (
     "“Text noise” is half the 95 % interval of the difference over other validation text, with the same trained "
     "networks (block bootstrap). It does not cover other seeds, and no verdict uses it."
 )
-COURSE_TEXT = "Differences to {0} in nats per token, over training, and how sure they are."
+COURSE_TEXT = "How the differences to {0} come about over training, in nats per token."
 READING_COURSE = (
     "“At 25 %”: at a quarter of the budget. “Change”: from there to the end; below zero, the arm gains on {0}. “To "
     "50 %”: tokens to the loss that {0} has at half its budget, as a multiple of {0}’s own."
@@ -54,14 +55,15 @@ DEPTH_TEXT = (
     "rises to the right is a gradient that shrinks on its way back. Runs with a gradient of 0 are left out."
 )
 PROBES_TEXT = "By block and training step, the mean over seeds. All arms share one scale of colours."
-RATE_TEXT = (
-    "Final validation loss of each arm at the rates that it was tuned on, or bracketed by. A ring marks its best."
+RATE_TEXT = "Final validation loss of each arm at the learning rates that it was tuned on. A ring marks its best."
+BRACKET_RATE_TEXT = (
+    "Final validation loss at the learning rates that each seed trained at. A ring marks the arm’s best."
 )
 COST_TEXT = "Means over the runs of an arm."
 SHARED_TEXT = "The runs of a study share a machine, so that tokens/s is not what a run alone would reach."
 VERDICT_TEXT = (
-    "Worse and better: the interval excludes 0, after Holm, and the difference is at least the margin of {0:g}. Equal: "
-    "the whole interval lies within the margin."
+    "Worse and better: the interval excludes 0, after Holm’s adjustment for {1} comparisons, and the difference is at "
+    "least the margin of {0:g}. Equal: the whole interval lies within the margin."
 )
 NEEDED_TEXT = "“Seeds to decide” is a plan: so many would probably decide, at this mean and spread."
 EDGE_TEXT = "“Edge”: the best learning rate is the lowest or highest that was tried. A better one may lie beyond."
@@ -72,7 +74,7 @@ BRACKET_TEXT = (
 )
 UNBRACKETED_TEXT = "The intervals leave out the luck of the learning rate: no arm trained at several rates."
 CLIPPED_TEXT = "“Clipped” is the share of recorded steps whose gradient was larger than the limit."
-SAMPLES_TEXT = "What one trained network of each arm writes from the same start: an impression, not evidence."
+SAMPLES_TEXT = "What one trained network of each arm writes: an impression, not evidence."
 PROTOCOL_TEXT = "Where the runs differ, then what they share."
 
 
@@ -142,7 +144,7 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
     `commands` train the runs again.
     """
     reference, margin = rows[0].reference, rows[0].margin
-    loss, results = loss_figure(rows), page_table(rows, main_columns(rows), notes(rows, study))
+    loss, results = loss_figure(rows), page_table(rows, main_columns(rows), notes(rows, study), mark=True)
     difference, cost = page_table(rows, difference_columns(rows)), page_table(rows, cost_columns(rows))
     windowed = bool(loss) and "range" in loss["layout"]["yaxis"]
     several = any(row.arm.seeds > 1 for row in rows)
@@ -158,7 +160,7 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
         "course": COURSE_TEXT.format(reference),
         "depth": DEPTH_TEXT,
         "probes": PROBES_TEXT,
-        "rates": RATE_TEXT,
+        "rates": BRACKET_RATE_TEXT if any(row.arm.bracket for row in rows) else RATE_TEXT,
         "cost": COST_TEXT,
         "samples": SAMPLES_TEXT,
         "protocol": PROTOCOL_TEXT,
@@ -167,7 +169,7 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
     readings = {
         "final": _texts(several and DOTS_TEXT),
         "results": _texts(
-            has(results, "verdict") and VERDICT_TEXT.format(margin),
+            has(results, "verdict") and VERDICT_TEXT.format(margin, sum(not math.isnan(row.p) for row in rows)),
             has(results, "seeds to decide") and NEEDED_TEXT,
             any(row.arm.edge for row in rows) and EDGE_TEXT,
             several and _bracket_text(rows),
@@ -224,7 +226,7 @@ def _tuning_text(study: Study) -> str:
     budgets = " or ".join(f"{budget:,}" for budget in sorted({run.budget for run in study.tuning}))
     seeds = ", ".join(map(str, sorted({run.seed for run in study.tuning})))
     failed = ", ".join(run.name for run in study.tuning if run.status != "finished")
-    text = f"They train on {budgets} tokens with seeds {seeds}. Losses far above the best are out of view."
+    text = f"The tuning runs: {budgets} tokens, seeds {seeds}. Losses far above the best are out of view."
     return _texts(text, bool(failed) and f"Not finished, so that their rates have no loss: {failed}.")
 
 

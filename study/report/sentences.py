@@ -1,10 +1,9 @@
 """What a table says, in sentences: the finding, how far it carries, and why figures are missing."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from study.judge.arms import ACTIVATION, SEED, joined, short
+from study.judge.arms import ACTIVATION, FOLDER, SEED, joined, short
 from study.judge.effects import Row
 from study.judge.results import Study, mismatch
 from study.judge.statistics import MINIMUM_SEEDS, MOST_SEEDS
@@ -184,6 +183,5 @@ def _certainty(rows: Sequence[Row]) -> str:
     if seeds == [1]:
         return f"one seed each{missing}"
     count = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    tests = sum(not math.isnan(row.p) for row in rows)
-    comparisons = "1 comparison" if tests == 1 else f"{tests} comparisons"
-    return f"{count}, paired; differences in nats per token, 95 % t intervals, Holm over {comparisons}{missing}"
+    within = ", each arm compared within its own study" if any(FOLDER in row.arm.parts for row in rows) else ""
+    return f"{count}, paired{within}{missing}"

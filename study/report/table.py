@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from study.judge.arms import FOLDER
 from study.judge.effects import EARLY, SHARES, VERDICTS, Reach, Row
 from study.judge.repetitions import Repeated
 from study.judge.statistics import MINIMUM_SEEDS, MOST_SEEDS, Effect
@@ -126,11 +127,13 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
     )
 
 
-def page_table(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str] = ()) -> Table | None:
-    """Return these columns as a table of the page; None without columns and notes."""
+def page_table(
+    rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str] = (), mark: bool = False
+) -> Table | None:
+    """Return these columns as a table of the page; None without columns and notes. `mark` marks the lowest loss."""
     if not columns and not notes:
         return None
-    lowest = lowest_arm(rows)
+    lowest = lowest_arm(rows) if mark else ""
     lines = []
     for row in rows:
         label = row.arm.label
@@ -140,7 +143,9 @@ def page_table(rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[s
 
 
 def lowest_arm(rows: Sequence[Row]) -> str:
-    """Return the label of the arm with the lowest loss; nothing where there are too few seeds to tell."""
+    """Return the label of the arm with the lowest loss; nothing with too few seeds to tell, or for unlike studies."""
+    if any(FOLDER in row.arm.parts for row in rows):
+        return ""
     differences = {row.arm.label: row.final.mean for row in rows if row.final and row.final.n >= MINIMUM_SEEDS}
     return min(differences, key=differences.__getitem__) if len(differences) > 1 else ""
 
