@@ -73,6 +73,9 @@ def pick_mode(paths: Sequence[Path], corpus: str | None, export: Path | None) ->
         if export is not None:
             return "one run to export"
         return "one run to score" if corpus is None else "one run to score on another text"
+    # What reads the run then says that it is missing.
+    if len(paths) == 1 and export is not None and not only.exists():
+        return "one run to export"
     # A folder of studies has no study.toml and no runs of its own.
     own = (only / "study.toml").exists() or run_folders(only)
     if len(paths) == 1 and not own and any(only.glob("*/study.toml")):

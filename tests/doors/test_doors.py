@@ -158,6 +158,7 @@ MISTAKES = {
     "train.py configs\\single.toml": "Did you mean configs/single.toml?",
     "eval.py": "name a run",
     "eval.py nowhere": "nowhere",
+    "eval.py nowhere --export=hf": "nowhere is not a run folder",
     "eval.py configs": "configs",
     "sample.py configs": "not a run folder",
     "sample.py nowhere --temperature=-1": "--temperature=-1.0",
