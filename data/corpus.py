@@ -63,6 +63,12 @@ def check_corpus(config: DataConfig) -> list[Path]:
     return [] if name in BUILT_IN else files
 
 
+def is_hub_name(name: str) -> bool:
+    """Return whether a corpus's name stands for a data set of the Hugging Face Hub, not for files here."""
+    here = Path(os.path.expanduser(name.partition(":")[0]))
+    return bool(HUB_NAME.fullmatch(name)) and here.suffix not in SUFFIXES and not here.exists()
+
+
 def _find_problem(name: str, path: Path, files: list[Path]) -> str:
     """Return what is wrong with a name and what to do, or an empty string."""
     # A folder in the Hub's layout may be followed by the name of a config, as a data set of the Hub.

@@ -36,6 +36,37 @@ HIDDEN_ACT = {  # the registry's name -> the key of transformers.activations.ACT
     "relu2glu": "relu2",
 }
 
+# llama.cpp, vLLM and SGLang have their own code for both architectures, each with this `hidden_act` alone.
+OWN_CODE = {"LlamaForCausalLM": "silu", "ArceeForCausalLM": "relu2"}
+
+
+def architecture(activation: str) -> str:
+    """Return the class of transformers that computes a network with this exportable activation."""
+    return "LlamaForCausalLM" if is_gated(activation) else "ArceeForCausalLM"
+
+
+def has_own_code(activation: str) -> bool:
+    """Return whether llama.cpp, vLLM and SGLang compute an exportable activation with code of their own."""
+    return HIDDEN_ACT[activation] == OWN_CODE[architecture(activation)]
+
+
+def refusals(activation: str, tokenizer: str) -> dict[str, str]:
+    """Return for each program why it refuses an exported model, or "" where it computes the same network.
+
+    docs/export.md says how we know.
+
+    Args:
+        activation: an exportable name.
+        tokenizer: the name in the config: bytes, bpe:N, gpt2.
+    """
+    reasons = {"transformers": "", "vLLM": "", "SGLang": "", "llama.cpp": ""}
+    if not has_own_code(activation):
+        base = architecture(activation)
+        reasons["llama.cpp"] = f"it can compute {OWN_CODE[base]} alone in {base}, not {HIDDEN_ACT[activation]}"
+    elif tokenizer != "gpt2":
+        reasons["llama.cpp"] = f"it knows no tokenizer {tokenizer}; of ours, it knows gpt2 alone"
+    return reasons
+
 
 def check_exportable(config: ModelConfig) -> None:
     """Raise `UserError` with every reason why transformers' Llama and Arcee cannot express such a network."""
@@ -67,16 +98,21 @@ def _why_not(name: str) -> str:
 def to_transformers(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the config and the weights of the same network as LlamaForCausalLM or ArceeForCausalLM, in float32.
 
-    The config lacks the ids of special tokens, which only a tokenizer knows. The output layer is the embedding.
+    The config lacks the ids of special tokens, which only a tokenizer knows. The output layer is the embedding, also
+    where the weights hold a copy of it.
 
     Raises:
         UserError: as `check_exportable`.
     """
     c = model.config
     check_exportable(c)
-    gated = is_gated(c.activation)
+    gated, base = is_gated(c.activation), architecture(c.activation)
+    # transformers chooses the class by `model_type`, the other programs by the first architecture that they know. Under
+    # this name, vLLM and SGLang run transformers' own code. llama.cpp's converter reads the first name alone, does not
+    # know it, and stops. It reads no `hidden_act`, so that it would compute another network.
+    others = [] if has_own_code(c.activation) else ["TransformersForCausalLM"]
     config = {
-        "architectures": ["LlamaForCausalLM" if gated else "ArceeForCausalLM"],
+        "architectures": [*others, base],
         "model_type": "llama" if gated else "arcee",
         "hidden_act": HIDDEN_ACT[c.activation],
         "vocab_size": model.n_vocab,
@@ -109,4 +145,7 @@ def to_transformers(model: GPT) -> tuple[dict[str, Any], dict[str, Tensor]]:
             theirs[f"{there}.mlp.{name}_proj.weight"] = ours.pop(f"{block}.ffn.{name}.weight")
     if ours:
         raise ValueError(f"no place in transformers for {', '.join(ours)}")
+    if has_own_code(c.activation) and not gated:
+        # SGLang's Arcee has an output layer of its own. Without weights in the file, it would keep random ones.
+        theirs["lm_head.weight"] = theirs["model.embed_tokens.weight"].clone()
     return config, {name: tensor.detach().float().contiguous() for name, tensor in theirs.items()}

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from data.corpus import is_hub_name
 from data.export import to_tokenizers
 from data.tokenizer import END_OF_TEXT, Tokenizer
 from errors import UserError
 from files import write_folder, writing
-from model.export import check_exportable, to_transformers
+from model.export import HIDDEN_ACT, architecture, check_exportable, has_own_code, refusals, to_transformers
 from model.gpt import GPT
 from model.size import size
 from training.checkpoint import save_tensors
@@ -18,9 +19,17 @@ from training.config import RunConfig
 from training.contents import read_config, read_summary
 from training.sample import load_run
 
+# The figures of a split in summary.json, and what the card calls them.
+METRICS = {"loss": "nats/token", "perplexity": "perplexity of a token", "bits_per_byte": "bits/byte"}
+SAVED_AGAIN = """
+llama.cpp no longer refuses a folder that transformers has saved again. It then computes another network.
+"""
+
 
 def export_run(run: Path, folder: Path) -> None:
-    """Write the newest checkpoint of a run as a new Hugging Face folder, with a model card, and print how to load it.
+    """Write the newest checkpoint of a run as a new Hugging Face folder, with a model card.
+
+    Prints which programs compute the same network, and how to load it.
 
     Raises:
         UserError: it is not a run, has no checkpoint, cannot be expressed exactly, or `folder` holds something already.
@@ -29,9 +38,11 @@ def export_run(run: Path, folder: Path) -> None:
     check_exportable(config.model)
     _check_free(folder)
     model, tokenizer, state = load_run(run, torch.device("cpu"))
-    write_model_folder(folder, model, tokenizer, _card(run, config, model, state))
-    print(f"{run}, step {state['step']}, is in {folder}. With transformers installed, it loads by:")
-    print(_loading(folder))
+    write_model_folder(folder, model, tokenizer, _card(run, folder, config, model, state))
+    print(f"{run}, step {state['step']}, is in {folder}.")
+    for program, reason in refusals(config.model.activation, tokenizer.spec).items():
+        print(f"{program:12}  {_verdict(reason)}")
+    print(f"With transformers installed, it loads by:\n{_loading(folder)}")
 
 
 def write_model_folder(folder: Path, model: GPT, tokenizer: Tokenizer, card: str) -> None:
@@ -42,16 +53,19 @@ def write_model_folder(folder: Path, model: GPT, tokenizer: Tokenizer, card: str
     """
     config, weights = to_transformers(model)
     _check_free(folder)
-    # One token separates documents: it begins each of them.
+    # One token separates documents: it begins each of them. It also pads a batch, where a mask hides it. config.json
+    # names no padding: there, transformers would train this token's embedding no further.
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eot)
-    tokens = dict.fromkeys(("bos_token", "eos_token"), END_OF_TEXT)
+    tokens = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
     records = {
         "config.json": config | ends,
-        "generation_config.json": {**ends, "pad_token_id": tokenizer.eot},
+        # Without a `max_length`, transformers' pipeline writes 256 new tokens, past the context.
+        "generation_config.json": {**ends, "pad_token_id": tokenizer.eot, "max_length": model.config.context},
         "tokenizer.json": to_tokenizers(tokenizer),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **tokens,
+            "padding_side": "left",  # a text is continued at its right end
             "model_max_length": model.config.context,
             "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
@@ -78,44 +92,101 @@ def _loading(folder: Path) -> str:
     )
 
 
-def _card(run: Path, config: RunConfig, model: GPT, state: dict[str, Any]) -> str:
-    """Return the model card: what was trained, on what, how well, and how to load it."""
-    c, corpus = config.model, config.data.corpus
+def _verdict(reason: str) -> str:
+    return f"refuses it: {reason}" if reason else "computes the same network"
+
+
+def _card(run: Path, folder: Path, config: RunConfig, model: GPT, state: dict[str, Any]) -> str:
+    """Return the model card: what was trained, on what, how well, where it is right, how to load and upload it."""
+    c = config.model
+    corpus = Path(config.data.corpus).name if Path(config.data.corpus).is_absolute() else config.data.corpus
     env = dict.fromkeys(("precision", "commit", "torch", "python"), "unknown") | state["environment"]
-    theirs = to_transformers(model)[0]
-    parameters = size(c, model.n_vocab).total
     rows = {
-        "activation": f"{c.activation} ({theirs['architectures'][0]} with `hidden_act` {theirs['hidden_act']})",
-        "parameters": f"{parameters:,}, float32",
+        "activation": f"{c.activation} (`{architecture(c.activation)}` with `hidden_act` {HIDDEN_ACT[c.activation]})",
+        "parameters": f"{size(c, model.n_vocab).total:,}, float32",
         "layers, heads, width, context": f"{c.n_layer}, {c.n_head}, {c.d_model}, {c.context}",
-        "corpus": Path(corpus).name if Path(corpus).is_absolute() else corpus,
+        "corpus": corpus,
         "tokenizer": f"{config.data.tokenizer}, {model.n_vocab:,} tokens",
         "trained on": f"{state['step'] * config.tokens_per_step:,} tokens (step {state['step']} of {config.steps})",
         "training": f"{config.train.optimizer}, learning rate {config.train.lr}, {env['precision']}, "
         f"seed {config.train.seed}",
     }
-    if (summary := read_summary(run)) and summary["steps"] == state["step"]:  # the scores are those of these weights
-        for split in ("val", "test"):
-            scores = [summary.get(f"{split}/{name}") for name in ("loss", "perplexity", "bits_per_byte")]
-            if None not in scores:  # those of a run that diverged are null
-                loss, perplexity, bits = scores
-                rows[split] = f"{loss:.4f} nats/token, perplexity {perplexity:.3f}, {bits:.4f} bits/byte"
+    scores = _scores(run, state["step"])
+    for split, figures in scores.items():
+        loss, perplexity, bits = figures.values()
+        rows[split] = f"{loss:.4f} nats/token, perplexity {perplexity:.3f}, {bits:.4f} bits/byte"
     rows["versions"] = f"actgpt {env['commit'] or 'without git'}, torch {env['torch']}, python {env['python']}"
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    programs = {program: _verdict(reason) for program, reason in refusals(c.activation, config.data.tokenizer).items()}
     return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [actgpt]
+{_metadata(c.activation, corpus, scores)}
 ---
 # A small GPT whose feed-forward activation is {c.activation}
 
-| | |
-|---|---|
-{table}
+{_table(rows)}
+
+## Where it is right
+
+{_table(programs)}
+{"" if has_own_code(c.activation) else SAVED_AGAIN}
+## Load it
 
 ```python
 {_loading(Path("."))}
 ```
 `{END_OF_TEXT}` starts and ends a document; in a prompt it is that token unless `split_special_tokens=True`, which gives
 the ids that training saw. The context is {c.context} tokens, prompt included.
+
+## Upload it
+
+Choose a licence in the first lines of this file. Then, in this folder:
+```
+hf upload YOUR-NAME/{folder.name} .
+```
 """
+
+
+def _table(rows: dict[str, str]) -> str:
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join(lines)
+
+
+def _scores(run: Path, step: int) -> dict[str, dict[str, float]]:
+    """Return the figures of each split, by the names in `METRICS`, where those of the weights of `step` are known."""
+    summary = read_summary(run)
+    if not summary or summary["steps"] != step:
+        return {}
+    scores = {}
+    for split in ("val", "test"):
+        figures = {name: summary.get(f"{split}/{name}") for name in METRICS}
+        if None not in figures.values():  # those of a run that diverged are null
+            scores[split] = figures
+    return scores
+
+
+def _metadata(activation: str, corpus: str, scores: dict[str, dict[str, float]]) -> str:
+    """Return the card's metadata as the Hub reads it, in YAML."""
+    from huggingface_hub import EvalResult, ModelCardData  # late: only an export needs it
+
+    results = []
+    for split, figures in scores.items():
+        for name, value in figures.items():
+            result = EvalResult(
+                task_type="text-generation",
+                dataset_type=corpus,
+                dataset_name=corpus,
+                dataset_split={"val": "validation", "test": "test"}[split],
+                metric_type=name,
+                metric_name=METRICS[name],
+                metric_value=value,
+            )
+            results.append(result)
+    data = ModelCardData(
+        license="unknown",  # the Hub's name for one that nobody has chosen yet
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["actgpt"],
+        datasets=corpus.partition(":")[0] if is_hub_name(corpus) else None,
+        model_name=f"actgpt-{activation}",
+        eval_results=results or None,
+    )
+    return data.to_yaml()

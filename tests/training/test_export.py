@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import TOKENIZER, rewrite, texts_of_all_kinds
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 import eval as eval_door  # the builtin keeps its name
@@ -18,7 +20,7 @@ from data.tokenizer import END_OF_TEXT, train_tokenizer
 from errors import UserError, door
 from model.activations import ACTIVATIONS, is_gated
 from model.config import ModelConfig
-from model.export import HIDDEN_ACT, check_exportable, to_transformers
+from model.export import HIDDEN_ACT, check_exportable, refusals, to_transformers
 from model.generate import generate
 from model.gpt import GPT
 from training.evaluate import evaluate
@@ -39,6 +41,11 @@ def tiny_gpt(activation, n_vocab=257):
             drawn = torch.randn(parameter.shape, generator=generator) * 0.2
             parameter.copy_(drawn + 1 if parameter.ndim == 1 else drawn)
     return model
+
+
+def metadata(card) -> Any:
+    """The metadata of a model card as the Hub's own library reads them."""
+    return ModelCard(card).data
 
 
 @functools.cache
@@ -70,8 +77,10 @@ def test_exported_is_exactly_what_transformers_has(name):
 def test_transformers_computes_the_same(name, tmp_path):
     model = tiny_gpt(name)  # 257 tokens: inside, the embedding has 320 rows
     write_model_folder(tmp_path / "hf", model, TOKENIZER, "")
-    theirs = auto()[0].from_pretrained(tmp_path / "hf")
+    theirs, problems = auto()[0].from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not any(problems.values())  # no weight is missing or left over
     assert type(theirs).__name__ == ("LlamaForCausalLM" if is_gated(name) else "ArceeForCausalLM")
+    assert theirs.lm_head.weight is theirs.model.embed_tokens.weight
     assert (theirs.dtype, theirs.config.max_position_embeddings) == (torch.float32, 80)
     tokens_BT = torch.randint(257, (8, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -87,7 +96,7 @@ def test_transformers_generates_and_scores_the_same(name, tmp_path):
     theirs = auto()[0].from_pretrained(tmp_path / "hf")
     prompt_BT = torch.randint(256, (2, 16), generator=torch.Generator().manual_seed(0))
     # A prompt without token 256, which transformers takes for padding.
-    new_BT = theirs.generate(prompt_BT, max_new_tokens=64, do_sample=False, eos_token_id=None)[:, 16:]
+    new_BT = theirs.generate(prompt_BT, max_length=80, do_sample=False, eos_token_id=None)[:, 16:]
     assert new_BT.tolist() == generate(model, prompt_BT, 64, temperature=0).tolist()
 
     text = "".join(texts_of_all_kinds(300))[:4000]
@@ -100,6 +109,53 @@ def test_transformers_generates_and_scores_the_same(name, tmp_path):
     ours = evaluate(model, Split(np.array([tokenizer.eot, *tokenizer.encode(text)]), len(text.encode()), 1), 4)
     assert ours.loss > 5
     assert (torch.stack(nats).sum() / (len(ids) - 1)).item() == pytest.approx(ours.loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", HIDDEN_ACT)
+def test_llama_cpp_gets_a_name_that_it_knows_where_it_computes_the_same(name):
+    # As its converter does, which reads no hidden_act: the first architecture decides what is computed.
+    computed = {"LlamaForCausalLM": "silu", "ArceeForCausalLM": "relu2"}
+    config, _ = to_transformers(tiny_gpt(name))
+    first = config["architectures"][0]
+    assert computed.get(first) in (None, config["hidden_act"])
+    assert bool(refusals(name, "gpt2")["llama.cpp"]) == (first not in computed)
+    assert refusals(name, "bpe:1024")["llama.cpp"]
+    assert not any(refusals(name, "bytes")[program] for program in ("transformers", "vLLM", "SGLang"))
+
+
+def test_the_file_of_relu2_holds_the_output_layer_of_sglangs_arcee():
+    _, weights = to_transformers(tiny_gpt("relu2"))
+    torch.testing.assert_close(weights["lm_head.weight"], weights["model.embed_tokens.weight"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["swiglu", "relu"])
+def test_a_padded_batch_has_the_logits_of_each_text_alone(name, tmp_path):
+    write_model_folder(tmp_path / "hf", tiny_gpt(name), TOKENIZER, "")
+    theirs, tokenizer = (kind.from_pretrained(tmp_path / "hf") for kind in auto())
+    texts = ["O Romeo, Romeo!", "the king", "a"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits_BTV = theirs(**batch).logits
+        for i, text in enumerate(texts):
+            alone_TV = theirs(**tokenizer(text, return_tensors="pt")).logits[0]
+            torch.testing.assert_close(logits_BTV[i, -len(alone_TV) :], alone_TV, rtol=0, atol=1e-4)
+
+
+def test_the_default_pipeline_fills_the_context_and_no_more(tmp_path):
+    from transformers import pipeline
+
+    write_model_folder(tmp_path / "hf", tiny_gpt("relu"), TOKENIZER, "")
+    write: Any = pipeline("text-generation", model=str(tmp_path / "hf"), device="cpu")
+    torch.manual_seed(0)
+    drawn = write(["the king"] * 8, return_tensors=True)
+    assert max(len(text["generated_token_ids"]) for (text,) in drawn) == 80
+    prompts = ["the king", "O Romeo, Romeo!", "a"]
+    together = write(prompts, batch_size=3, do_sample=False, return_tensors=True)
+    for prompt, (text,) in zip(prompts, together, strict=True):
+        (alone,) = write(prompt, do_sample=False, return_tensors=True)
+        ids = text["generated_token_ids"]
+        padding = 15 - len(prompt)  # it counts towards the length
+        assert ids == [TOKENIZER.eot] * padding + alone["generated_token_ids"][: 80 - padding]
 
 
 @pytest.mark.parametrize("n_vocab", [320, 257, 65])
@@ -119,12 +175,15 @@ def test_the_folder_holds_the_tokenizer_and_its_special_token(tmp_path):
     assert theirs.decode(read["input_ids"]) == text
     assert (len(theirs), theirs.model_max_length) == (tokenizer.n_vocab, 80)
     assert (theirs.eos_token, theirs.eos_token_id, theirs.bos_token_id) == (END_OF_TEXT, tokenizer.eot, tokenizer.eot)
+    assert (theirs.pad_token, theirs.pad_token_id, theirs.padding_side) == (END_OF_TEXT, tokenizer.eot, "left")
     assert theirs(f"a{END_OF_TEXT}")["input_ids"] == [*tokenizer.encode("a"), tokenizer.eot]
     literal = theirs(f"a{END_OF_TEXT}", split_special_tokens=True)["input_ids"]
     assert literal == tokenizer.encode(f"a{END_OF_TEXT}")
     model = auto()[0].from_pretrained(tmp_path / "hf")
     assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eot
-    assert model.generate(max_new_tokens=3)[0, 0] == tokenizer.eot
+    assert model.generate(max_length=3)[0, 0] == tokenizer.eot
+    # With a padding token, torch's embedding would give that row no gradient.
+    assert model.config.pad_token_id is None
 
 
 REFUSED = {
@@ -192,6 +251,19 @@ def test_a_run_is_exported_through_the_door(tiny, tmp_path, monkeypatch, capsys,
     for part in (f"{summary['params/total']:,}", "1,280 tokens", "corpus.txt", "swiglu", f"torch {torch.__version__}"):
         assert part in card
     assert str(tmp_path) not in card
+    for program, reason in refusals("swiglu", "bytes").items():
+        assert f"| {program} | {'refuses it: ' + reason if reason else 'computes the same network'} |" in card
+        assert re.search(rf"^{program} +{'refuses it: ' + reason if reason else 'computes the same'}", printed, re.M)
+    assert "hf upload YOUR-NAME/hf ." in card
+    assert "saved again" not in card
+    data = metadata(card)
+    assert (data.license, data.library_name, data.datasets) == ("unknown", "transformers", None)
+    figures = {(r.dataset_split, r.metric_type): r.metric_value for r in data.eval_results}
+    assert figures == {
+        (split, name): summary[f"{key}/{name}"]
+        for key, split in (("val", "validation"), ("test", "test"))
+        for name in ("loss", "perplexity", "bits_per_byte")
+    }
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert exported(monkeypatch, run, "--export", folder) == 2
     assert "is not an empty folder" in capsys.readouterr().err
@@ -214,3 +286,38 @@ def test_the_card_of_a_run_without_figures_has_none(tiny, tmp_path, no_sample):
         card = (tmp_path / f"hf-{name}" / "README.md").read_text()
         assert step in card
         assert "nats" not in card
+        assert "llama.cpp no longer refuses a folder that transformers has saved again." in card
+        assert metadata(card).eval_results is None
+
+
+def test_the_card_names_a_data_set_of_the_hub(tiny, tmp_path, no_sample):
+    config, run = tiny(), tmp_path / "run"
+    train(config, run)
+    (path,) = run.glob("checkpoints/*20")
+
+    def rename(file):
+        file.write_text(file.read_text().replace(config.data.corpus, "roneneldan/TinyStories"))
+
+    (run / "summary.json").unlink()  # it holds the hash of the config
+    rename(run / "config.toml")
+    rewrite(path, "state.json", rename)
+    export_run(run, tmp_path / "hf")
+    assert metadata((tmp_path / "hf" / "README.md").read_text()).datasets == "roneneldan/TinyStories"
+
+
+def test_a_run_of_a_plugin_is_refused_with_the_way_out(tiny, tmp_path, monkeypatch, capsys, no_sample):
+    plugin = tmp_path / "acts.py"
+    plugin.write_text(
+        "import torch\nfrom model.activations import pointwise\nACTIVATIONS = {'sine': pointwise(torch.sin)}"
+    )
+    train(tiny(), tmp_path / "run")
+    path = tmp_path / "run" / "config.toml"
+    path.write_text(path.read_text().replace('"gelu"', '"sine"'))
+    arguments = (tmp_path / "run", "--export", tmp_path / "hf")
+    assert exported(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert "'sine'" in said
+    assert "--plugin FILE" in said
+    assert exported(monkeypatch, *arguments, "--plugin", plugin) == 2
+    assert "'sine' is none of the functions of transformers' ACT2FN" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
