@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from model.export import HIDDEN_ACT, architecture, refusals
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -30,3 +32,15 @@ def test_every_file_that_readme_and_docs_link_to_is_there():
     assert set(re.findall(r"configs/[\w.-]+\.toml", (ROOT / "README.md").read_text())) <= {
         f"configs/{path.name}" for path in (ROOT / "configs").glob("*.toml")
     }
+
+
+def test_the_table_of_exports_is_what_the_code_says():
+    rows = re.findall(
+        r"^\| (`\w+` \| `\w+ForCausalLM` .*) \|$", (ROOT / "docs" / "export.md").read_text(), re.MULTILINE
+    )
+    table = [tuple(cell.strip("`") for cell in row.split(" | ")) for row in rows]
+    expected = []
+    for name, hidden_act in HIDDEN_ACT.items():
+        verdicts = ("refuses" if reason else "same" for reason in refusals(name, "gpt2").values())
+        expected.append((name, architecture(name), hidden_act, *verdicts))
+    assert table == expected
