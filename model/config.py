@@ -34,7 +34,7 @@ class ModelConfig:
         Field(description="FFN weights: GPT-2's, or keeping the second moment, or the gradient's norm"),
     ] = "gpt2"
     head: Annotated[
-        Literal["softmax", "sigmoid", "normalized_sigmoid", "sigsoftmax"],
+        Literal["softmax", "sigmoid", "normalized_sigmoid", "sigsoftmax"],  # the names of model/heads.py
         Field(description="from scores to probabilities, and the loss that trains them"),
     ] = "softmax"
 

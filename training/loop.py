@@ -41,7 +41,7 @@ class Plain:
                     run.model, run.optimizers, tokens_N, run.config, step, lr, run.precision, run.process, run.module
                 )
             except FloatingPointError as error:
-                run.fail(error)
+                run.fail(error)  # which raises unless other runs go on in this process
                 continue
             run.count_step(step, loss, norm, time.perf_counter() - started)
             run.probes.follow()
@@ -51,7 +51,7 @@ def train_loop(runs: Sequence[Run], engine: Plain | Stacked, interrupt: Interrup
     """Train runs of one shape from where they are to their last step; those that fail drop out.
 
     A record of step n is taken after n updates: step 0 is the network before training. `engine.step(runs, n)` takes
-    the update that leads from n to n + 1.
+    the update that leads from n to n + 1. So the loss of a step is written in the next pass, with the score after it.
 
     Raises:
         Interrupted: a signal came; every run has written a checkpoint, and the same call resumes.
@@ -63,7 +63,7 @@ def train_loop(runs: Sequence[Run], engine: Plain | Stacked, interrupt: Interrup
         # A resumed run waits until the others have reached its step.
         active = [run for run in runs if run.start <= step and not run.failed]
         due = [run for run in active if not run.has_record_of(step)]
-        if due and due[0].is_scored(step):
+        if due and due[0].config.is_scored(step):
             for run, score_of_run in zip(due, engine.score(due, "val"), strict=True):
                 run.last_score = score_of_run
         for run in due:

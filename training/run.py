@@ -207,15 +207,11 @@ class Run:
         """Whether the record of that step is in the folder: a checkpoint is written after the record of its step."""
         return self.resumed and step == self.start
 
-    def is_scored(self, step: int) -> bool:
-        """Whether the validation split is scored at that step."""
-        return self.config.is_scored(step)
-
     @contained
     def record(self, step: int, stopping: bool = False) -> None:
         """Write what there is to know at that step: the record, then the checkpoint where one is due."""
         c, record = self.config.train, self.figures
-        scored = self.last_score is not None and self.is_scored(step)
+        scored = self.last_score is not None and self.config.is_scored(step)
         if self.last_score and scored:
             record |= self.last_score.named("val")
             self.val = strict_json(self.last_score.named("val"))

@@ -22,7 +22,7 @@ from training.device import autocast, free_memory, moved, pick_device
 from training.evaluate import Score, evaluating, from_nats, window_nats
 from training.nonfinite import first_nonfinite
 from training.optim import parameters_of
-from training.probes.path import sample, update_together
+from training.probes.path import followed_weights, update_together
 from training.run import Run
 from training.stack_optim import segments
 from training.step import nonfinite_error, split_batch
@@ -68,7 +68,7 @@ class Stacked:
 
     def score(self, runs: Sequence[Run], split: str) -> Sequence[Score]:
         """See `Plain`. All runs of one shape have the same data."""
-        return self._stack(runs).score(getattr(runs[0].data, split)) if runs else []
+        return self._stack(runs).score(getattr(runs[0].data, split))
 
     def step(self, runs: Sequence[Run], step: int) -> None:
         """See `Plain`."""
@@ -187,7 +187,7 @@ class Stack:
         paths = [run.probes.path for run in self.runs if run.probes.path]
         if paths:
             names = [f"{name.replace('/', '.ffn.')}.weight" for name in paths[0].matrices]
-            update_together(paths, sample(self.tensors[name] for name in names))
+            update_together(paths, followed_weights(self.tensors[name] for name in names))
 
     @torch.no_grad()
     def _update(self, grads_RN: Tensor, norm_R: Tensor, lr_R: Tensor, bad: list[int]) -> None:

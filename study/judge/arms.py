@@ -310,7 +310,8 @@ def _count_kinds(runs: Iterable[Run], fields: Iterable[str]) -> int:
     return len({repr([run.settings.get(field) for field in fields]) for run in runs})
 
 
-# Where a run lies, from coarse to fine: arms are split by no more of it than makes each seed unique.
+# Where a run lies, from coarse to fine: arms are split by no more of it than makes each seed unique. Of two studies of
+# one config in a/ and b/, that is the name of the folder; of a/quick and b/quick, it is the path.
 PLACES: tuple[Callable[[Run], str | Path], ...] = (
     lambda _: "",
     lambda run: run.folder.parent.name,

@@ -105,7 +105,7 @@ def contrast(prediction: Prediction, arms: Sequence[Arm]) -> Effect:
         ValueError: an arm is missing, not whole, trained on other seeds or not comparable, or nothing differs.
     """
     sums: dict[int, float] = {}
-    # A contrast of contrasts may span texts and budgets, as long as each weighs the same on both sides.
+    # A contrast of contrasts may span texts and budgets, as long as the weights of each of them add up to 0.
     balance: dict[tuple[str | None, int], float] = defaultdict(float)
     terms = [(weight_of(term), term) for term in prediction.plus]
     terms += [(-weight_of(term), term) for term in prediction.minus]

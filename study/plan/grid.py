@@ -62,7 +62,16 @@ def is_study(tree: Tree) -> bool:
 
 
 def points(tree: Tree) -> Iterator[tuple[Point, Tree]]:
-    """Yield each combination of the listed values: what it sets, and the sections of its run, [study] among them."""
+    """Yield each combination of the listed values: what it sets, and the sections of its run, [study] among them.
+
+    A field with a list is an axis. A point is one value of each axis, and stands for a run. Runs whose points differ
+    only in the seed are an arm. A study may have several grids, each with axes of its own:
+
+        [model]
+        activation = ["relu", "gelu"]   # an axis of two values
+        [train]
+        seed = [0, 1, 2]                # with this one: six points, six runs, two arms of three seeds
+    """
     for grid, own in grids(tree):
         lists = axes(grid)
         for values in itertools.product(*lists.values()):

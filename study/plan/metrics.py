@@ -10,11 +10,13 @@ from study.plan.claims import settings_of
 from study.plan.config import flatten
 from study.plan.plan import Plan
 from training.config import RunConfig, tree
+from training.contents import SCORES
 from training.optim import build_optimizers
 from training.probes.probes import Probes
 from training.step import train_step
 
-ALWAYS = ("val/loss", "val/perplexity", "val/bits_per_byte", "train/loss", "train/lr", "grad/norm", "perf/tokens_per_s")
+ALWAYS = [f"val/{name}" for name in SCORES]
+ALWAYS += ["train/loss", "train/lr", "train/skipped", "grad/norm", "perf/tokens_per_s"]
 
 
 def metric_names(config: RunConfig, data: Dataset) -> set[str]:

@@ -51,8 +51,8 @@ def train_arms(plan: Plan, folder: Path, train_all: TrainAll) -> list[str]:
 def left_to_train(plan: Plan, folder: Path) -> dict[str, Left]:
     """Return what the folder of a study does not hold finished, by arm.
 
-    A grid or a bracket that has to grow takes more. While an arm is not tuned, its bracket is counted around the middle
-    of its grid.
+    A search that trains nothing finds what is left. A grid or a bracket that has to grow takes more. While an arm is
+    not tuned, its bracket is counted around the middle of its grid.
     """
 
     def train_none(runs: dict[str, RunConfig], where: Path) -> list[str]:

@@ -10,8 +10,8 @@ from training.probes.measures import (
     agreement,
     calibration,
     cosine,
+    hidden_moments,
     log_slope,
-    moments,
     rms,
     same_sign,
     slopes,
@@ -46,7 +46,7 @@ def test_normal_pre_activations_give_the_figures_of_the_table(name):
     quantiles = torch.linspace(0, 1, 400_001, dtype=torch.float64)[:-1] + 0.5 / 400_000
     u_NF = (math.sqrt(2) * torch.erfinv(2 * quantiles - 1))[:, None]
     act = ACTIVATIONS[name]()
-    h, slope = values(moments(act(u_NF))), values(slopes(act, u_NF))
+    h, slope = values(hidden_moments(act(u_NF))), values(slopes(act, u_NF))
     found = (h["mean"], h["mean"] ** 2 + h["sd"] ** 2, slope["slope"], slope["slope_square"], h["mean_share"])
     assert found == pytest.approx(GAUSSIAN[name], abs=5e-4)
 
@@ -79,7 +79,7 @@ def test_shares_of_signs_by_hand():
 
 
 def test_moments_by_hand():
-    found = values(moments(torch.tensor([[1.0, 2.0, 0.0], [3.0, -2.0, 0.0]])))
+    found = values(hidden_moments(torch.tensor([[1.0, 2.0, 0.0], [3.0, -2.0, 0.0]])))
     assert found["mean"] == pytest.approx(4 / 6)
     assert found["sd"] == pytest.approx(math.sqrt(18 / 6 - (4 / 6) ** 2))
     assert found["mean_share"] == pytest.approx((4 / 5 + 0) / 2)  # a unit that never fires has no share

@@ -18,8 +18,8 @@ from training.loop import train
 from training.optim import build_optimizers
 from training.probes import probes
 from training.probes.measures import same_sign
-from training.probes.path import Path
-from training.probes.probes import Probes, gate_histogram, measure, probe_steps, snapshot, watch, weights
+from training.probes.path import WeightPath
+from training.probes.probes import Probes, gate_histogram, measure, probe_steps, snapshot, swapped_weights, watch
 
 pytestmark = pytest.mark.usefixtures("no_sample")
 
@@ -192,7 +192,7 @@ def test_hooks_and_weights_are_put_back_after_an_error_too():
     with (
         pytest.raises(ValueError, match="exceed the context"),
         watch(dict(model.named_modules())),
-        weights(model, zeros),
+        swapped_weights(model, zeros),
     ):
         model(broken)
     assert all(not module._forward_hooks for module in model.modules())
@@ -223,7 +223,7 @@ def test_the_last_step_by_hand():
 
 def test_a_zig_zag_by_hand():
     model, *_ = small(n_layer=1)
-    path, weight = Path(model), model.get_parameter("blocks.0.ffn.up.weight")
+    path, weight = WeightPath(model), model.get_parameter("blocks.0.ffn.up.weight")
     right, up = torch.zeros_like(weight), torch.zeros_like(weight)
     right[0, 0], up[0, 1] = 1.0, 1.0
     moves = [right, up, up]
@@ -282,8 +282,8 @@ def test_measuring_counts_as_time_of_the_run_but_not_of_training(tiny, tmp_path,
     monkeypatch.setattr("training.loop.train_step", step)
     monkeypatch.setattr(probes, "measure", slow)
     monkeypatch.setattr(probes, "snapshot", slow)
-    monkeypatch.setattr(Path, "update", slow)
-    monkeypatch.setattr(Path, "figures", slow)
+    monkeypatch.setattr(WeightPath, "update", slow)
+    monkeypatch.setattr(WeightPath, "figures", slow)
     summary = train(tiny(), tmp_path / "run")
     assert summary["perf/train_seconds"] == 20
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

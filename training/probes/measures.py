@@ -12,7 +12,7 @@ SPECTRUM_TOKENS = 128  # an eigenvalue problem costs the cube
 BINS = 15  # of the calibration error
 
 
-def moments(h_NF: Tensor) -> dict[str, Tensor]:
+def hidden_moments(h_NF: Tensor) -> dict[str, Tensor]:
     """Return mean and sd over everything, and the mean share (E h)²/E[h²] per unit, averaged over units that fire."""
     mean_F, square_F = h_NF.mean(0), h_NF.square().mean(0)
     return {

@@ -28,7 +28,7 @@ def ffn_matrices(model: GPT) -> dict[str, Tensor]:
     return matrices
 
 
-def sample(matrices: Iterable[Tensor]) -> Tensor:
+def followed_weights(matrices: Iterable[Tensor]) -> Tensor:
     """Return the weights that are followed, MS; dimensions before those of a matrix, as of several models, are kept."""
     followed = []
     for w in matrices:
@@ -37,7 +37,7 @@ def sample(matrices: Iterable[Tensor]) -> Tensor:
     return torch.stack(followed, -2)
 
 
-class Path:
+class WeightPath:
     """The path of each FFN matrix from its initial weights; `model` must hold them when this is made.
 
     M matrices, S followed weights of each. `tensors` is what a checkpoint keeps.
@@ -45,7 +45,7 @@ class Path:
 
     def __init__(self, model: GPT):
         self.matrices = ffn_matrices(model)
-        self.start_MS = self.last_MS = sample(self.matrices.values())
+        self.start_MS = self.last_MS = followed_weights(self.matrices.values())
         zeros_M = self.start_MS.new_zeros(len(self.matrices))
         self.tensors = {"update_MS": torch.zeros_like(self.start_MS)}
         self.tensors |= {name: zeros_M.clone() for name in ("norm_M", "cosine_M", "count_M")}
@@ -55,11 +55,11 @@ class Path:
         """Go on from a checkpoint whose weights the model holds by now."""
         self.tensors = {name: tensors[name].to(own) for name, own in self.tensors.items()}
         # `start_MS` stays: it was taken from the initial weights when this was made.
-        self.last_MS = sample(self.matrices.values())
+        self.last_MS = followed_weights(self.matrices.values())
 
     def update(self) -> None:
         """Follow the model by one training step."""
-        now_MS = sample(self.matrices.values())
+        now_MS = followed_weights(self.matrices.values())
         self.tensors, self.last_MS = _followed(self.tensors, self.last_MS, now_MS), now_MS
 
     def figures(self) -> dict[str, float]:
@@ -76,7 +76,7 @@ class Path:
         return figures
 
 
-def update_together(paths: Sequence[Path], now_RMS: Tensor) -> None:
+def update_together(paths: Sequence[WeightPath], now_RMS: Tensor) -> None:
     """Follow R models by one training step each; `now_RMS` is the sample of their weights."""
     before = {name: torch.stack([path.tensors[name] for path in paths]) for name in paths[0].tensors}
     after = _followed(before, torch.stack([path.last_MS for path in paths]), now_RMS)

@@ -41,8 +41,8 @@ from model.activations import Gated
 from model.gpt import FFN, GPT
 from training.evaluate import evaluating
 from training.optim import parameters_of
-from training.probes.measures import calibration, cosine, log_slope, moments, rms, same_sign, slopes, spectrum
-from training.probes.path import Path, ffn_matrices, ffns
+from training.probes.measures import calibration, cosine, hidden_moments, log_slope, rms, same_sign, slopes, spectrum
+from training.probes.path import WeightPath, ffn_matrices, ffns
 
 # Of the probe batch, or some more: windows that are spread over the validation split, and so over its documents. A
 # measurement of them costs about as much as training on twice as many (benchmarks/probes.py).
@@ -66,7 +66,7 @@ class Probes:
 
     def __init__(self, model: GPT, optimizers: list[Optimizer], split: Split, steps: int, factor: int):
         self.model, self.optimizers, self.steps = model, optimizers, probe_steps(steps, factor)
-        self.path = Path(model) if self.steps else None
+        self.path = WeightPath(model) if self.steps else None
         self.before: dict[str, Tensor] | None = None  # the weights before the last step, if that step is measured
         x_BT, y_BT = spread_windows(split.tokens_N, model.config.context, TOKENS)
         device = model.embedding.weight.device
@@ -121,7 +121,7 @@ def watch(modules: Mapping[str, nn.Module]) -> Iterator[Seen]:
 
 
 @contextmanager
-def weights(model: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped_weights(model: nn.Module, others: Mapping[str, Tensor]) -> Iterator[None]:
     """Give the model other weights inside. Its own come back bit for bit, since nothing is written to them."""
     own = {name: parameter.data for name, parameter in model.named_parameters()}
     try:
@@ -151,7 +151,7 @@ def measure(
         if before is not None:
             matrices = ffn_matrices(model)
             # The backward pass is inside too, since it may compute parts of the loss anew.
-            with weights(model, before):
+            with swapped_weights(model, before):
                 loss = model(x_BT, y_BT, per_token=True).mean()
                 earlier = torch.autograd.grad(loss, list(matrices.values()))
             for name, gradient in zip(matrices, earlier, strict=True):
@@ -231,9 +231,9 @@ def _activation(where: str, ffn: FFN, seen: Seen) -> dict[str, Tensor]:
     """Return the figures of a block's activation, its FFN's output and its gate."""
     u_NF, act_NF = (side.flatten(0, 1) for side in seen[f"{where}/act"])
     h_NF, y_ND = (side.flatten(0, 1) for side in seen[f"{where}/down"])
-    act = {"u_sd": u_NF.std(correction=0)} | slopes(function_of(ffn), u_NF) | moments(h_NF) | spectrum(h_NF)
+    act = {"u_sd": u_NF.std(correction=0)} | slopes(function_of(ffn), u_NF) | hidden_moments(h_NF) | spectrum(h_NF)
     figures = {f"act/{where}/{name}": value for name, value in act.items()}
-    figures |= {f"ffn/{where}/{name}": value for name, value in moments(y_ND).items()}
+    figures |= {f"ffn/{where}/{name}": value for name, value in hidden_moments(y_ND).items()}
     if ffn.gate is not None:
         figures[f"gate/{where}/mean"] = act_NF.mean()
         figures[f"gate/{where}/below_0.1"] = (act_NF < 0.1).float().mean()
