@@ -207,7 +207,7 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
         ("reproduce", "Reproduce", "text", commands),
     ]
     shown = [part for part in every if part[3]]
-    return [Section(*part, texts.get(part[0], ""), readings.get(part[0], "")) for part in shown]
+    return [Section(*part, text=texts.get(part[0], ""), reading=readings.get(part[0], "")) for part in shown]
 
 
 def _texts(*texts: str | bool) -> str:

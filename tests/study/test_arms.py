@@ -89,7 +89,7 @@ def test_the_number_that_names_the_reference_tells(tmp_path):
 
 
 def test_arms_of_unlike_studies_are_named_by_their_study_and_compared_within_it(tmp_path):
-    unlike = {"clip": 0.5, "warmup": 0.2, "beta2": 0.95}
+    unlike: dict[str, Any] = {"clip": 0.5, "warmup": 0.2, "beta2": 0.95}
     for activation, loss in {"gelu": 4.0, "relu": 4.25}.items():
         write_run(tmp_path / "old" / activation, activation, loss, weight_decay=0.1)
     for activation, loss in {"relu": 3.0, "silu": 3.5}.items():

@@ -25,7 +25,7 @@ from training import checkpoint
 from training.config import TrainConfig
 from training.contents import read_state
 from training.optim import build_optimizers
-from training.probes.path import Path as WeightPath
+from training.probes.path import WeightPath
 
 
 def make(optimizer: Any = "adamw", seed: int = 0, activation: str = "swish_beta"):
