@@ -159,7 +159,9 @@ class Run:
         self.clock = Clock(state["time"], state["train_seconds"])
         self.figures: dict[str, Any] = {}  # of the last training step, for the next record
         self.display = Display(self.folder.name, self.start, self.config.steps, self.resumed)
-        mirror = WandbMirror.of_run(self.config, self.folder, state["wandb_id"], state["wandb_best"], self.display.say)
+        mirror = WandbMirror.of_run(
+            self.config, self.folder, state["wandb_id"], state["wandb_best"], self.display.say, self.device.type
+        )
         self._held.callback(lambda: mirror.close(self.failed))
         path = self.folder / "metrics.jsonl" if self.process.main else None
         self.metrics = Metrics(path, self.lines, mirror)

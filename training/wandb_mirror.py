@@ -12,48 +12,79 @@ from typing import Any, Self
 from training.config import RunConfig, WandbConfig, tree
 
 ID = re.compile(r"[\w-][\w.-]{0,63}")  # of a wandb run; it becomes part of a path
+MODES = ("online", "offline", "shared", "disabled")  # of WANDB_MODE
+FORMER_MODES = ("run", "dryrun")  # wandb still takes these for online and offline
 
 
 class WandbMirror:
     """A wandb run, or nothing at all: the first failure turns it off with one warning.
 
     The environment variable WANDB_MODE decides, then `where.mode`. `auto` means online if the user is logged in, else
-    offline. `about` goes to `wandb.init`: `job_type`, `config`, `tags`.
+    offline, and `offline` says why. With `stats`, wandb also watches the machine and its GPUs. `about` goes to
+    `wandb.init`: `job_type`, `config`, `tags`.
     """
 
     # Going online has failed in this process, so that further runs do not wait for it again.
     unreachable = False
 
-    def __init__(self, where: WandbConfig, folder: Path, run_id: str | None, say: Callable[[str], None], **about: Any):
+    def __init__(
+        self,
+        where: WandbConfig,
+        folder: Path,
+        run_id: str | None,
+        say: Callable[[str], None],
+        stats: bool = False,
+        **about: Any,
+    ):
         self.run: Any = None
         self.id = run_id
         self.best: float | None = None  # val/loss of the best checkpoint
         self.uploads = where.artifact == "best"
         self.say = say
-        mode = os.environ.get("WANDB_MODE") or where.mode
-        if mode != "disabled":
+        self.offline = ""  # why the run is kept offline
+        asked = os.environ.get("WANDB_MODE", "")
+        if asked and asked not in MODES + FORMER_MODES:
+            # wandb itself would answer with an error of several lines.
+            say(f"warning: WANDB_MODE={asked}: wandb has no such mode, so it is off. Use {', '.join(MODES)}.")
+        elif (asked or where.mode) != "disabled":
             with self._guarded():
-                self._start(where, folder, mode, about)
+                self._start(where, folder, asked, stats, about)
 
     @classmethod
     def of_run(
-        cls, config: RunConfig, folder: Path, run_id: str | None, best: float | None, say: Callable[[str], None]
+        cls,
+        config: RunConfig,
+        folder: Path,
+        run_id: str | None,
+        best: float | None,
+        say: Callable[[str], None],
+        device: str = "cpu",
     ) -> Self:
         """Mirror a training run. Checkpoints keep its `id` and `best`, so that a resumed run continues it."""
         tags = [config.model.activation[:64], config.data.corpus[:64]]
-        mirror = cls(config.wandb, folder, run_id, say, job_type="train", tags=tags, config=tree(config))
+        job_type = "train"
+        if _is_tuning_run(folder):
+            job_type = "tune"
+            tags.append("tune")
+        stats = device != "cpu"  # many runs of a study share a CPU, and would all draw the same graphs
+        mirror = cls(config.wandb, folder, run_id, say, stats, job_type=job_type, tags=tags, config=tree(config))
         mirror.best = best
         with mirror._guarded():
             if mirror.run is not None:
+                if mirror.offline:
+                    place = Path(mirror.run.dir).parent
+                    say(f"wandb: kept offline, since {mirror.offline}; to upload it later: wandb sync {place}")
                 mirror.run.define_metric("tokens")
                 mirror.run.define_metric("*", step_metric="tokens")
                 mirror.run.define_metric("val/loss", step_metric="tokens", summary="min,last")
         return mirror
 
-    def _start(self, where: WandbConfig, folder: Path, mode: str, about: dict[str, Any]) -> None:
+    def _start(self, where: WandbConfig, folder: Path, asked: str, stats: bool, about: dict[str, Any]) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         # Otherwise a server that does not answer holds the process for 10 s more.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        if not asked:
+            os.environ.pop("WANDB_MODE", None)  # an empty one is an error to wandb
         import wandb  # here, since it takes half a second
 
         given = os.environ.get("WANDB_RUN_ID", "")  # set by the agent of a sweep
@@ -68,21 +99,26 @@ class WandbMirror:
             "name": folder.name,
             "dir": folder,
             # Stacked runs share a process. Without create_new they would all write to the wandb run of the first.
-            "settings": wandb.Settings(init_timeout=8, console="off", x_disable_stats=True, reinit="create_new"),
+            "settings": wandb.Settings(init_timeout=8, console="off", x_disable_stats=not stats, reinit="create_new"),
         }
+        mode = asked or where.mode
+        why = f"WANDB_MODE={asked}" if asked else f"wandb.mode = {mode}"
         if mode in ("auto", "online"):
-            mode = "offline"
+            mode, why = "offline", "wandb could not be reached"
             try:
-                if not WandbMirror.unreachable and wandb.login(prompt=False):
-                    self.run = wandb.init(mode="online", resume="allow", **arguments)
+                if not WandbMirror.unreachable:
+                    if wandb.login(prompt=False):
+                        self.run = wandb.init(mode="online", resume="allow", **arguments)
+                    else:
+                        why = "you are not logged in"
             except Exception as error:  # wandb refuses the key, or there is no network
                 self.say(f"wandb: cannot go online ({type(error).__name__}); this run is kept offline")
                 WandbMirror.unreachable = True
                 wandb.teardown()  # otherwise the id counts as taken
         if self.run is None:
             self.run = wandb.init(mode=mode, **arguments)  # pyright: ignore[reportArgumentType]  (checked by wandb)
-        if self.run.settings.mode != "online":
-            self.say(f"wandb: offline; to upload it later: wandb sync {Path(self.run.dir).parent}")
+        if self.run.offline:
+            self.offline = why
 
     def log(self, record: dict[str, Any]) -> None:
         """Mirror one record."""
@@ -143,3 +179,8 @@ class WandbMirror:
                     import wandb
 
                     wandb.teardown()
+
+
+def _is_tuning_run(folder: Path) -> bool:
+    """Whether a run chooses the learning rate of a study's arm: a study keeps these runs in its folder `tune`."""
+    return folder.parent.name == "tune" and (folder.parent.parent / "study.toml").exists()

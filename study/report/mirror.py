@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from study.judge.arms import short
@@ -13,6 +14,8 @@ from study.judge.effects import Row
 from study.report.sentences import headline, scope
 from training.config import WandbConfig
 from training.wandb_mirror import WandbMirror
+
+PLACES = ("*/wandb", "tune/*/wandb", "wandb")  # of the wandb runs in a study's folder
 
 
 def mirror_study(
@@ -26,7 +29,24 @@ def mirror_study(
     mirror = WandbMirror(where, folder, run_id, say, job_type="study", config=tomllib.loads(plan))
     mirror.table("arms", *arms_table(rows))
     mirror.summarize({"finding": headline(rows), "scope": scope(rows)})
+    started = mirror.run is not None
     mirror.close(failed)
+    patterns = _offline_runs(folder)
+    if started and patterns:
+        # Where the study's own run is online, a run that trained on its own has been cut off.
+        why = mirror.offline or "wandb could not be reached"
+        say(f"wandb: kept offline, since {why}; to upload it later: wandb sync {' '.join(patterns)}")
+
+
+def _offline_runs(folder: Path) -> list[str]:
+    """Return the patterns, for a shell, of a study's wandb runs that are not uploaded yet."""
+    patterns = []
+    for place in PLACES:
+        # wandb marks what it has uploaded.
+        left = [run for run in folder.glob(f"{place}/offline-run-*") if not any(run.glob("*.wandb.synced"))]
+        if left:
+            patterns.append(f"{quote(str(folder))}/{place}/offline-run-*")
+    return patterns
 
 
 def arms_table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:

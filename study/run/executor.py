@@ -49,8 +49,6 @@ def execute(jobs: list[Job], engine: Engine, folder: Path, interrupt: Interrupt)
     largest_stack = max(Counter(job.stack for job in jobs).values())
     with StudyDisplay(folder.name, jobs, largest_stack * engine.parallel) as display:
         _run_jobs(jobs, engine, interrupt, display)
-        if any(folder.glob("*/wandb/offline-run-*")):
-            display.say(f"wandb: kept offline; to upload it later: wandb sync {folder}/*/wandb/offline-run-*")
     if interrupt.signum:
         raise Interrupted(interrupt.signum, "stopped; the same command resumes it")
     return [job.name for job in jobs if job.status == "failed"]

@@ -103,6 +103,8 @@ def test_a_study_is_mirrored_in_wandb_once_it_is_trained_and_not_when_it_is_comp
     assert code == 0, said
     mirrors = list(study.glob("wandb/offline-run-*"))
     assert len(mirrors) == 1
+    assert said.count("wandb sync") == 1  # and not for each batch of runs
+    assert f"since WANDB_MODE=offline; to upload it later: wandb sync {study}/*/wandb/offline-run-*" in said
     code, said = call("eval", study)
     assert code == 0, said
     assert list(study.glob("wandb/offline-run-*")) == mirrors

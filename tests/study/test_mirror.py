@@ -62,8 +62,9 @@ def test_every_setting_that_varies_is_a_column_and_what_is_missing_is_none(tmp_p
 def test_wandb_gets_the_table_under_an_id_that_only_the_study_decides(study, wandb_home):
     rows, said = rows_of(study), []
     mirror_study(rows, study, OFFLINE, failed=False, say=said.append)
-    assert len(said) == 1
-    assert "wandb sync" in said[0]
+    assert said == [
+        f"wandb: kept offline, since wandb.mode = offline; to upload it later: wandb sync {study}/wandb/offline-run-*"
+    ]
     about, summary, table = mirrored(study)
     assert about["run_id"] == "7d05b427811dd489"  # in every process, on every machine
     wanted = {"display_name": "study", "project": "p", "run_group": "study", "job_type": "study"}
@@ -76,6 +77,20 @@ def test_wandb_gets_the_table_under_an_id_that_only_the_study_decides(study, wan
     (study / "study.toml").write_text("[model]\nactivation = ['relu']\n")
     mirror_study(rows, study, OFFLINE, failed=False, say=said.append)
     assert mirrored(study)[0]["run_id"] != about["run_id"]
+
+
+def test_what_is_uploaded_already_is_not_named_again(study, wandb_home):
+    first, second, trial = (study / place / "wandb" / "offline-run-1-x" for place in ("a", "b", "tune/c"))
+    for run in (first, second, trial):
+        run.mkdir(parents=True)
+    for run in (first, trial):
+        (run / "run-x.wandb.synced").touch()
+    said = []
+    mirror_study(rows_of(study), study, OFFLINE, failed=False, say=said.append)
+    assert said[0].endswith(f": wandb sync {study}/*/wandb/offline-run-* {study}/wandb/offline-run-*")
+    (trial / "run-x.wandb.synced").unlink()
+    mirror_study(rows_of(study), study, OFFLINE, failed=False, say=said.append)
+    assert said[1].count(f"{study}/tune/*/wandb/offline-run-*") == 1
 
 
 def test_wandb_never_stands_in_a_study_s_way(study, wandb_home, monkeypatch):

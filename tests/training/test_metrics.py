@@ -104,6 +104,66 @@ def test_a_resumed_run_knows_its_best_checkpoint(tiny, tmp_path, before, better)
     assert not WandbMirror.of_run(tiny(), tmp_path, None, before, print).is_lowest(0.0)
 
 
+@pytest.mark.parametrize(
+    ("mode", "fails", "why"),
+    [
+        ("offline", False, "WANDB_MODE=offline"),
+        ("dryrun", False, "WANDB_MODE=dryrun"),
+        ("", False, "you are not logged in"),
+        ("", True, "wandb could not be reached"),
+    ],
+)
+def test_an_offline_run_says_why_and_how_to_upload_it(tiny, tmp_path, wandb_home, monkeypatch, mode, fails, why):
+    import wandb
+
+    def fail(**_):
+        raise ConnectionError("no network")
+
+    said = []
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setattr(WandbMirror, "unreachable", False)
+    if fails:
+        monkeypatch.setattr(wandb, "login", fail)
+    mirror = WandbMirror.of_run(tiny(), tmp_path / "run", None, None, said.append)
+    mirror.close(failed=False)
+    (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert said[-1] == f"wandb: kept offline, since {why}; to upload it later: wandb sync {kept}"
+    assert len(said) == 1 + fails
+
+
+@pytest.mark.parametrize("mode", ["foo", "auto"])
+def test_a_mode_that_wandb_lacks_turns_it_off_with_the_modes_that_it_has(tiny, tmp_path, monkeypatch, capsys, mode):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert train(tiny(), tmp_path / "run")["status"] == "finished"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "wandb" in line.lower()]
+    assert line == (
+        f"warning: WANDB_MODE={mode}: wandb has no such mode, so it is off. Use online, offline, shared, disabled."
+    )
+    assert not (tmp_path / "run" / "wandb").exists()
+
+
+@pytest.mark.parametrize(("device", "watched"), [("cpu", False), ("cuda", True), ("mps", True)])
+def test_wandb_watches_the_machine_where_there_is_a_gpu(tiny, tmp_path, wandb_home, monkeypatch, device, watched):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    mirror = WandbMirror.of_run(tiny(), tmp_path / "run", None, None, print, device)
+    assert mirror.run.settings.x_disable_stats is not watched
+    mirror.close(failed=False)
+
+
+@pytest.mark.parametrize(
+    ("place", "tuned"), [("study/tune/relu", True), ("study/relu", False), ("tune/relu", False), ("tune", False)]
+)
+def test_a_tuning_run_has_a_job_type_and_a_tag_of_its_own(tiny, tmp_path, wandb_home, monkeypatch, place, tuned):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.toml").touch()
+    config = tiny()
+    WandbMirror.of_run(config, tmp_path / place, None, None, print).close(failed=False)
+    about = next(entry["run"] for entry in history(tmp_path / place)[0] if entry["type"] == "run")
+    tags = ["gelu", config.data.corpus[:64]]
+    assert (about["job_type"], about["tags"]) == (("tune", [*tags, "tune"]) if tuned else ("train", tags))
+
+
 def test_wandb_mode_disabled_leaves_no_trace(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     train(tiny(), tmp_path / "run")
