@@ -64,6 +64,7 @@ def train_studies(plans: dict[Path, Plan], command: Command) -> int:
     failed = False
     done: list[Path] = []
     for folder, plan in plans.items():
+        trains = any(left_to_train(plan, folder).values())
         failed_here = run_plan(plan, folder, beside=done)
         done.append(folder)
         if failed_here:  # said at once: on a full disk there is no report
@@ -76,8 +77,10 @@ def train_studies(plans: dict[Path, Plan], command: Command) -> int:
             )
         if run_folders(folder):  # none if no arm could be tuned
             rows = compare([folder])
-            wandb = next(iter(plan.runs.values())).wandb
-            mirror_study(rows, folder, wandb, failed=bool(failed_here))
+            # wandb has a finished study already, unless it was off when the study was trained.
+            if trains or not (folder / "wandb").exists():
+                wandb = next(iter(plan.runs.values())).wandb
+                mirror_study(rows, folder, wandb, failed=bool(failed_here))
     if any(plan.claim for plan in plans.values()):
         report_claims(command.out)
     return int(failed)

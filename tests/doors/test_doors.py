@@ -99,15 +99,22 @@ def test_a_study_is_mirrored_in_wandb_once_it_is_trained_and_not_when_it_is_comp
     monkeypatch.setenv("WANDB_MODE", "offline")
     study = tmp_path / "study"
     two = '--model.activation=["relu", "gelu"]'
-    code, said = call("train", "configs/single.toml", *flags, two, "--wandb.project=mine", f"--out={study}")
+    command = ("train", "configs/single.toml", *flags, two, "--wandb.project=mine", f"--out={study}")
+    code, said = call(*command)
     assert code == 0, said
     mirrors = list(study.glob("wandb/offline-run-*"))
     assert len(mirrors) == 1
     assert said.count("wandb sync") == 1  # and not for each batch of runs
     assert f"since WANDB_MODE=offline; to upload it later: wandb sync {study}/*/wandb/offline-run-*" in said
-    code, said = call("eval", study)
+    for reader in (("eval", study), command):
+        code, said = call(*reader)
+        assert code == 0, said
+        assert "wandb" not in said
+        assert list(study.glob("wandb/offline-run-*")) == mirrors
+    shutil.rmtree(study / "wandb")  # as if wandb had been off
+    code, said = call(*command)
     assert code == 0, said
-    assert list(study.glob("wandb/offline-run-*")) == mirrors
+    assert len(list(study.glob("wandb/offline-run-*"))) == 1
 
 
 def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_path, call):
