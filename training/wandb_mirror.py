@@ -74,8 +74,6 @@ class WandbMirror:
                 if mirror.offline:
                     place = Path(mirror.run.dir).parent
                     say(f"wandb: kept offline, since {mirror.offline}; to upload it later: wandb sync {place}")
-                mirror.run.define_metric("tokens")
-                mirror.run.define_metric("*", step_metric="tokens")
                 mirror.run.define_metric("val/loss", step_metric="tokens", summary="min,last")
         return mirror
 
@@ -101,6 +99,8 @@ class WandbMirror:
             # Stacked runs share a process. Without create_new they would all write to the wandb run of the first.
             "settings": wandb.Settings(init_timeout=8, console="off", x_disable_stats=not stats, reinit="create_new"),
         }
+        # A study is written as a whole, so that its run takes the place of the former one and does not go on from it.
+        resume = None if about.get("job_type") == "study" else "allow"
         mode = asked or where.mode
         why = f"WANDB_MODE={asked}" if asked else f"wandb.mode = {mode}"
         if mode in ("auto", "online"):
@@ -108,7 +108,7 @@ class WandbMirror:
             try:
                 if not WandbMirror.unreachable:
                     if wandb.login(prompt=False):
-                        self.run = wandb.init(mode="online", resume="allow", **arguments)
+                        self.run = wandb.init(mode="online", resume=resume, **arguments)
                     else:
                         why = "you are not logged in"
             except Exception as error:  # wandb refuses the key, or there is no network
@@ -119,12 +119,14 @@ class WandbMirror:
             self.run = wandb.init(mode=mode, **arguments)  # pyright: ignore[reportArgumentType]  (checked by wandb)
         if self.run.offline:
             self.offline = why
+        self.run.define_metric("tokens")
+        self.run.define_metric("*", step_metric="tokens")
 
     def log(self, record: dict[str, Any]) -> None:
-        """Mirror one record."""
+        """Mirror one record; one without a step is the next step of wandb."""
         with self._guarded():
             if self.run is not None:
-                self.run.log(record, step=record["step"])
+                self.run.log(record, step=record.get("step"))
 
     def summarize(self, summary: dict[str, Any]) -> None:
         """Mirror the final figures."""
@@ -139,6 +141,15 @@ class WandbMirror:
                 import wandb
 
                 self.run.log({name: wandb.Table(columns=[*columns], data=[[*row] for row in rows])})
+
+    def page(self, name: str, path: Path) -> None:
+        """Show a page of HTML."""
+        with self._guarded():
+            if self.run is not None:
+                import wandb
+
+                # wandb's own style sheet and base address would break the page's looks and its links.
+                self.run.log({name: wandb.Html(path, inject=False)})
 
     def is_lowest(self, loss: float) -> bool:
         """Whether a checkpoint of this validation loss is the best so far, and is to be uploaded."""

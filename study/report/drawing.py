@@ -75,13 +75,17 @@ def styles(arms: Sequence[Arm]) -> dict[str, Style]:
 
 def mean_line(curves: Iterable[Sequence[tuple[float, float]]]) -> list[Point]:
     """Return the mean of several curves, at each x that all of them have."""
+    return [Point(x, fmean(ys), min(ys), max(ys), len(ys)) for x, ys in common(curves).items()]
+
+
+def common(curves: Iterable[Sequence[tuple[float, float]]]) -> dict[float, list[float]]:
+    """Return the values of several curves at each x that all of them have."""
     tables = [dict(curve) for curve in curves]
-    points = []
+    values = {}
     for x in tables[0] if tables else ():
         if all(x in table for table in tables):
-            values = [table[x] for table in tables]
-            points.append(Point(x, fmean(values), min(values), max(values), len(values)))
-    return points
+            values[x] = [table[x] for table in tables]
+    return values
 
 
 def thin(points: Sequence[Any], limit: int = CURVE) -> list[Any]:

@@ -45,13 +45,7 @@ def difference_figure(rows: Sequence[Row]) -> Figure:
     """Draw each validation loss minus the reference's of the same seed and tokens."""
     lines_of_arms, others = [], 0
     for row in rows:
-        partners = {run.seed: dict(run.curve("val/loss")) for run in (row.partner.runs if row.partner else ())}
-        curves = []
-        for run in row.arm.runs:
-            theirs = partners.get(run.seed, {})
-            if run.records:
-                curves.append([(x, y - theirs[x]) for x, y in run.curve("val/loss") if x in theirs])
-        lines_of_arms.append(mean_line(curves))
+        lines_of_arms.append(mean_line(difference_curves(row)))
         others += bool(lines_of_arms[-1]) and not row.is_reference
     if not others:  # the reference alone would be a line at 0
         return {}
@@ -60,6 +54,17 @@ def difference_figure(rows: Sequence[Row]) -> Figure:
     drawn["layout"]["yaxis"]["zeroline"] = True
     drawn["layout"]["shapes"] = [{"xref": "paper", "x0": 0, "x1": 1, "y0": -rows[0].margin, "y1": rows[0].margin}]
     return drawn
+
+
+def difference_curves(row: Row) -> list[list[tuple[float, float]]]:
+    """Return a curve for each seed of an arm: its validation loss minus the reference's, at the tokens of both."""
+    partners = {run.seed: dict(run.curve("val/loss")) for run in (row.partner.runs if row.partner else ())}
+    curves = []
+    for run in row.arm.runs:
+        theirs = partners.get(run.seed, {})
+        if run.records:
+            curves.append([(x, y - theirs[x]) for x, y in run.curve("val/loss") if x in theirs])
+    return curves
 
 
 def final_figure(rows: Sequence[Row]) -> Figure:

@@ -3,9 +3,12 @@ import shutil
 import sys
 
 import pytest
-from helpers import GELU, rows_of, wandb_entries, write_arm, write_plan, write_run
+from helpers import GELU, SIGMOID_GAPS, records, rows_of, wandb_entries, write_arm, write_plan, write_run
+from scipy import stats
 
-from study.report.mirror import arms_table, mirror_study
+from study.report.compare import compare
+from study.report.figures import difference_figure
+from study.report.mirror import arms_table, difference_records, metric_names, mirror_study
 from training.config import WandbConfig
 
 OFFLINE = WandbConfig(mode="offline", project="p")
@@ -24,12 +27,19 @@ def study(tmp_path):
     return folder
 
 
+def summary_in(entries):
+    """The summary that the entries of a wandb run add up to."""
+    summary = {}
+    for entry in entries:
+        summary |= entry.get("summary", {}).get("update", {})
+    return summary
+
+
 def mirrored(folder):
     """What the offline wandb run in the folder holds: its description, its summary and its table. It is removed."""
     (run,) = (folder / "wandb").glob("offline-run-*")
-    entries, summary = wandb_entries(run), {}
-    for entry in entries:
-        summary |= entry.get("summary", {}).get("update", {})
+    entries = wandb_entries(run)
+    summary = summary_in(entries)
     about = next(entry["run"] for entry in entries if entry["type"] == "run")
     table = json.loads((run / "files" / summary["arms.path"]).read_text())
     shutil.rmtree(folder / "wandb")
@@ -77,6 +87,54 @@ def test_wandb_gets_the_table_under_an_id_that_only_the_study_decides(study, wan
     (study / "study.toml").write_text("[model]\nactivation = ['relu']\n")
     mirror_study(rows, study, OFFLINE, failed=False, say=said.append)
     assert mirrored(study)[0]["run_id"] != about["run_id"]
+
+
+def test_wandb_gets_the_differences_of_the_page_with_their_intervals_and_the_page(tmp_path, wandb_home):
+    study = write_plan(tmp_path / "study", model={"activation": ["gelu", "sigmoid"]}, train={"seed": [0, 1, 2, 3, 4]})
+    write_arm(study, "gelu", GELU)
+    write_arm(study, "sigmoid", [loss + gap for loss, gap in zip(GELU, SIGMOID_GAPS, strict=True)])
+    path = study / "sigmoid-seed4" / "metrics.jsonl"  # scored more often in its second half, and lower there
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines[5:]:
+        line["val/loss"] = line.get("val/loss", 9.0) - 0.375
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = compare([study], "gelu")
+    mirror_study(rows, study, OFFLINE, failed=False, say=lambda _: None)
+
+    (run,) = (study / "wandb").glob("offline-run-*")
+    entries = wandb_entries(run)
+    items = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
+    items = [item for item in items if "difference/sigmoid/mean" in item]
+    traces = {(trace["meta"]["arm"], trace["meta"]["kind"]): trace for trace in difference_figure(rows)["data"]}
+    line = traces["sigmoid", "difference"]
+    assert [item["tokens"] for item in items] == line["x"] == [200, 400, 600, 800, 1000]
+    assert [item["difference/sigmoid/mean"] for item in items] == pytest.approx(line["y"], abs=1e-5)
+    assert not any("gelu" in key for item in items for key in item)
+    for item in items:
+        gaps = []
+        for seed in range(5):
+            pair = (records(study / f"{name}-seed{seed}") for name in ("sigmoid", "gelu"))
+            ours, theirs = (next(r for r in run if r["tokens"] == item["tokens"])["val/loss"] for run in pair)
+            gaps.append(ours - theirs)
+        interval = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+        ends = [item["difference/sigmoid/low"], item["difference/sigmoid/high"]]
+        assert ends == pytest.approx([interval.low, interval.high], abs=1e-9)
+    metrics = [entry["metric"] for entry in entries if entry["type"] == "metric"]
+    assert {metric.get("step_metric") for metric in metrics if metric.get("glob_name") == "*"} == {"tokens"}
+    page = run / "files" / summary_in(entries)["report.path"]
+    assert page.read_bytes() == (study / "report.html").read_bytes()
+
+
+def test_one_seed_has_a_difference_and_no_interval(tmp_path):
+    write_run(tmp_path / "a", "gelu", 4.0)
+    write_run(tmp_path / "b", "relu", 4.25)
+    records = difference_records(rows_of(tmp_path))
+    assert records[-1] == {"tokens": 1000, "difference/relu/mean": 0.25}
+
+
+def test_each_arm_has_a_name_that_wandb_can_filter_by():
+    labels = ["gelu", "gelu · lr=0.01", "relu · x=1", "relu · x=-1"]
+    assert metric_names(labels) == ["gelu", "gelu_lr_0_01", "relu_x_1", "relu_x_1_"]
 
 
 def test_what_is_uploaded_already_is_not_named_again(study, wandb_home):
