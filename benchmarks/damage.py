@@ -56,7 +56,7 @@ PLACES = [("finished", name) for name in FINISHED]
 PLACES += [("stopped", f"{NEWEST}/{name}") for name in (*IN_CHECKPOINT, "val_windows.npy", "manifest.json")]
 PLACES += [("stopped", "config.toml"), ("stopped", "metrics.jsonl")]
 MENDED = ("Using step-", "it is restored from", "It is made from")  # in the warnings
-TIMES = ("time", "perf/tokens_per_s")
+TIMES = ("time", "perf/tokens_per_s", "perf/mfu")
 CONFIG = {
     "data": {"tokenizer": "bpe:270"},
     "model": {"activation": "swiglu", "n_layer": 1, "n_head": 2, "d_model": 16, "context": 16},

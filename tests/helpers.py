@@ -197,7 +197,7 @@ def cells(rows, columns_of):
     return {column.title: [column.cell(row).text for row in rows] for column in columns_of(rows)}
 
 
-TIMES = {"time", "perf/tokens_per_s"}
+TIMES = {"time", "perf/tokens_per_s", "perf/mfu"}
 
 
 def records(folder):

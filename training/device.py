@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,18 @@ from torch import Tensor
 
 from errors import UserError
 
+# FLOP/s of a GPU's matrix products in bf16, by a part of its name, from NVIDIA's data sheets. Figures that are given
+# there "with sparsity" are halved. The first part that a name has counts.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_MAX = 1, -1, -4  # of <malloc.h>
 
 
@@ -128,6 +141,26 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the most FLOP/s of a GPU in bf16; None where they are not known, as for a part of a GPU (MIG)."""
+    for part, peak in PEAK_FLOPS.items():
+        if re.search(rf"\b{part}\b", device_name) and "MIG" not in device_name:
+            return peak
+    return None
+
+
+def speed_figures(tokens_per_s: float, flops_per_token: int, environment: dict[str, Any]) -> dict[str, float]:
+    """Return the speed of training and, on GPUs whose peak is known, `perf/mfu`: the share of their peak that it uses.
+
+    MFU is the model FLOPs utilisation of PaLM (Chowdhery et al., 2022, appendix B).
+    """
+    figures = {"perf/tokens_per_s": tokens_per_s}
+    peak = peak_flops(environment["device_name"]) if environment["device"] == "cuda" else None
+    if peak:
+        figures["perf/mfu"] = flops_per_token * tokens_per_s / (peak * environment["ranks"])
+    return figures
 
 
 def environment(

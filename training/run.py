@@ -17,12 +17,13 @@ from data.dataset import prepare
 from errors import Interrupted, UserError
 from files import write_file
 from model.gpt import GPT
+from model.size import size
 from training import checkpoint
 from training.clock import Clock
 from training.config import RunConfig, to_toml, tree
 from training.contents import intact_summary, read_records, read_state, read_windows, seal
 from training.ddp import ONE_PROCESS, Process
-from training.device import environment, keep_memory, pick_device, pick_precision
+from training.device import environment, keep_memory, pick_device, pick_precision, speed_figures
 from training.evaluate import Score
 from training.folder import open_run
 from training.limits import check_available, check_context, check_same_everywhere, warn_of_repetition
@@ -136,8 +137,10 @@ class Run:
         self.device = pick_device(c.device)
         self.precision = pick_precision(c.precision, self.device)
         self.environment = environment(self.device, self.precision, self.process.size, c.compile, self.stacked)
+        n_vocab = self.data.tokenizer.n_vocab
+        self.flops_per_token = size(self.config.model, n_vocab).flops_per_token
         torch.manual_seed(c.seed)
-        self.model = GPT(self.config.model, self.data.tokenizer.n_vocab, c.seed)
+        self.model = GPT(self.config.model, n_vocab, c.seed)
         if c.compile:
             compile_loss(self.model)
         self.model.to(self.device)
@@ -270,7 +273,7 @@ class Run:
             self.figures = {"train/loss": loss, "train/lr": self.learning_rate(step), "grad/norm": norm}
             if c.nonfinite == "skip":
                 self.figures["train/skipped"] = self.skipped
-            self.figures["perf/tokens_per_s"] = self.clock.speed()
+            self.figures |= speed_figures(self.clock.speed(), self.flops_per_token, self.environment)
 
     @contained
     def fail(self, error: Exception) -> None:

@@ -8,7 +8,7 @@ from model.activations import is_gated
 from model.gpt import GPT
 from model.size import size
 from training.config import RunConfig
-from training.device import autocast, peak_memory
+from training.device import autocast, peak_memory, speed_figures
 from training.evaluate import evaluating
 from training.sample import sample
 
@@ -40,7 +40,7 @@ def summary_of(
         "steps": config.steps,
         "tokens": tokens,
         **scores,
-        "perf/tokens_per_s": tokens / seconds,
+        **speed_figures(tokens / seconds, count["flops_per_token"], env),
         "perf/train_seconds": seconds,
         "perf/peak_memory_bytes": peak_memory(model.embedding.weight.device),
         **{f"params/{part}": count[part] for part in ("total", "embedding", "block", "ffn")},

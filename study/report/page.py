@@ -61,6 +61,10 @@ BRACKET_RATE_TEXT = (
 )
 COST_TEXT = "Means over the runs of an arm."
 SHARED_TEXT = "The runs of a study share a machine, so that tokens/s is not what a run alone would reach."
+MFU_TEXT = (
+    "“MFU”, model FLOPs utilisation, is the share of the GPUs’ peak in bf16 that a run uses. Runs that train as one "
+    "stack share a GPU: their shares add up."
+)
 VERDICT_TEXT = (
     "Worse and better: the interval excludes 0, after Holm’s adjustment for {1} comparisons, and the difference is at "
     "least the margin of {0:g}. Equal: the whole interval lies within the margin."
@@ -185,6 +189,7 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
         "cost": _texts(
             has(cost, "clipped") and CLIPPED_TEXT,
             has(cost, "tokens/s") and bool(study.plans) and SHARED_TEXT,
+            has(cost, "MFU") and MFU_TEXT,
         ),
     }
     plans = "\n".join(tomli_w.dumps(plan) for plan in study.plans.values()).strip()

@@ -123,6 +123,7 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
         _cost("in the FFN", "params/ffn", ",.0f"),
         _cost("MFLOP/token", "flops/token", lambda flops: f"{flops / 1e6:,.1f}"),
         _cost("tokens/s", "perf/tokens_per_s", ",.0f"),
+        _cost("MFU", "perf/mfu", lambda share: f"{100 * share:.1f} %"),
         Column("clipped", lambda row: cell(row.arm.clipped, lambda share: f"{100 * share:.0f} %")),
     )
 

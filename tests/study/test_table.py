@@ -44,3 +44,11 @@ def test_how_often_clipping_fired_is_the_share_of_recorded_steps_beyond_the_limi
             record["grad/norm"] = norm
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert cells(rows_of(tmp_path), cost_columns).get("clipped") == told
+
+
+def test_utilisation_is_a_column_where_every_run_knows_it(tmp_path):
+    for seed, share in enumerate((0.25, 0.35)):
+        write_run(tmp_path / f"gelu-seed{seed}", "gelu", 4.0, seed=seed, summary={"perf/mfu": share})
+        write_run(tmp_path / f"relu-seed{seed}", "relu", 4.0, seed=seed)
+    assert cells(rows_of(tmp_path), cost_columns)["MFU"] == ["-", "30.0 %"]
+    assert "MFU" not in cells(rows_of(*tmp_path.glob("relu-*"), reference=None), cost_columns)
