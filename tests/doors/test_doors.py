@@ -219,7 +219,7 @@ def test_a_claim_is_judged_with_its_study_and_a_folder_of_claims_by_itself(tmp_p
     for place, page in ((study, "verdict.html"), (tmp_path / "claims", "report.html")):
         code, said = call("eval", place)
         assert code == 0, said
-        assert "C0 Worse: SUPPORTED" in said
+        assert "C0 SUPPORTED: “Worse”" in said
         assert said.splitlines()[-1] == f"report: {place / page}"
     assert sorted(path.name for path in study.glob("*.html")) == ["report.html", "verdict.html"]
 

@@ -185,7 +185,7 @@ def test_a_run_that_no_memory_holds_is_refused(call, flags, flag, tmp_path):
     code, said = call("train", "configs/single.toml", *flags, *more)
     assert code == 2, said
     assert "GiB. " in said
-    assert "could fit" in said
+    assert "Use a smaller value of one of them" in said
 
 
 def test_the_processes_of_a_study_do_not_end_by_a_name_that_stdout_cannot_encode(flags, tmp_path):

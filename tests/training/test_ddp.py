@@ -112,7 +112,8 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step_and_the_first_alone_
 
 
 def test_a_process_that_fails_says_why_and_ends_all(two):
-    assert two.stderr.count("OSError: the disk is gone\n") == two.stderr.count("Traceback") == 1
+    assert two.stderr.count("OSError: the disk is gone\n") == 1
+    assert "Traceback" not in two.stderr  # the fault is in a plugin
     assert "Connection" not in two.stderr
 
 
