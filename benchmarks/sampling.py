@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 import tyro
 from peers import gpt2_model, nanogpt_model, peers
-from rounds import CPU, ROUNDS, Work, compare
+from rounds import ROUNDS, Work, compare
 
 from model.config import ModelConfig
 from model.generate import generate
 from model.gpt import GPT
-from training.device import autocast, keep_memory, pick_precision
+from training.device import keep_memory
 
 NEW, VOCABULARY = 255, 4096
 NETWORK = ModelConfig(activation="gelu", n_layer=6, n_head=4, d_model=256, context=256)
@@ -35,13 +35,8 @@ def make(who: str, batch: int, checkout: Path | None) -> Work:
         options = {"max_new_tokens": NEW, "do_sample": True, "top_k": 0, "pad_token_id": 0}
         return lambda: other.generate(start_B1, **options)
     keep_memory()
-    model, precision = GPT(NETWORK, VOCABULARY), pick_precision("auto", CPU)
-
-    def turn() -> None:
-        with autocast(precision, CPU):
-            generate(model, start_B1, NEW)
-
-    return turn
+    model = GPT(NETWORK, VOCABULARY)
+    return lambda: generate(model, start_B1, NEW)
 
 
 def main(nanogpt: Path | None = None, batches: tuple[int, ...] = (1, 16), rounds: int = ROUNDS) -> None:

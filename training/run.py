@@ -292,7 +292,7 @@ class Run:
     def finish(self, test: Score | None) -> None:
         """Write the summary of a run that has taken its last step; `test` is its score on the test split."""
         scores = self.val | strict_json(test.named("test") if test else {})
-        sample = self.process.first(lambda: sample_of(self.model, self.data, self.precision))
+        sample = self.process.first(lambda: sample_of(self.model, self.data))
         seconds = self.clock.train_seconds
         summary = summary_of(self.config, self.model, sample, self.data, scores, seconds, self.environment)
         # What is returned is what the file holds, so that a run that is read again is equal.

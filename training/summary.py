@@ -8,15 +8,15 @@ from model.activations import is_gated
 from model.gpt import GPT
 from model.size import size
 from training.config import RunConfig
-from training.device import autocast, peak_memory, speed_figures
+from training.device import peak_memory, speed_figures
 from training.evaluate import evaluating
 from training.sample import sample
 
 
-def sample_of(model: GPT, data: Dataset, precision: str) -> str:
+def sample_of(model: GPT, data: Dataset) -> str:
     """Return the text that a trained model writes for a new document, always with the same random numbers."""
     # As sample.py does without flags, but longer.
-    with evaluating(model), autocast(precision, model.embedding.weight.device):
+    with evaluating(model):
         return sample(model, data.tokenizer, prompt="", n_tokens=300, temperature=0.8, top_k=50, seed=0)[0]
 
 
