@@ -16,15 +16,15 @@ from rich.progress import track
 
 from study.judge.statistics import (
     Effect,
-    Hypothesis,
     at_best_rate,
-    claim_verdicts,
     lowest_three,
     outcome,
     pair,
     paired,
     pseudo_values,
 )
+from study.judge.verdicts import Finding, claim_verdicts
+from study.plan.claims import Prediction
 from study.plan.tuning import EXTENSIONS, MOVES, best_lr, beyond_bracket, bracket, extension
 
 ABOVE, BELOW, NOISE, SHIFT = 0.11, 0.02, 0.02, 0.7  # see above
@@ -142,9 +142,10 @@ def contradictions(studies: int) -> None:
 def families(studies: int) -> None:
     """Print how often five claims of three predictions each have a verdict that is false."""
     world, random = World(1.0, SHIFT), np.random.default_rng(2)
+    prediction = Prediction("the first arm ends above", "above", ({},), ({},), margin=MARGIN)
 
-    def claim(gaps: list[float]) -> list[Hypothesis]:
-        return [Hypothesis(study(bracketed, world, 5, gap, random), 1, MARGIN) for gap in gaps]
+    def claim(gaps: list[float]) -> list[Finding]:
+        return [Finding(prediction, study(bracketed, world, 5, gap, random)) for gap in gaps]
 
     print(f"\n{CLAIMS} claims of {PREDICTIONS} predictions, n = 5, {studies} families")
     for text, gaps, wrong in (

@@ -1,5 +1,6 @@
 """Arms: the runs that differ only in their seeds, and the arm that each is compared with."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,11 +8,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from study.judge.results import Run, Study, mismatch, varying
+from study.judge.results import RunResult, Study, mismatch, varying
 from study.judge.statistics import at_best_rate, lowest_three, pseudo_values, vertex
 from study.plan.tuning import BARE
 from training.config import SECTIONS
 
+Measure = Callable[[RunResult], float | None]
 KNOWN = ("sigmoid", "relu", "gelu", "silu", "swiglu")  # the five that everyone knows come first everywhere
 MOST_SETTINGS = 2  # beside the activation, in which runs of several studies may differ and still be named by them
 ACTIVATION, SEED, LR, TOKENS, FOLDER = "model.activation", "train.seed", "train.lr", "train.tokens", "folder"
@@ -25,15 +27,15 @@ class Arm:
     always among them. `runs` are one for each seed; `missing` are planned seeds that have no run yet.
 
     `tuning` are the runs that chose its learning rate, or the middle of its bracket. Of a bracketed arm, `bracket`
-    holds the runs of each seed at the three rates that count, and `runs` are those at the middle one. `unsettled` is
-    the reason why there are no such three.
+    holds the runs at the three rates that count, and `runs` are those at the middle one. `unsettled` is the reason why
+    there are no such three.
     """
 
     parts: dict[str, str]
-    runs: tuple[Run, ...]
-    tuning: tuple[Run, ...] = ()
+    runs: tuple[RunResult, ...]
+    tuning: tuple[RunResult, ...] = ()
     missing: tuple[int, ...] = ()
-    bracket: tuple[tuple[Run, ...], ...] = ()
+    bracket: tuple[RunResult, ...] = ()
     unsettled: str = ""
 
     @property
@@ -58,6 +60,7 @@ class Arm:
         """The learning rate of its runs; of a bracketed arm the best one, between the rates that it trained at."""
         if not self.bracket:
             return self.runs[0].lr
+        # This is the rate at which the figures of the arm are read off, and no run need have trained at it.
         losses = self.bracket_losses()
         return vertex(list(losses), [fmean(of_seeds.values()) for of_seeds in losses.values()])
 
@@ -73,6 +76,7 @@ class Arm:
             return self.unsettled
         reasons = [(run.seed, run.progress) for run in self.runs if run.status != "finished"]
         reasons += [(seed, "not begun") for seed in self.missing]
+        # Seeds that were trained on other data or budgets would be noise that the interval takes for that of seeds.
         for run in self.runs:
             reason = mismatch(run, self.runs[0])
             if reason:
@@ -89,7 +93,7 @@ class Arm:
             return ""
         return f"{finished} of {self.seeds} seeds" if self.seeds > 1 else self.runs[0].status
 
-    def values(self, measure: Callable[[Run], float | None]) -> dict[int, float]:
+    def values(self, measure: Measure) -> dict[int, float]:
         """Return a figure of each seed whose run has it; of a bracketed arm, at the best learning rate.
 
         There, they are the jackknife's pseudo-values, so that their spread covers the choice of that rate. Sums and
@@ -98,23 +102,15 @@ class Arm:
         if not self.bracket:
             figures = {run.seed: measure(run) for run in self.runs}
             return {seed: figure for seed, figure in figures.items() if figure is not None}
-        losses, figures_at = self.bracket_losses(), self._at_rates(measure)
-        seeds = [run.seed for run in self.runs]
-        if not all(seed in figures for figures in figures_at.values() for seed in seeds):
+        losses, figures_at = self.bracket_losses(), by_rate(self.bracket, measure)
+        # The parabola needs all three rates.
+        if figures_at.keys() != losses.keys():
             return {}
-        return pseudo_values(lambda some: at_best_rate(losses, figures_at, some), seeds)
+        return pseudo_values(lambda seeds: at_best_rate(losses, figures_at, seeds), [run.seed for run in self.runs])
 
     def bracket_losses(self) -> dict[float, dict[int, float]]:
         """Return the final losses of the bracket's runs by learning rate and seed, in order of the rates."""
-        return self._at_rates(lambda run: run.final("val/loss"))
-
-    def _at_rates(self, measure: Callable[[Run], float | None]) -> dict[float, dict[int, float]]:
-        """Return a figure of the bracket's runs by learning rate and seed."""
-        table: dict[float, dict[int, float]] = {}
-        for runs in self.bracket:
-            figures = {run.seed: measure(run) for run in runs}
-            table[runs[0].lr] = {seed: figure for seed, figure in figures.items() if figure is not None}
-        return table
+        return by_rate(self.bracket, final_loss)
 
     def finals(self, metric: str) -> dict[int, float]:
         """Return the final figure of each seed that has one, as `values`."""
@@ -122,6 +118,7 @@ class Arm:
 
     def cost(self, metric: str) -> float | None:
         """Return the mean of what its runs cost, a figure of their summaries, at the rate of `runs`."""
+        # A cost hardly depends on the learning rate. A parabola through costs would only add noise.
         figures = [run.final(metric) for run in self.runs]
         whole = [figure for figure in figures if figure is not None]
         return fmean(whole) if len(whole) == self.seeds else None
@@ -142,94 +139,76 @@ class Arm:
         return fmean(shares) if len(shares) == self.seeds and not self.trouble else None
 
     def tuned(self) -> dict[float, dict[int, float]]:
-        """Return the final losses of the tuning runs by learning rate and seed, in order of the rates.
-
-        A rate at which a seed did not finish has no losses: those of the other seeds would flatter it.
-        """
-        trials: dict[float, list[Run]] = {}
-        for run in sorted(self.tuning, key=lambda run: run.lr):
-            trials.setdefault(run.lr, []).append(run)
-        losses: dict[float, dict[int, float]] = {}
-        for lr, runs in trials.items():
-            found = {run.seed: run.final("val/loss") for run in runs}
-            whole = all(loss is not None for loss in found.values())
-            losses[lr] = {seed: loss for seed, loss in found.items() if loss is not None} if whole else {}
-        return losses
+        """Return the final losses of the tuning runs by learning rate and seed, in order of the rates."""
+        return by_rate(self.tuning, final_loss)
 
     @property
     def edge(self) -> bool:
         """Whether its learning rate is the lowest or highest that was tried, so that a better one may lie beyond."""
-        rates = self.tuned()
+        rates = {run.lr for run in self.tuning}
         return not self.bracket and len(rates) > 1 and self.lr in (min(rates), max(rates))
 
 
-def make_arms(study: Study) -> list[Arm]:
-    """Gather the runs into arms: the five of `KNOWN` first, then the others in order of appearance.
+def final_loss(run: RunResult) -> float | None:
+    """Return the validation loss of a finished run, nats per token."""
+    return run.final("val/loss")
 
-    Runs of one arm may have different learning rates only if the activation explains them, as in a tuned study. Arms of
-    studies that differ in more than `MOST_SETTINGS` settings are named by their study and by what varies within it.
+
+def by_rate(runs: Sequence[RunResult], measure: Measure) -> dict[float, dict[int, float]]:
+    """Return a figure of runs by learning rate, in order of the rates, and seed.
+
+    A rate at which any seed lacks the figure is left out: the other seeds would flatter it.
     """
-    fields, homes = _distinguishing(study.runs, study.named or ""), study.homes
-    differing = set(varying(study.runs)) - {ACTIVATION, SEED}
-    if len(homes) > 1 and len(differing) > MOST_SETTINGS:
-        groups = []
-        for home, name in homes.items():
-            runs = [run for run in study.runs if run.folder.parent == home]
-            own = _distinguishing(runs, study.named or "")
-            groups += [(parts | {FOLDER: name}, members) for parts, members in _group(runs, own)]
-    else:
-        groups = _group(study.runs, fields)
+    seeds = {run.seed for run in runs}
+    table: dict[float, dict[int, float]] = {rate: {} for rate in sorted({run.lr for run in runs})}
+    for run in runs:
+        figure = measure(run)
+        if figure is not None:
+            table[run.lr][run.seed] = figure
+    return {rate: figures for rate, figures in table.items() if figures.keys() == seeds}
+
+
+def make_arms(study: Study) -> list[Arm]:
+    """Gather the runs into arms: the five of `KNOWN` first, then the others in order of appearance."""
     # Which seeds are missing is a question to the plans, and so the same for every arm.
     missing = study.missing()
     order = [*KNOWN, *(run.activation for run in study.runs)]
     arms = []
-    for parts, runs in sorted(groups, key=lambda group: order.index(group[0][ACTIVATION])):
+    for parts, runs in sorted(_group(study), key=lambda group: order.index(group[0][ACTIVATION])):
         runs = sorted(runs, key=lambda run: run.seed)
-        tuning, absent = _tuning_of(runs[0], study.tuning), _missing_seeds(runs, missing)
-        if runs[0].bracketed:
-            arms.append(_bracketed_arm(parts, runs, tuning, absent))
-        else:
-            arms.append(Arm(parts, tuple(runs), tuning, absent))
+        arm = Arm(parts, tuple(runs), _tuning_of(runs[0], study.tuning), _missing_seeds(runs, missing))
+        arms.append(_with_bracket(arm) if runs[0].bracketed else arm)
     return arms
 
 
-def _bracketed_arm(
-    parts: dict[str, str], runs: Sequence[Run], tuning: tuple[Run, ...], missing: tuple[int, ...]
-) -> Arm:
-    """Return the arm of runs that have several learning rates for each seed."""
-    by_rate: dict[float, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.lr):
-        by_rate.setdefault(run.lr, []).append(run)
-    seeds = {run.seed for run in runs} | set(missing)
+def _with_bracket(arm: Arm) -> Arm:
+    """Return an arm whose runs have several learning rates for each seed, with the three rates that count."""
     # A rate counts once all seeds have trained at it. A study that has grown may hold rates of its first seeds alone.
-    whole: dict[float, dict[int, float]] = {}
-    for rate, found in by_rate.items():
-        losses = {run.seed: run.final("val/loss") for run in found}
-        finished = {seed: loss for seed, loss in losses.items() if loss is not None}
-        if finished.keys() == seeds:
-            whole[rate] = finished
-    three = lowest_three(whole) if len(whole) >= 3 else None
+    whole = {} if arm.missing else by_rate(arm.runs, final_loss)
+    tried = [run.lr for run in arm.runs]
+    three = lowest_three(whole) if whole else None
     # Where a run diverged at a rate between these three, they would be no neighbours.
-    if three and not any(three[0] < rate < three[2] for rate in by_rate.keys() - whole.keys()):
-        middle, bracket = three[1], tuple(tuple(by_rate[rate]) for rate in three)
-        return Arm(parts, tuple(by_rate[middle]), tuning, missing, bracket)
-    most = max(by_rate, key=lambda rate: len(by_rate[rate]))
-    return Arm(parts, tuple(by_rate[most]), tuning, missing, unsettled=_why_unsettled(by_rate, seeds, whole))
+    if three and not any(three[0] < rate < three[2] for rate in set(tried) - whole.keys()):
+        bracket = tuple(run for run in arm.runs if run.lr in three)
+        return dataclasses.replace(arm, runs=tuple(run for run in bracket if run.lr == three[1]), bracket=bracket)
+    # The curves of such an arm are those of the rate that most seeds have begun.
+    most = max(sorted(set(tried)), key=tried.count)
+    runs = tuple(run for run in arm.runs if run.lr == most)
+    return dataclasses.replace(arm, runs=runs, unsettled=_why_unsettled(arm, whole))
 
 
-def _why_unsettled(by_rate: dict[float, list[Run]], seeds: set[int], whole: Iterable[float]) -> str:
-    """Return why the runs at these rates hold no bracket, naming those that did not finish."""
-    open_runs = []
-    for rate, runs in by_rate.items():
-        begun = {run.seed: run for run in runs}
+def _why_unsettled(arm: Arm, whole: Iterable[float]) -> str:
+    """Return why the runs of an arm hold no bracket, naming those that did not finish."""
+    rates = ", ".join(f"{rate:g}" for rate in whole)
+    reasons = [f"the lowest mean loss is not inside the rates that all seeds finished ({rates or 'none'})"]
+    found = {(run.lr, run.seed): run for run in arm.runs}
+    seeds = {run.seed for run in arm.runs} | set(arm.missing)
+    for lr in sorted({run.lr for run in arm.runs}):
         for seed in sorted(seeds):
-            if seed not in begun:
-                open_runs.append(f"seed {seed} at lr {rate:g} not begun")
-            elif begun[seed].status != "finished":
-                open_runs.append(f"seed {seed} at lr {rate:g} {begun[seed].progress}")
-    rates = ", ".join(f"{rate:g}" for rate in sorted(whole))
-    reason = f"the lowest mean loss is not inside the rates that all seeds finished ({rates or 'none'})"
-    return "; ".join([reason, *open_runs])
+            run = found.get((lr, seed))
+            if run is None or run.status != "finished":
+                reasons.append(f"seed {seed} at lr {lr:g} {run.progress if run else 'not begun'}")
+    return "; ".join(reasons)
 
 
 def reference_of(arm: Arm, arms: Sequence[Arm], reference: str) -> tuple[Arm | None, str]:
@@ -240,13 +219,16 @@ def reference_of(arm: Arm, arms: Sequence[Arm], reference: str) -> tuple[Arm | N
     """
     if reference in arm.names:
         return arm, ""  # the reference is compared with itself, so that it has a row like any other
-    candidates = [other for other in arms if reference in other.names and _equal_elsewhere(arm, other, reference)]
-    if not candidates:
-        return None, f"no {reference} run to compare with, all else equal"
-    reasons = [_arms_mismatch(arm, other) for other in candidates]
-    comparable = [other for other, reason in zip(candidates, reasons, strict=True) if not reason]
+    comparable, reasons = [], []
+    for other in arms:
+        if reference in other.names and _equal_elsewhere(arm, other, reference):
+            partners = {run.seed: run for run in other.runs}
+            mismatches = [mismatch(run, partners.get(run.seed, other.runs[0])) for run in arm.runs]
+            reasons += filter(None, mismatches)
+            if not any(mismatches):
+                comparable.append(other)
     if not comparable:
-        return None, reasons[0]
+        return None, reasons[0] if reasons else f"no {reference} run to compare with, all else equal"
     # Of several, the arm of the same study and at the same learning rate is the nearest.
     nearness = [sum(arm.parts.get(key) == other.parts.get(key) for key in (FOLDER, LR)) for other in comparable]
     if nearness.count(max(nearness)) > 1:
@@ -281,7 +263,40 @@ def _label_part(key: str, part: str) -> str:
     return {"True": name, "False": f"no {name}"}.get(value, part)
 
 
-def _distinguishing(runs: Sequence[Run], reference: str) -> list[str]:
+def _group(study: Study) -> list[tuple[dict[str, str], list[RunResult]]]:
+    """Return the parts and the runs of each arm; no arm has a seed twice, and a bracketed one is of one study.
+
+    Runs of several studies are named by what varies over all of them. Studies that differ in more than `MOST_SETTINGS`
+    settings are named by their folder, and by what varies within each.
+    """
+    homes = study.homes
+    # A label of three settings or more can no longer be read.
+    unlike = len(homes) > 1 and len({*varying(study.runs)} - {ACTIVATION, SEED}) > MOST_SETTINGS
+    fields: dict[Path, list[str]] = {}  # by the home of a run
+    for home in homes:
+        runs = [run for run in study.runs if run.folder.parent == home] if unlike else study.runs
+        fields[home] = _distinguishing(runs, study.named or "")
+    # From coarse to fine: arms are split by no more of a run's place than makes each seed unique.
+    places: list[Callable[[RunResult], str]] = [lambda run: homes[run.folder.parent], lambda run: str(run.folder)]
+    if not unlike:
+        places.insert(0, lambda _: "")
+    groups: dict[tuple[tuple[str, str], ...], list[RunResult]] = {}
+    for place in places:
+        groups = {}
+        for run in study.runs:
+            parts = {ACTIVATION: run.activation}
+            own = fields[run.folder.parent]
+            for field, name in zip(own, short(own), strict=True):
+                parts[field] = f"{name}={run.settings.get(field)}"
+            if place(run):
+                parts[FOLDER] = place(run)
+            groups.setdefault(tuple(parts.items()), []).append(run)
+        if all(_is_one_arm(group) for group in groups.values()):
+            break
+    return [(dict(parts), runs) for parts, runs in groups.items()]
+
+
+def _distinguishing(runs: Sequence[RunResult], reference: str) -> list[str]:
     """Return the settings, beside activation and seed, that distinguish arms.
 
     A number with a fraction does not if the other settings determine it, as an optimiser does its momentum. That the
@@ -289,6 +304,11 @@ def _distinguishing(runs: Sequence[Run], reference: str) -> list[str]:
     it would hide that arms differ in more than the activation. A field that names the study's reference, such as
     `weight_decay=0.1`, always distinguishes.
     """
+
+    def kinds(keys: Iterable[str]) -> int:
+        """Count the combinations of values. A value may be a list, so that texts are compared."""
+        return len({repr([run.settings.get(key) for key in keys]) for run in runs})
+
     fields = [key for key in varying(runs) if key not in (SEED, ACTIVATION)]
     named = reference.partition("=")[0]
     for number in list(fields):
@@ -299,52 +319,19 @@ def _distinguishing(runs: Sequence[Run], reference: str) -> list[str]:
         if number == LR:
             others.append(ACTIVATION)
         # The number is determined by the others if it adds no combination to theirs.
-        if _count_kinds(runs, others) == _count_kinds(runs, [*others, number]):
+        if kinds(others) == kinds([*others, number]):
             fields.remove(number)
     return fields
 
 
-def _count_kinds(runs: Iterable[Run], fields: Iterable[str]) -> int:
-    """Return how many combinations of values these fields have. Values may be lists, so that their text is compared."""
-    fields = list(fields)
-    return len({repr([run.settings.get(field) for field in fields]) for run in runs})
-
-
-# Where a run lies, from coarse to fine: arms are split by no more of it than makes each seed unique. Of two studies of
-# one config in a/ and b/, that is the name of the folder; of a/quick and b/quick, it is the path.
-PLACES: tuple[Callable[[Run], str | Path], ...] = (
-    lambda _: "",
-    lambda run: run.folder.parent.name,
-    lambda run: run.folder.parent,
-    lambda run: run.folder,
-)
-
-
-def _group(runs: Sequence[Run], fields: Sequence[str]) -> list[tuple[dict[str, str], list[Run]]]:
-    """Return the parts and the runs of each arm; no arm has a seed twice, and a bracketed one is of one study."""
-    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
-    for place in PLACES:
-        groups = {}
-        for run in runs:
-            parts = [(ACTIVATION, run.activation)]
-            for field, name in zip(fields, short(fields), strict=True):
-                parts.append((field, f"{name}={run.settings.get(field)}"))
-            if place(run):
-                parts.append((FOLDER, str(place(run))))
-            groups.setdefault(tuple(parts), []).append(run)
-        if all(_is_one_arm(group) for group in groups.values()):
-            break
-    return [(dict(parts), group) for parts, group in groups.items()]
-
-
-def _is_one_arm(runs: Sequence[Run]) -> bool:
+def _is_one_arm(runs: Sequence[RunResult]) -> bool:
     if not any(run.bracketed for run in runs):
         return len({run.seed for run in runs}) == len(runs)
     rates = {(run.seed, run.lr) for run in runs}
     return len(rates) == len(runs) and len({run.folder.parent for run in runs}) == 1
 
 
-def _missing_seeds(runs: Sequence[Run], missing: Iterable[tuple[Path, dict[str, Any]]]) -> tuple[int, ...]:
+def _missing_seeds(runs: Sequence[RunResult], missing: Iterable[tuple[Path, dict[str, Any]]]) -> tuple[int, ...]:
     """Return the seeds of missing runs that differ from an arm's runs only in the seed, in the arm's own studies."""
     seeds = set()
     for folder, settings in missing:
@@ -354,36 +341,22 @@ def _missing_seeds(runs: Sequence[Run], missing: Iterable[tuple[Path, dict[str, 
     return tuple(sorted(seeds - {run.seed for run in runs}))
 
 
-def _tuning_of(run: Run, tuning: Iterable[Run]) -> tuple[Run, ...]:
+def _tuning_of(run: RunResult, tuning: Iterable[RunResult]) -> tuple[RunResult, ...]:
     """Return the tuning runs of an arm: of the same study, and equal in all that tuning leaves alone."""
+    # Seed, rate and budget are those of tuning, and a tuning run measures less.
     own = {SEED, LR, TOKENS, *(f"train.{name}" for name in BARE)}
-    settings = {key: value for key, value in run.settings.items() if key not in own}
-    found = []
-    for trial in tuning:
-        same_study = trial.folder.parent == run.folder.parent / "tune"
-        if same_study and settings == {key: value for key, value in trial.settings.items() if key not in own}:
-            found.append(trial)
+    home = run.folder.parent / "tune"
+    found = [trial for trial in tuning if trial.folder.parent == home and own.issuperset(varying([run, trial]))]
     # Losses after different budgets do not compare.
     return tuple(found) if len({trial.budget for trial in found}) == 1 else ()
 
 
 def _equal_elsewhere(arm: Arm, other: Arm, reference: str) -> bool:
-    """Whether two arms are equal in all parts but those that a reference may differ in."""
-    # A tuned arm has its own rate. Data, budget and folder are judged afterwards, with a reason or by nearness.
-    free = {LR, TOKENS, FOLDER}
-    free |= {key for key, part in other.parts.items() if part == reference}
-    keys = arm.parts.keys() | other.parts.keys()
-    if arm.parts.get(FOLDER) != other.parts.get(FOLDER):
-        # The parts of another study's arm need not name all that differs.
-        keys |= set(varying([arm.runs[0], other.runs[0]])) - {SEED}
-        ours, theirs = ({**one.runs[0].settings, **one.parts} for one in (arm, other))
-    else:
-        ours, theirs = arm.parts, other.parts
-    return all(ours.get(key) == theirs.get(key) for key in keys - free if not key.startswith("data."))
-
-
-def _arms_mismatch(arm: Arm, other: Arm) -> str:
-    """Return why the losses of two arms do not compare, or an empty string."""
-    partners = {theirs.seed: theirs for theirs in other.runs}
-    reasons = [mismatch(run, partners.get(run.seed, other.runs[0])) for run in arm.runs]
-    return next((reason for reason in reasons if reason), "")
+    """Whether two arms are equal in all settings but those that a reference may differ in."""
+    differing = set(varying([arm.runs[0], other.runs[0]]))
+    if arm.parts.get(FOLDER) == other.parts.get(FOLDER):
+        # Here the parts name all that matters: other numbers that differ are determined by them.
+        differing &= arm.parts.keys()
+    # A tuned arm has its own rate. Data and budget are judged afterwards, with a reason.
+    differing -= {SEED, LR, TOKENS} | {key for key, part in other.parts.items() if part == reference}
+    return all(key.startswith("data.") for key in differing)

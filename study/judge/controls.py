@@ -37,25 +37,28 @@ def plain_net() -> Control:
     Weights of variance gain²/fan-in with gain = 1/√E[φ²] keep the second moment. Then the gradient's norm changes by
     √(E[φ'²]/E[φ²]) per layer.
     """
-    names = ("sigmoid", "relu", "gelu")
-    theory = {name: moments(ACTIVATIONS[name]) for name in names}
-    expected = {name: math.sqrt(theory[name].slope_second / theory[name].second) for name in names}
-    return Control(
-        f"change of the gradient's norm per layer, {DEPTH} plain layers of width {WIDTH}",
-        {name: gradient_ratio(name, 1 / math.sqrt(theory[name].second)) for name in names},
-        expected,
-        {name: 0.05 * value for name, value in expected.items()},
-    )
+    measured, expected = {}, {}
+    for name in ("sigmoid", "relu", "gelu"):
+        theory = moments(ACTIVATIONS[name])
+        measured[name] = _gradient_ratio(name, 1 / math.sqrt(theory.second))
+        expected[name] = math.sqrt(theory.slope_second / theory.second)
+    text = f"change of the gradient's norm per layer, {DEPTH} plain layers of width {WIDTH}"
+    return Control(text, measured, expected, {name: 0.05 * value for name, value in expected.items()})
 
 
-def gradient_ratio(activation: str, gain: float, seed: int = 0) -> float:
+def _gradient_ratio(activation: str, gain: float) -> float:
     """Return the factor by which the gradient's norm changes per layer on its way back through a plain network, fp32.
 
     The layers are watched and measured by the probes' own functions, as in the blocks of a GPT.
     """
     # A generator of its own, so that a control neither depends on other code's random numbers nor changes them.
-    generator = torch.Generator().manual_seed(seed)
-    layers = [nn.Sequential(ACTIVATIONS[activation](), _linear(gain, generator)) for _ in range(DEPTH)]
+    generator = torch.Generator().manual_seed(0)
+    layers = []
+    for _ in range(DEPTH):
+        linear = nn.Linear(WIDTH, WIDTH, bias=False)
+        with torch.no_grad():
+            linear.weight.copy_(torch.randn(WIDTH, WIDTH, generator=generator) * (gain / math.sqrt(WIDTH)))
+        layers.append(nn.Sequential(ACTIVATIONS[activation](), linear))
     net = nn.Sequential(*layers)
     u_ND = torch.randn(ROWS, WIDTH, generator=generator).requires_grad_()
     with watch(dict(net.named_children())) as seen:
@@ -66,13 +69,6 @@ def gradient_ratio(activation: str, gain: float, seed: int = 0) -> float:
     gradients = torch.autograd.grad((y_ND * direction_ND).sum(), inputs)
     # The slope is fitted from the first layer to the last, and the gradient goes the other way.
     return math.exp(-log_slope([rms(gradient_ND).item() for gradient_ND in gradients]))
-
-
-def _linear(gain: float, generator: torch.Generator) -> nn.Linear:
-    linear = nn.Linear(WIDTH, WIDTH, bias=False)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randn(WIDTH, WIDTH, generator=generator) * (gain / math.sqrt(WIDTH)))
-    return linear
 
 
 def sign_agreement() -> Control:

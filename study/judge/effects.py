@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from study.judge.arms import Arm, make_arms, reference_of
 from study.judge.curves import Curve, area, at_share, tokens_to
-from study.judge.results import Run, Study
+from study.judge.results import RunResult, Study
 from study.judge.statistics import (
     Effect,
     block_bootstrap,
@@ -21,7 +20,7 @@ from study.judge.statistics import (
     paired,
     seeds_to_decide,
 )
-from study.plan.config import MARGIN
+from study.plan.config import MARGIN, StudyConfig
 
 EARLY = 0.25  # share of the budget at which the early difference is taken
 SHARES = (0.5, 0.75, 1.0)  # shares of the budget whose reference loss an arm has to reach
@@ -41,12 +40,12 @@ class Reach:
     n: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
     """An arm and what was measured of its difference to the reference, in nats per token.
 
-    A row starts with what is known of every arm. The measured fields are added as far as the runs allow, and `note`
-    gives the reason where there is no comparison.
+    A row starts with what is known of every arm. `compare_arms` fills in the measured fields as far as the runs allow,
+    and `note` gives the reason where there is no comparison.
     """
 
     arm: Arm
@@ -77,17 +76,27 @@ def compare_arms(study: Study, reference: str | None = None) -> list[Row]:
     that others lack takes its place, such as `optimizer=adamw`.
     """
     arms = make_arms(study)
+    # A reference that somebody named is kept even where every arm is one. The default gives way.
     named = reference is not None or study.named is not None
-    reference = reference or study.reference
+    reference = reference or study.named or StudyConfig.reference
     if not any(reference in arm.names for arm in arms):
         reference = arms[0].activation
     if not named and all(reference in arm.names for arm in arms):
         own = [name for name in arms[0].names if not all(name in arm.names for arm in arms)]
         reference = own[0] if own else reference
-    rows = [_compare(arm, arms, reference, study.margin) for arm in arms]
+    rows = []
+    for arm in arms:
+        partner, reason = reference_of(arm, arms, reference)
+        row = Row(arm, reference, study.margin, partner is arm, partner, arm.trouble or reason)
+        if partner and not row.note:
+            _measure(row, partner)
+        rows.append(row)
     # The reference's difference to itself is 0 by construction, and no test.
     tests = [math.nan if row.final is None or row.is_reference else row.final.p for row in rows]
-    return [_judge(row, p) for row, p in zip(rows, holm(tests), strict=True)]
+    for row, p in zip(rows, holm(tests), strict=True):
+        if not row.is_reference:
+            _judge(row, p)
+    return rows
 
 
 def best_first(rows: Sequence[Row]) -> list[Row]:
@@ -95,84 +104,64 @@ def best_first(rows: Sequence[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: row.final.mean if row.final else math.inf)
 
 
-def _judge(row: Row, p: float) -> Row:
-    """Return the row with its verdict, and with what would decide it where it is undecided."""
-    if row.is_reference:
-        return row
+def _judge(row: Row, p: float) -> None:
+    """Fill in the verdict of a row, and what would decide it where it is undecided. `p` is after Holm."""
     if row.final is None:
-        return replace(row, verdict="undecided" if row.arm.unsettled else "")
-    word = table_verdict(row.final, row.margin, p)
-    needed = seeds_to_decide(row.final, row.margin) if word == "undecided" else None
-    return replace(row, p=p, verdict=word, seeds_needed=needed, detectable=detectable(row.final))
+        row.verdict = "undecided" if row.arm.unsettled else ""
+        return
+    row.p, row.detectable = p, detectable(row.final)
+    row.verdict = table_verdict(row.final, row.margin, p)
+    if row.verdict == "undecided":
+        row.seeds_needed = seeds_to_decide(row.final, row.margin)
 
 
 def table_verdict(effect: Effect, margin: float, p: float) -> str:
-    """Return better, worse, equal or undecided: in a table no direction is claimed beforehand.
-
-    A loss that is above the reference's is worse. `p` is the effect's after Holm.
-    """
-    if outcome(effect, 1, margin, p) == "supported":
-        return "worse"
-    if outcome(effect, -1, margin, p) == "supported":
-        return "better"
-    return "equal" if outcome(effect, 1, margin, p) == "no effect" else "undecided"
+    """Return better, worse, equal or undecided. `p` is the effect's after Holm."""
+    # In a table no direction is claimed beforehand, so each effect is held against its own.
+    above = effect.mean > 0
+    words = {"supported": "worse" if above else "better", "no effect": "equal"}
+    return words.get(outcome(effect, 1 if above else -1, margin, p), "undecided")
 
 
-def paired_curves(arm: Arm, partner: Arm) -> list[tuple[Curve, Curve]]:
-    """Return both validation curves of each seed that the arms share, without the loss before the first step."""
-    partners = {run.seed: run for run in partner.runs}
-    curves = []
-    for run in arm.runs:
-        if run.seed in partners:
-            both = [run.curve("val/loss"), partners[run.seed].curve("val/loss")]
-            ours, theirs = ([point for point in curve if point[0] > 0] for curve in both)
-            curves.append((ours, theirs))
-    return curves
-
-
-def _compare(arm: Arm, arms: Sequence[Arm], reference: str, margin: float) -> Row:
-    partner, reason = reference_of(arm, arms, reference)
-    row = Row(arm, reference, margin, partner is arm, partner, arm.trouble or reason)
-    if row.note or partner is None:
-        return row
+def _measure(row: Row, partner: Arm) -> None:
+    """Fill in the differences of a row to its partner, or in `note` why there are none."""
+    arm = row.arm
     if partner.trouble:
-        return replace(row, note=f"the {partner.label} runs to compare with are not whole")
+        row.note = f"the {partner.label} runs to compare with are not whole"
+        return
     try:
         differences = pair(arm.finals("val/loss"), partner.finals("val/loss"))
     except ValueError as error:
-        return replace(row, note=str(error).rstrip("."))
-    if partner is not arm and not any(differences):
+        row.note = str(error).rstrip(".")
+        return
+    if not row.is_reference and not any(differences):
         # Most likely a field that nothing reads, or a name that stands for the reference itself.
-        return replace(row, note=f"every loss equals that of {partner.label} to the last bit: nothing differs")
-    row = replace(row, final=paired(differences), noise=_text_noise(arm, partner))
+        row.note = f"every loss equals that of {partner.label} to the last bit: nothing differs"
+        return
+    row.final, row.noise = paired(differences), _text_noise(arm, partner)
     try:
-        return replace(row, **_course(arm, partner, differences))
+        # Both arms have the same seeds, in order, since their final losses could be paired.
+        early = pair(arm.values(_early_loss), partner.values(_early_loss))
+        curves = [(_curve(ours), _curve(theirs)) for ours, theirs in zip(arm.runs, partner.runs, strict=True)]
+        areas = []
+        for ours, theirs in curves:
+            start = max(ours[0][0], theirs[0][0])  # a mean over the same tokens
+            areas.append(area(ours, start) - area(theirs, start))
+        reach = {share: _reach(curves, share) for share in SHARES}
     except ValueError:  # the loss was scored too seldom for its course to be known
-        return row
+        return
+    row.early, row.area, row.reach = paired(early), paired(areas), reach
+    row.change = paired([late - first for late, first in zip(differences, early, strict=True)])
 
 
-def _course(arm: Arm, partner: Arm, finals: Sequence[float]) -> dict[str, Any]:
-    """Return the fields of a row on how the final differences came about.
-
-    Raises:
-        ValueError: a curve is too short.
-    """
-    curves = paired_curves(arm, partner)
-    early = pair(arm.values(_early_loss), partner.values(_early_loss))
-    areas = []
-    for ours, theirs in curves:
-        start = max(ours[0][0], theirs[0][0])  # a mean over the same tokens
-        areas.append(area(ours, start) - area(theirs, start))
-    return {
-        "early": paired(early),
-        "change": paired([late - first for late, first in zip(finals, early, strict=True)]),
-        "area": paired(areas),
-        "reach": {share: _reach(curves, share) for share in SHARES},
-    }
+def _curve(run: RunResult) -> Curve:
+    """Return the validation curve of a run, without the loss before the first step."""
+    # That loss is ln of the vocabulary for every arm, and no part of how an arm learns.
+    return [point for point in run.curve("val/loss") if point[0] > 0]
 
 
-def _early_loss(run: Run) -> float:
-    return at_share([point for point in run.curve("val/loss") if point[0] > 0], EARLY)
+def _early_loss(run: RunResult) -> float:
+    return at_share(_curve(run), EARLY)
 
 
 def _reach(curves: Sequence[tuple[Curve, Curve]], share: float) -> Reach:
@@ -192,11 +181,12 @@ def _text_noise(arm: Arm, partner: Arm) -> float | None:
     """Return half the bootstrap's interval of the difference, which is averaged over seeds window by window."""
     ours, theirs = ([run.windows for run in one.runs] for one in (arm, partner))
     lengths = {len(windows) for windows in (*ours, *theirs)}
+    # Windows of other lengths or of another text cannot be subtracted from each other.
     block = max(1, BLOCK_TOKENS // arm.runs[0].settings.get("model.context", 1))
     texts = {run.fingerprint for run in arm.runs}
     if arm is partner or len(texts) > 1 or len(lengths) != 1 or lengths.pop() < 2 * block:
         return None
     # The mean over seeds comes first: what is left then is the noise of the text, not that of the seeds.
     differences = np.mean(ours, axis=0) - np.mean(theirs, axis=0)
-    _, low, high = block_bootstrap(differences, block, draws=1000, seed=0)
+    low, high = block_bootstrap(differences, block)
     return (high - low) / 2

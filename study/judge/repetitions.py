@@ -8,10 +8,9 @@ from typing import Any
 from study.judge.effects import Row, compare_arms
 from study.judge.results import load_study
 from study.judge.statistics import Effect, paired
-from study.plan.config import flatten, merge
-from training.config import WHERE
+from study.plan.config import merge, trained_settings
 
-OWN = {"train.seed", "study.tune_seeds", "study.engine", "study.reference", *WHERE}  # may differ between repetitions
+OWN = ("train.seed", "study.tune_seeds", "study.engine", "study.reference")  # may differ between repetitions
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,14 @@ def are_repetitions(paths: Sequence[Path]) -> bool:
     """Whether the paths are folders of two or more studies that differ in nothing but their seeds, and share none."""
     if len(paths) < 2 or not all((path / "study.toml").is_file() for path in paths):
         return False
-    plans = [flatten(merge(path / "study.toml", {})) for path in paths]
+    plans = [trained_settings(merge(path / "study.toml", {})) for path in paths]
     seeds: list[Any] = []
     for plan in plans:
         own = plan.get("train.seed", 0)
         seeds += own if isinstance(own, list) else [own]
-    trained = [{key: value for key, value in plan.items() if key not in OWN} for plan in plans]
-    return len(set(seeds)) == len(seeds) and all(one == trained[0] for one in trained)
+        for key in OWN:
+            plan.pop(key, None)
+    return len(set(seeds)) == len(seeds) and all(plan == plans[0] for plan in plans)
 
 
 def compare_repetitions(paths: Sequence[Path], reference: str | None = None) -> list[Repeated]:

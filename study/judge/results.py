@@ -14,14 +14,14 @@ import numpy as np
 
 from data.config import FOLLOW_SEED
 from errors import UserError
-from study.plan.config import StudyConfig, Tree, merge
+from study.plan.config import StudyConfig, Tree, merge, trained_settings
 from study.plan.grid import points
-from training.config import SECTIONS, WHERE
+from training.config import SECTIONS
 from training.contents import RUN_FOLDER, read_records, read_summary, read_tree, read_windows
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResult:
     """One run folder: its config, the records of `metrics.jsonl`, and the summary, None until the run has finished.
 
     The config is plain data, not a `RunConfig`: a run of a plugin's activation can be compared without the plugin.
@@ -75,13 +75,14 @@ class Run:
 
         The learning rate of a bracketed run is left out too: its arm trains at several.
         """
-        settings = _settings(self.config)
+        settings = trained_settings(self.config)
         if self.bracketed:
             settings.pop("train.lr", None)
         return settings
 
     def agrees(self, settings: dict[str, Any]) -> bool:
         """Whether the run has these settings. A field that is newer than the run counts as equal."""
+        # Whoever adds a field to a config gives it the default under which older runs were trained.
         return all(self.settings.get(key, value) == value for key, value in settings.items())
 
     @cached_property
@@ -119,8 +120,8 @@ class Study:
     `earlier` holds the plans whose results had been seen before a study grew, in order.
     """
 
-    runs: list[Run]
-    tuning: list[Run]
+    runs: list[RunResult]
+    tuning: list[RunResult]
     plans: dict[Path, Tree]
     earlier: dict[Path, list[Tree]] = dataclasses.field(default_factory=dict)
 
@@ -131,11 +132,6 @@ class Study:
             if "reference" in plan.get("study", {}):
                 return str(plan["study"]["reference"])
         return None
-
-    @property
-    def reference(self) -> str:
-        """The reference that a plan names, or GELU."""
-        return self.named or StudyConfig.reference
 
     @property
     def margin(self) -> float:
@@ -169,12 +165,12 @@ def planned(plan: Tree) -> list[tuple[dict[str, Any], bool]]:
     """
     runs: list[dict[str, Any]] = []
     bracketed = []
-    for _, sections in points(plan):
+    for _, sections in points(plan, "study.toml"):
         config = {}
         for name, part in SECTIONS.items():
             defaults = {field.name: field.default for field in dataclasses.fields(part)}
             config[name] = defaults | sections.get(name, {})
-        settings = _settings(config)
+        settings = trained_settings(config)
         study = sections.get("study", {})
         if study.get("lr"):
             del settings["train.lr"]
@@ -187,7 +183,7 @@ def planned(plan: Tree) -> list[tuple[dict[str, Any], bool]]:
     return list(zip(named, bracketed, strict=True))
 
 
-def load_run(folder: str | Path) -> Run:
+def read_result(folder: str | Path) -> RunResult:
     """Read one run folder.
 
     Raises:
@@ -195,7 +191,7 @@ def load_run(folder: str | Path) -> Run:
     """
     folder = Path(folder).resolve()
     summary = read_summary(folder)  # first, since it has the hashes of the other files
-    return Run(folder.name, folder, read_tree(folder), read_records(folder / "metrics.jsonl"), summary)
+    return RunResult(folder.name, folder, read_tree(folder), read_records(folder / "metrics.jsonl"), summary)
 
 
 def load_study(paths: Iterable[str | Path]) -> Study:
@@ -220,26 +216,27 @@ def load_study(paths: Iterable[str | Path]) -> Study:
             plans[path.resolve()] = merge(path / "study.toml", {})
             looks = sorted(path.glob("study-*.toml"), key=_natural)
             earlier[path.resolve()] = [merge(look, {}) for look in looks]
-    # A run that two paths name counts once.
-    runs = [load_run(folder) for folder in dict.fromkeys(folders)]
+    # Only the plan knows which arms train each seed at several rates: a run's config is the same either way.
+    brackets = {}
     for path, plan in plans.items():
-        brackets = [settings for settings, bracketed in planned(plan) if bracketed]
-        for place, run in enumerate(runs):
-            if run.folder.parent == path and any(run.agrees(settings) for settings in brackets):
-                runs[place] = dataclasses.replace(run, bracketed=True)
-    return Study(runs, [load_run(folder) for folder in dict.fromkeys(tuning)], plans, earlier)
+        brackets[path] = [settings for settings, bracketed in planned(plan) if bracketed]
+    results = []
+    for folder in dict.fromkeys(folders):  # a run that two paths name counts once
+        run = read_result(folder)
+        bracketed = any(run.agrees(settings) for settings in brackets.get(folder.parent, []))
+        results.append(dataclasses.replace(run, bracketed=bracketed))
+    return Study(results, [read_result(folder) for folder in dict.fromkeys(tuning)], plans, earlier)
 
 
-def mismatch(run: Run, other: Run) -> str:
+def mismatch(run: RunResult, other: RunResult) -> str:
     """Return why the losses of two runs do not compare, or an empty string."""
-    if run.settings.get("data.split_seed") == FOLLOW_SEED and run.seed != other.seed:
-        same_data = run.config.get("data") == other.config.get("data")  # each seed holds out other documents
-    elif run.fingerprint is not None and other.fingerprint is not None:
-        same_data = run.fingerprint == other.fingerprint
-    else:
-        # An unfinished run has no fingerprint yet; its data section stands in for it.
-        same_data = run.config.get("data") == other.config.get("data")
-    if not same_data:
+    ours, theirs = run.fingerprint, other.fingerprint
+    follows_seed = run.settings.get("data.split_seed") == FOLLOW_SEED and run.seed != other.seed
+    # An unfinished run has no fingerprint yet, and each seed may hold out other documents on purpose. Then the sections
+    # that describe the data stand in for it.
+    if ours is None or theirs is None or follows_seed:
+        ours, theirs = run.config.get("data"), other.config.get("data")
+    if ours != theirs:
         return f"trained on other data than {other.activation}, so the losses do not compare"
     if run.budget != other.budget:
         return (
@@ -248,7 +245,7 @@ def mismatch(run: Run, other: Run) -> str:
     return ""
 
 
-def varying(runs: Sequence[Run]) -> list[str]:
+def varying(runs: Sequence[RunResult]) -> list[str]:
     """Return the settings in which the runs differ."""
     return _differing([run.settings for run in runs])
 
@@ -265,15 +262,6 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     """Return a sort key in which numbers are compared as numbers."""
     parts = re.split(r"(\d+)", path.name)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
-
-
-def _settings(config: Tree) -> dict[str, Any]:
-    settings = {}
-    for section, part in config.items():
-        for field, value in part.items() if isinstance(part, dict) and section != "wandb" else ():
-            if f"{section}.{field}" not in WHERE:
-                settings[f"{section}.{field}"] = value
-    return settings
 
 
 def _differing(settings: Sequence[dict[str, Any]]) -> list[str]:

@@ -34,45 +34,38 @@ class Effect:
     p: float
     n: int
     sd: float
-    level: float = 0.95
 
 
 def pair(arm: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:
     """Return arm − reference for each seed, in order of the seeds.
 
     Raises:
-        ValueError: a seed is missing on one side, or has no finite difference (a run that diverged, say). To leave it
-            out would be to choose seeds by their result.
+        ValueError: a seed is missing on one side. To leave it out would be to choose seeds by their result.
     """
     if arm.keys() != reference.keys():
         raise ValueError(f"the seeds do not pair: {sorted(arm)} of the arm, {sorted(reference)} of the reference.")
-    differences = {seed: arm[seed] - reference[seed] for seed in sorted(arm)}
-    if bad := [seed for seed, difference in differences.items() if not math.isfinite(difference)]:
-        raise ValueError(f"a pair of losses has no finite difference: seeds {bad}.")
-    return list(differences.values())
+    return [arm[seed] - reference[seed] for seed in sorted(arm)]
 
 
-def paired(differences: Sequence[float], level: float = 0.95) -> Effect:
-    """Return the mean difference, its interval and the p of Student's paired t test (1908).
+def paired(differences: Sequence[float]) -> Effect:
+    """Return the mean of one or more differences, its interval and the p of Student's paired t test (1908).
 
     Differences that are all equal have an interval of no width and p = 0, or 1 if they are all 0.
-
-    Raises:
-        ValueError: no difference, one that is not finite, or a level outside (0, 1).
     """
     values = [float(difference) for difference in differences]
-    if not values or not all(map(math.isfinite, values)):
-        raise ValueError(f"an effect needs one finite difference or more, not {values}.")
-    if not 0 < level < 1:
-        raise ValueError(f"the level of an interval lies between 0 and 1, not {level}.")
     center, n = mean(values), len(values)
     if n == 1:
-        return Effect(center, math.nan, math.nan, math.nan, n, math.nan, level)
+        return Effect(center, math.nan, math.nan, math.nan, n, math.nan)
     sd = stdev(values)  # exact: equal differences give 0 and no rounding noise
     error = sd / math.sqrt(n)
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    half = t_quantile(n) * error
     p = 2 * float(stdtr(n - 1, -abs(center) / error)) if error else float(center == 0)
-    return Effect(center, center - half, center + half, p, n, sd, level)
+    return Effect(center, center - half, center + half, p, n, sd)
+
+
+def t_quantile(n: int) -> float:
+    """Return half the width of the 95 % interval of n differences, in standard errors: Student's t."""
+    return float(stdtrit(n - 1, 0.975))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -80,13 +73,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Rejecting where they are below 5 % makes a false rejection anywhere in the table at most 5 % likely. A nan stays nan
     and does not count: where no test was made, none can reject falsely.
-
-    Raises:
-        ValueError: a value lies outside [0, 1].
     """
     p = np.asarray(p_values, dtype=float)
-    if ((p < 0) | (p > 1)).any():
-        raise ValueError(f"p values lie between 0 and 1, not {list(p_values)}.")
     order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # nan sorts last
     stepped = p[order] * np.arange(len(order), 0, -1)
     adjusted = np.full_like(p, np.nan)
@@ -106,14 +94,14 @@ def outcome(effect: Effect, direction: Literal[1, -1], margin: float, p: float |
         effect: the effect, in any unit.
         direction: +1 or -1.
         margin: above 0, in the effect's unit.
-        p: an adjusted p, which has to be below 1 − level for "supported" and "opposite"; by default the effect's own.
+        p: an adjusted p, which has to be below 5 % for "supported" and "opposite"; by default the effect's own.
     """
     p = effect.p if p is None else p
     if effect.n < MINIMUM_SEEDS:
         return "undecided"
     if -margin < effect.low and effect.high < margin:
         return "no effect"
-    if not 1 - p > effect.level:
+    if not p < LEVEL:  # nan where no test was made
         return "undecided"
     if direction * effect.mean < 0:
         return "opposite"
@@ -124,8 +112,10 @@ def p_refuted(effect: Effect, direction: Literal[1, -1], margin: float) -> float
     """Return twice the one-sided p of the hypothesis that the effect reaches the margin in the claimed direction.
 
     Twice, so that it is below 5 % exactly where the 95 % interval excludes the margin. Both "opposite" and "no effect"
-    imply that.
+    imply that. A single seed has no spread to test with, and nan.
     """
+    if effect.n < 2:
+        return math.nan
     error = effect.sd / math.sqrt(effect.n)
     distance = direction * effect.mean - margin
     if not error:
@@ -133,70 +123,22 @@ def p_refuted(effect: Effect, direction: Literal[1, -1], margin: float) -> float
     return min(1.0, 2 * float(stdtr(effect.n - 1, distance / error)))
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    """A prediction's effect (None where it could not be measured), the direction that it claims, and its margin."""
-
-    effect: Effect | None
-    direction: Literal[1, -1]
-    margin: float
-
-    @property
-    def outcome(self) -> Outcome:
-        """What the effect says of the prediction, by itself."""
-        return outcome(self.effect, self.direction, self.margin) if self.effect else "undecided"
-
-
-Verdict = Literal["supported", "refuted", "undecided"]  # on a claim
-
-
-def claim_verdicts(claims: Sequence[Sequence[Hypothesis]]) -> list[Verdict]:
-    """Return the verdict on each claim from its predictions, one or more.
-
-    - supported: every prediction is. The claim's p is the largest of theirs (intersection-union test, Berger, 1982),
-      and Holm's adjustment goes over the claims.
-    - refuted: one prediction is opposite or without effect. Here Holm's adjustment goes over the claim's predictions.
-    - undecided: anything else.
-    """
-    largest = []
-    for predictions in claims:
-        p_values = [one.effect.p if one.effect else math.nan for one in predictions]
-        largest.append(math.nan if any(map(math.isnan, p_values)) else max(p_values))
-    verdicts: list[Verdict] = []
-    for predictions, p in zip(claims, holm(largest), strict=True):
-        if p < LEVEL and all(one.outcome == "supported" for one in predictions):
-            verdicts.append("supported")
-        else:
-            verdicts.append("refuted" if _is_refuted(predictions) else "undecided")
-    return verdicts
-
-
-def _is_refuted(predictions: Sequence[Hypothesis]) -> bool:
-    p_values = []
-    for one in predictions:
-        # A single seed has no spread, and nothing to test with.
-        several = one.effect is not None and one.effect.n > 1
-        p_values.append(p_refuted(one.effect, one.direction, one.margin) if one.effect and several else math.nan)
-    contrary = [one.outcome in ("opposite", "no effect") for one in predictions]
-    return any(against and p < LEVEL for against, p in zip(contrary, holm(p_values), strict=True))
-
-
-def power(difference: float, sd: float, n: int, level: float = 0.95) -> float:
+def power(difference: float, sd: float, n: int) -> float:
     """Return how likely the interval of n paired differences excludes 0 on the side of the true difference.
 
     The noncentral t distribution (Cohen, 1988).
     """
-    return 1 - float(nctdtr(n - 1, math.sqrt(n) * abs(difference) / sd, stdtrit(n - 1, (1 + level) / 2)))
+    return 1 - float(nctdtr(n - 1, math.sqrt(n) * abs(difference) / sd, t_quantile(n)))
 
 
-def equivalence_power(difference: float, sd: float, n: int, margin: float, level: float = 0.95) -> float:
+def equivalence_power(difference: float, sd: float, n: int, margin: float) -> float:
     """Return about how likely the interval of n paired differences lies within ± the margin (Schuirmann, 1987).
 
     The normal approximation of Chow, Shao and Wang (2008), with t quantiles.
     """
-    error, reach = sd / math.sqrt(n), float(stdtrit(n - 1, (1 + level) / 2))
-    above = stdtr(n - 1, (margin - difference) / error - reach)
-    below = stdtr(n - 1, (margin + difference) / error - reach)
+    error = sd / math.sqrt(n)
+    above = stdtr(n - 1, (margin - difference) / error - t_quantile(n))
+    below = stdtr(n - 1, (margin + difference) / error - t_quantile(n))
     return max(0.0, float(above + below) - 1)
 
 
@@ -215,9 +157,9 @@ def seeds_to_decide(effect: Effect, margin: float) -> int | None:
         return MINIMUM_SEEDS
     for n in range(MINIMUM_SEEDS, MOST_SEEDS + 1):
         if abs(effect.mean) >= margin:
-            likely = power(effect.mean, effect.sd, n, effect.level)
+            likely = power(effect.mean, effect.sd, n)
         else:
-            likely = equivalence_power(effect.mean, effect.sd, n, margin, effect.level)
+            likely = equivalence_power(effect.mean, effect.sd, n, margin)
         if likely >= POWER:
             return n
     return None
@@ -234,7 +176,7 @@ def detectable(effect: Effect) -> float:
     low, high = 0.0, 1000 * effect.sd
     for _ in range(60):
         middle = (low + high) / 2
-        if power(middle, effect.sd, effect.n, effect.level) < POWER:
+        if power(middle, effect.sd, effect.n) < POWER:
             low = middle
         else:
             high = middle
@@ -290,34 +232,25 @@ def pseudo_values(statistic: Callable[[Sequence[int]], float], seeds: Sequence[i
     return {seed: n * whole - (n - 1) * statistic([other for other in seeds if other != seed]) for seed in seeds}
 
 
-def block_bootstrap(window_losses: Sequence[float], block: int, draws: int, seed: int) -> tuple[float, float, float]:
-    """Return the standard error of the mean loss over validation windows, and its 95 % percentile interval.
+def block_bootstrap(window_losses: Sequence[float], block: int, draws: int = 1000) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the mean loss over validation windows, in the order of the text.
 
     This is the noise of one evaluation and says nothing of other seeds. Neighbouring windows share a document, so
     blocks of them are resampled (Künsch 1989), on a circle so that each counts equally (Politis & Romano 1992).
 
     Args:
-        window_losses: mean loss of each window (nats per token) in the order of the text, all windows of one length.
-            For the noise of a gap between two models: their differences, window by window.
-        block: windows in a block, more than the correlation reaches.
+        window_losses: mean loss of each window (nats per token), all windows of one length. For the noise of a gap
+            between two models: their differences, window by window.
+        block: windows in a block, more than the correlation reaches; at most half of them.
         draws: number of resamples.
-        seed: seed of the bootstrap's own generator.
-
-    Raises:
-        ValueError: a loss is not finite, there are fewer than two whole blocks, or fewer than two draws.
     """
     losses = np.asarray(window_losses, dtype=float)
-    n = len(losses)
-    if not np.isfinite(losses).all() or not 1 <= block <= n // 2 or draws < 2:
-        raise ValueError(
-            "a block bootstrap needs finite losses, two blocks or more and two draws or more, not "
-            f"{np.isfinite(losses).sum()} finite losses of {n}, a block of {block} and {draws} draws."
-        )
-    generator, center = np.random.default_rng(seed), losses.mean()
+    n, center = len(losses), losses.mean()
+    generator = np.random.default_rng(0)  # the same report again shows the same noise
     total = np.append(0, np.cumsum(np.append(losses, losses) - center))  # twice round the circle
     means = np.full(draws, center)
     for length, blocks in ((block, n // block), (n % block, 1)):  # whole blocks, and a shorter one to fill n windows
         sums = total[length : length + n] - total[:n]
         means += sums[generator.integers(n, size=(draws, blocks))].sum(axis=1) / n
     low, high = np.quantile(means, (0.025, 0.975))
-    return float(means.std(ddof=1)), float(low), float(high)
+    return float(low), float(high)

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 
 from study.judge.arms import Arm
 from study.judge.controls import CONTROLS, Control
 from study.judge.effects import Row, compare_arms
-from study.judge.results import Run, load_study, run_folders
-from study.judge.statistics import Effect, Hypothesis, Outcome, claim_verdicts, paired, seeds_to_decide
-from study.plan.claims import Claim, Prediction, Term, settings_of, weight_of
+from study.judge.results import RunResult, load_study, run_folders
+from study.judge.statistics import LEVEL, Effect, Outcome, holm, outcome, p_refuted, paired, seeds_to_decide
+from study.plan.claims import Claim, Prediction, Term, settings_of
 
 OUTCOMES = ("opposite", "no effect", "undecided", "supported")  # of a prediction; the first is the worst for the claim
 
@@ -29,14 +30,19 @@ class Finding:
     reason: str = ""
 
     @property
-    def hypothesis(self) -> Hypothesis:
-        """The effect, the direction that is claimed, and the margin."""
-        return Hypothesis(self.effect, 1 if self.prediction.predicts == "above" else -1, self.prediction.margin)
+    def direction(self) -> Literal[1, -1]:
+        """The side of zero that is claimed."""
+        return 1 if self.prediction.predicts == "above" else -1
 
     @property
     def outcome(self) -> Outcome:
-        """What the effect says of the prediction, one of `OUTCOMES`."""
-        return self.hypothesis.outcome
+        """What the effect says of the prediction by itself, one of `OUTCOMES`."""
+        return outcome(self.effect, self.direction, self.prediction.margin) if self.effect else "undecided"
+
+    @property
+    def p(self) -> float:
+        """The p of the hypothesis that the effect is 0; nan where it could not be tested, as with a single seed."""
+        return self.effect.p if self.effect else math.nan
 
     @property
     def seeds_needed(self) -> int | None:
@@ -46,7 +52,7 @@ class Finding:
         return seeds_to_decide(self.effect, self.prediction.margin)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ClaimResult:
     """A claim, the folder of its study and its table, the finding on each prediction, and the verdict.
 
@@ -57,22 +63,27 @@ class ClaimResult:
     claim: Claim
     folder: Path
     rows: list[Row]
-    findings: tuple[Finding, ...]
+    findings: list[Finding]
     control: Control | None
-    verdict: str
+    verdict: str = ""
+
+    @property
+    def deciding(self) -> list[Finding]:
+        """The findings that decide the claim: all but the asides."""
+        return [finding for finding in self.findings if not finding.prediction.aside]
 
     @property
     def decisive(self) -> Finding:
         """The finding that the verdict rests on: the worst for the claim, and of equal outcomes the least sure one."""
 
-        def sureness(finding: Finding) -> tuple[int, float]:
-            known = finding.effect is not None and not math.isnan(finding.effect.p)
-            return OUTCOMES.index(finding.outcome), -finding.effect.p if finding.effect and known else -1.0
+        def order(finding: Finding) -> tuple[int, float]:
+            # What could not be tested is the least sure of all.
+            return OUTCOMES.index(finding.outcome), -1.0 if math.isnan(finding.p) else -finding.p
 
-        return min(deciding(self.findings), key=sureness)
+        return min(self.deciding, key=order)
 
 
-def metric_at(run: Run, metric: str, share: float, log: bool = False) -> float:
+def metric_at(run: RunResult, metric: str, share: float, log: bool = False) -> float:
     """Return a metric of a run at a share of its tokens. A `*` in the metric stands for the mean over all layers.
 
     With `log`, return its natural logarithm.
@@ -104,12 +115,12 @@ def contrast(prediction: Prediction, arms: Sequence[Arm]) -> Effect:
     Raises:
         ValueError: an arm is missing, not whole, trained on other seeds or not comparable, or nothing differs.
     """
+    if not arms:
+        raise ValueError("no run has begun")
     sums: dict[int, float] = {}
     # A contrast of contrasts may span texts and budgets, as long as the weights of each of them add up to 0.
     balance: dict[tuple[str | None, int], float] = defaultdict(float)
-    terms = [(weight_of(term), term) for term in prediction.plus]
-    terms += [(-weight_of(term), term) for term in prediction.minus]
-    for weight, term in terms:
+    for weight, term in prediction.terms:
         arm = _arm_of(term, arms)
         balance[arm.runs[0].fingerprint, arm.runs[0].budget] += weight
         share = term.get("at", prediction.at)
@@ -126,35 +137,53 @@ def contrast(prediction: Prediction, arms: Sequence[Arm]) -> Effect:
     return paired([sums[seed] for seed in sorted(sums)])
 
 
-def deciding(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the findings that decide the claim: all but the asides."""
-    return [finding for finding in findings if not finding.prediction.aside]
-
-
 def judge_claims(claims: Mapping[Path, Claim]) -> list[ClaimResult]:
-    """Judge the claims, by the folder of each one's study, as `statistics.claim_verdicts`; asides take no part."""
-    rows = {folder: compare_arms(load_study([folder])) if run_folders(folder) else [] for folder in claims}
-    findings = {}
-    for folder, claim in claims.items():
-        arms = [row.arm for row in rows[folder]]
-        findings[folder] = tuple(_find(prediction, arms) for prediction in claim.prediction)
-    verdicts = claim_verdicts([[finding.hypothesis for finding in deciding(found)] for found in findings.values()])
+    """Judge the claims, by the folder of each one's study, as `claim_verdicts`; asides take no part."""
     results = []
-    for (folder, claim), verdict in zip(claims.items(), verdicts, strict=True):
+    for folder, claim in claims.items():
+        rows = compare_arms(load_study([folder])) if run_folders(folder) else []
+        findings = []
+        for prediction in claim.prediction:
+            try:
+                findings.append(Finding(prediction, contrast(prediction, [row.arm for row in rows])))
+            except ValueError as error:
+                findings.append(Finding(prediction, reason=str(error)))
         control = CONTROLS[claim.control]() if claim.control else None
-        word = "withheld" if control and not control.ok else verdict
-        results.append(ClaimResult(claim, folder, rows[folder], findings[folder], control, word))
+        results.append(ClaimResult(claim, folder, rows, findings, control))
+    # A verdict needs the findings on all claims, since Holm's adjustment goes over them.
+    verdicts = claim_verdicts([result.deciding for result in results])
+    for result, verdict in zip(results, verdicts, strict=True):
+        result.verdict = "withheld" if result.control and not result.control.ok else verdict
     return results
 
 
-def _find(prediction: Prediction, arms: Sequence[Arm]) -> Finding:
-    """Return what the arms say of a prediction."""
-    if not arms:
-        return Finding(prediction, reason="no run has begun")
-    try:
-        return Finding(prediction, contrast(prediction, arms))
-    except ValueError as error:
-        return Finding(prediction, reason=str(error))
+def claim_verdicts(claims: Sequence[Sequence[Finding]]) -> list[str]:
+    """Return the verdict on each claim from the findings on its predictions, one or more.
+
+    - supported: every prediction is. The claim's p is the largest of theirs (intersection-union test, Berger, 1982),
+      and Holm's adjustment goes over the claims.
+    - refuted: one prediction is opposite or without effect. Here Holm's adjustment goes over the claim's predictions.
+    - undecided: anything else.
+    """
+    largest = []
+    for findings in claims:
+        p_values = [finding.p for finding in findings]
+        largest.append(math.nan if any(map(math.isnan, p_values)) else max(p_values))
+    verdicts = []
+    for findings, p in zip(claims, holm(largest), strict=True):
+        if p < LEVEL and all(finding.outcome == "supported" for finding in findings):
+            verdicts.append("supported")
+        else:
+            verdicts.append("refuted" if _is_refuted(findings) else "undecided")
+    return verdicts
+
+
+def _is_refuted(findings: Sequence[Finding]) -> bool:
+    p_values = []
+    for one in findings:
+        p_values.append(p_refuted(one.effect, one.direction, one.prediction.margin) if one.effect else math.nan)
+    contrary = [one.outcome in ("opposite", "no effect") for one in findings]
+    return any(against and p < LEVEL for against, p in zip(contrary, holm(p_values), strict=True))
 
 
 def _arm_of(term: Term, arms: Iterable[Arm]) -> Arm:

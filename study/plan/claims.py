@@ -7,20 +7,26 @@ against it in study/judge/verdicts.py.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, with_config
 from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict
 
 from errors import UserError, unknown
-from study.plan.config import MARGIN, Tree, flatten
+from study.plan.config import MARGIN, Tree
 from study.plan.grid import is_study
-from training.config import SECTIONS, STRICT, RunConfig, build_sections
-from training.config import tree as sections_of
+from training.config import SECTIONS, STRICT, build_sections
 
-Term = dict[str, Any]  # settings of an arm, such as {"activation": "sigmoid", "n_layer": 4}, and keys of `OF_TERM`
-OF_TERM = ("at", "weight")  # keys of a term that describe no arm
+
+@with_config(ConfigDict(strict=True, allow_inf_nan=False))
+class Term(TypedDict, total=False, extra_items=Any):
+    """One arm in the sum of a prediction: its settings, such as `activation` and `n_layer`, and how it counts."""
+
+    at: Annotated[float, Field(ge=0, le=1)]  # share of the budget; without it that of the prediction
+    weight: Annotated[float, Field(gt=0)]  # without it 1
+
+
 Text = Annotated[str, Field(min_length=1)]
 # not strict: TOML has lists, not tuples
 Terms = Annotated[tuple[Term, ...], Field(strict=False)]
@@ -30,12 +36,12 @@ Terms = Annotated[tuple[Term, ...], Field(strict=False)]
 class Prediction:
     """What a claim says of a contrast: the sum over the arms of `plus` minus the sum over those of `minus`.
 
-    A term of these sums may have a `weight`, 1 by default: for a mean over several contrasts, or a slope.
+    Weights make a contrast the mean over several differences, or a slope.
     """
 
     text: Text
     predicts: Annotated[Literal["above", "below"], Field(description="side of zero")]
-    plus: Annotated[Terms, Field(min_length=1)]
+    plus: Terms
     minus: Terms = ()
     metric: str = "val/loss"  # with * for the mean over layers, such as act/blocks.*/mean_share
     log: bool = False  # the contrast is of the metric's logarithm, for ratios
@@ -43,6 +49,24 @@ class Prediction:
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] = MARGIN  # smallest effect that matters, in the unit
     aside: bool = False  # of interest only: its verdict does not count for the claim's
     unit: str = "nats/token"
+
+    def __post_init__(self):
+        if not self.plus:
+            raise UserError(f"{self.text}: plus is empty. Name at least one arm.")
+        plus = sum(weight for weight, _ in self.terms if weight > 0)
+        minus = -sum(weight for weight, _ in self.terms if weight < 0)
+        # Otherwise the contrast would move with the level of the metric, and not only with its differences.
+        if minus and not math.isclose(plus, minus):
+            raise UserError(
+                f"{self.text}: the weights of plus sum to {plus:g}, those of minus to {minus:g}. Make them equal, or "
+                "leave minus out. A term without a weight has 1."
+            )
+
+    @property
+    def terms(self) -> list[tuple[float, Term]]:
+        """Each term with its factor in the contrast, which is below 0 for those of `minus`."""
+        factors = [(term.get("weight", 1.0), term) for term in self.plus]
+        return factors + [(-term.get("weight", 1.0), term) for term in self.minus]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -60,7 +84,7 @@ class Claim:
 
 
 def read_claim(tree: Tree, source: str) -> Claim | None:
-    """Return the claim of a study, None if it makes none. `check_arms` holds it against the study's arms.
+    """Return the claim of a study, None if it makes none. `make_plan` holds it against the study's arms.
 
     Raises:
         UserError: a key or value is not allowed.
@@ -78,51 +102,7 @@ def read_claim(tree: Tree, source: str) -> Claim | None:
     claim, *predictions = build_sections({"claim": tree["claim"]} | sections, parts, source).values()
     if all(prediction.aside for prediction in predictions):
         raise UserError(f"{source}: a claim needs a [[prediction]] that is no aside.")
-    for prediction in predictions:
-        _check_terms(prediction, f"{source}: {prediction.text}")
     return dataclasses.replace(claim, prediction=tuple(predictions))
-
-
-def _check_terms(prediction: Prediction, where: str) -> None:
-    """Raise `UserError` for a share or weight that cannot be, and for two sides that do not weigh the same."""
-    for term in (*prediction.plus, *prediction.minus):
-        at, weight = term.get("at", prediction.at), weight_of(term)
-        if not isinstance(at, int | float) or not 0 <= at <= 1:
-            raise UserError(f"{where}: at = {at!r}: a share of the budget, from 0 to 1.")
-        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise UserError(f"{where}: weight = {weight!r}: a number above 0.")
-    plus, minus = (sum(map(weight_of, terms)) for terms in (prediction.plus, prediction.minus))
-    if minus and not math.isclose(plus, minus):
-        raise UserError(
-            f"{where}: the weights of plus sum to {plus:g}, those of minus to {minus:g}. Make them equal, or leave "
-            "minus out. A term without a weight has 1."
-        )
-
-
-def check_arms(claim: Claim, arms: Mapping[RunConfig, set[int]], source: str) -> None:
-    """Raise `UserError` unless each term of a claim describes exactly one arm, and the terms of a prediction pair.
-
-    `arms` holds the seeds of each arm, a run without its seed.
-    """
-    settings = [(flatten(sections_of(arm)), seeds) for arm, seeds in arms.items()]
-    for prediction in claim.prediction:
-        seeds_of_first: set[int] = set()
-        for term in (*prediction.plus, *prediction.minus):
-            wanted = settings_of(term)
-            found = [seeds for arm, seeds in settings if wanted.items() <= arm.items()]
-            if len(found) != 1:
-                raise UserError(f"{source}: {prediction.text}: {wanted} describes {len(found)} arms of it, not one.")
-            seeds_of_first = seeds_of_first or found[0]
-            if found[0] != seeds_of_first:
-                raise UserError(
-                    f"{source}: {prediction.text}: the seeds of its arms do not pair: {sorted(seeds_of_first)} and "
-                    f"{sorted(found[0])}. Give them the same train.seed."
-                )
-
-
-def weight_of(term: Term) -> float:
-    """Return the factor of a term in its sum."""
-    return term.get("weight", 1.0)
 
 
 def settings_of(term: Term) -> dict[str, Any]:
@@ -132,8 +112,11 @@ def settings_of(term: Term) -> dict[str, Any]:
         UserError: no section has such a field.
     """
     fields = {name: f"{section}.{name}" for section, part in SECTIONS.items() for name in part.__dataclass_fields__}
-    settings = {key: value for key, value in term.items() if key not in OF_TERM}
-    for key in settings:
+    settings = {}
+    for key, value in term.items():
+        if key in Term.__annotations__:  # how the term counts, and not what it describes
+            continue
         if key not in fields:
             raise UserError(unknown("field in a prediction", key, fields))
-    return {fields[key]: value for key, value in settings.items()}
+        settings[fields[key]] = value
+    return settings

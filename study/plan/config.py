@@ -2,9 +2,8 @@
 
 import dataclasses
 import os
-import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -13,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from errors import UserError, unknown
-from training.config import SECTIONS, STRICT, read_toml
+from training.config import SECTIONS, STRICT, WHERE, read_toml
 
 Tree = dict[str, Any]  # sections, as in TOML
 TABLES = ("grid", "prediction")  # lists of tables
@@ -80,15 +79,16 @@ class StudyConfig:
 
 
 ALL_SECTIONS: dict[str, type] = SECTIONS | {"study": StudyConfig}
-FIELDS = [
-    (section, field.name)
+FIELDS = {
+    (section, field.name): field
     for section, part in ALL_SECTIONS.items()
     for field in dataclasses.fields(part)
     if field.name not in ("plugin", "plugin_sha256")  # --plugin sets both
-]
+}
 BOOLEANS = {"True": "true", "False": "false"}  # as an agent of a wandb sweep writes them
-FLAG = re.compile(rf"--({'|'.join(ALL_SECTIONS)})\.([^=]*)")
 
+arg = tyro.conf.arg
+UNNAMED = Path("runs/<name of the config>")
 DESCRIPTION = (
     "Train one run, or every run of a study. A field with a list is an axis of a study: one run for each value. "
     "Flags override the file, and the file overrides the defaults. Flags are written as in TOML, text without quotes "
@@ -96,19 +96,42 @@ DESCRIPTION = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Command:
-    """The command line of train.py; `flags` holds the fields that were given."""
+    """The command line of train.py; `flags` holds the fields of sections that were given."""
 
-    config: Path
-    out: Path
-    plugin: Path | None
-    dry_run: bool
-    list: bool
-    flags: Tree
+    config: tyro.conf.Positional[
+        Annotated[
+            Path,
+            arg(
+                help="TOML file of a run or a study, or a folder of studies",
+                help_behavior_hint="(default: configs/quick.toml)",
+            ),
+        ]
+    ]
+    out: Annotated[
+        Path, arg(metavar="DIR", help="folder of the run or study", help_behavior_hint=f"(default: {UNNAMED})")
+    ] = UNNAMED
+    plugin: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE",
+            help="Python file that adds activations; it is executed",
+            help_behavior_hint="(default: none)",
+        ),
+    ] = None
+    dry_run: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        arg(help="print the runs, the size of each network and the time; train nothing"),
+    ] = False
+    list: Annotated[
+        tyro.conf.FlagCreatePairsOff[bool],
+        arg(help="print the activations, each with its formula and source; train nothing"),
+    ] = False
+    flags: tyro.conf.SuppressFixed[tyro.conf.Fixed[Tree]] = dataclasses.field(default_factory=dict)
 
 
-def parse_command(arguments: list[str], default: Path) -> Command:
+def parse_command(arguments: Sequence[str], default: Path) -> Command:
     """Read the command line; --help and mistakes end the process as tyro does (exit codes 0 and 2).
 
     Raises:
@@ -116,93 +139,56 @@ def parse_command(arguments: list[str], default: Path) -> Command:
     """
     for argument in arguments:
         _check_flag(argument)
-    given = tyro.cli(
-        _flags_type(default), args=arguments, prog="python train.py", description=DESCRIPTION, use_underscores=True
+    # tyro gets every field of every section as an optional string: its value is written as in TOML, where a list makes
+    # a study.
+    sections = []
+    for section, part in ALL_SECTIONS.items():
+        flags = []
+        for (its_section, name), field in FIELDS.items():
+            if its_section == section:
+                kind, info = get_args(field.type)
+                metavar = "LIST" if get_origin(kind) is tuple else "|".join(get_args(kind)) or kind.__name__.upper()
+                hint = f"(default: {field.default})"
+                argument = arg(metavar=metavar, help=info.description, help_behavior_hint=hint)
+                flags.append((name, Annotated[str | None, argument], None))
+        made = dataclasses.make_dataclass(section, flags, namespace={"__doc__": part.__doc__})
+        sections.append((section, made, dataclasses.field(default_factory=made)))
+    flags_type = dataclasses.make_dataclass("Flags", sections, bases=(Command,))
+    command = tyro.cli(
+        flags_type,
+        args=arguments,
+        default=flags_type(default),
+        prog="python train.py",
+        description=DESCRIPTION,
+        use_underscores=True,
     )
-    flags: Tree = {}
-    for section, name in FIELDS:
-        text = getattr(getattr(given, section), name)
+    for (section, name), field in FIELDS.items():
+        text = getattr(getattr(command, section), name)
         if text is not None:
-            flags.setdefault(section, {})[name] = _value(text, _kind(section, name))
-    name = given.config.stem
-    if "WANDB_SWEEP_ID" in os.environ:  # an agent gives every run of a sweep the same config and out
-        name += f"-{os.environ.get('WANDB_RUN_ID', '')}"
-    out = (given.out or Path("runs") / name).expanduser()  # the shell expands no ~ after a =
-    return Command(given.config, out, given.plugin, given.dry_run, given.list, flags)
-
-
-def _kind(section: str, name: str) -> Any:
-    """Return the type of a field, which is written as Annotated[type, Field(...)]."""
-    return get_args(ALL_SECTIONS[section].__dataclass_fields__[name].type)[0]
+            command.flags.setdefault(section, {})[name] = _value(text, get_args(field.type)[0])
+    if command.out == UNNAMED:
+        name = command.config.stem
+        if "WANDB_SWEEP_ID" in os.environ:  # an agent gives every run of a sweep the same config and out
+            name += f"-{os.environ.get('WANDB_RUN_ID', '')}"
+        command.out = Path("runs") / name
+    command.out = command.out.expanduser()  # the shell expands no ~ after a =
+    return command
 
 
 def _check_flag(argument: str) -> None:
-    """Raise `UserError` for a flag that its section does not have: tyro finds the nearest one for few typos."""
-    match = FLAG.match(argument)
-    if not match:
-        _check_section(argument)
-        return
-    section, key = match[1], match[2].replace("-", "_")
-    if (section, key) in FIELDS:
-        return
-    # The right field of the wrong section comes first; else the nearest field of this section.
-    near = [field for field in FIELDS if field[1] == key] or [field for field in FIELDS if field[0] == section]
-    raise UserError(unknown("flag", f"--{section}.{key}", [f"--{s}.{name}" for s, name in near]))
-
-
-def _check_section(argument: str) -> None:
-    """Raise `UserError` for a flag without its section, such as --lr, or without its field, such as --wandb."""
+    """Raise `UserError` for a flag that no section has; by itself, tyro finds the right one for few typos."""
     name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
-    if not argument.startswith("--") or name in ("out", "plugin", "dry_run", "list", "help"):
+    section, dot, key = name.partition(".")
+    if not argument.startswith("--") or (section, key) in FIELDS:
         return
-    whole = [f"--{section}.{field}" for section, field in FIELDS if name in (section, field)]
+    if dot and section in ALL_SECTIONS:
+        # The right field of the wrong section comes first; else the nearest field of this section.
+        near = [field for field in FIELDS if field[1] == key] or [field for field in FIELDS if field[0] == section]
+        raise UserError(unknown("flag", f"--{name}", [f"--{part}.{field}" for part, field in near]))
+    # --lr lacks its section, --wandb its field.
+    whole = [f"--{part}.{field}" for part, field in FIELDS if name in (part, field)]
     if whole:
         raise UserError(f"{argument}: a flag has a section and a field. Use {' or '.join(whole)}.")
-
-
-def _flags_type(default: Path) -> type:
-    """Return a dataclass for tyro: every field of every section as an optional string, documented.
-
-    Strings, since a flag's value is written as in TOML: `--train.lr=3e-3`, or a list, which makes a study.
-    """
-    arg = tyro.conf.arg
-    config = arg(
-        help="TOML file of a run or a study, or a folder of studies",
-        help_behavior_hint=f"(default: configs/{default.name})",
-    )
-    out = arg(
-        metavar="DIR",
-        help="folder of the run or study",
-        help_behavior_hint="(default: runs/<name of the config>)",
-    )
-    plugin = arg(
-        metavar="FILE",
-        help="Python file that adds activations; it is executed",
-        help_behavior_hint="(default: none)",
-    )
-    flag = tyro.conf.FlagCreatePairsOff[bool]
-    dry_run = arg(help="print the runs, the size of each network and the time; train nothing")
-    names = arg(help="print the activations, each with its formula and source; train nothing")
-    top = [
-        ("config", tyro.conf.Positional[Annotated[Path, config]], default),
-        ("out", Annotated[Path | None, out], None),
-        ("plugin", Annotated[Path | None, plugin], None),
-        ("dry_run", Annotated[flag, dry_run], False),
-        ("list", Annotated[flag, names], False),
-    ]
-    for section, part in ALL_SECTIONS.items():
-        flags = []
-        for field in dataclasses.fields(part):
-            if (section, field.name) not in FIELDS:
-                continue
-            kind, info = get_args(field.type)
-            metavar = "LIST" if get_origin(kind) is tuple else "|".join(get_args(kind)) or kind.__name__.upper()
-            hint = f"(default: {field.default})"
-            argument = arg(metavar=metavar, help=info.description, help_behavior_hint=hint)
-            flags.append((field.name, Annotated[str | None, argument], None))
-        made = dataclasses.make_dataclass(section, flags, namespace={"__doc__": part.__doc__})
-        top.append((section, made, dataclasses.field(default_factory=made)))
-    return dataclasses.make_dataclass("Flags", top)
 
 
 def _value(text: str, kind: Any) -> Any:
@@ -228,44 +214,31 @@ def configs_of(path: Path) -> list[Path]:
 
 
 def merge(path: Path, flags: Tree) -> Tree:
-    """Read a TOML file and lay the flags over it, over every [[grid]] of it too."""
+    """Read a TOML file and lay the flags over it, over every [[grid]] of it too.
+
+    Raises:
+        UserError: the file cannot be read, or something in it is no section; the fields are checked by the plan.
+    """
     tree = read_toml(path)
-    _check_sections(tree, [*ALL_SECTIONS, "claim", *TABLES], path)
-    merged: Tree = {}
-    for name, part in tree.items():
-        if name in TABLES:
-            if not _is_tables(part):
-                raise UserError(f"{path}: {name}: written as [[{name}]], once for each.")
-            merged[name] = part
-        elif isinstance(part, dict):
-            merged[name] = part | flags.get(name, {})
-        else:
-            raise UserError(f"{path}: {name}: every key stands in a section ({', '.join(ALL_SECTIONS)}).")
-    if "grid" in merged:
-        for grid in merged["grid"]:
-            _check_sections(grid, ALL_SECTIONS, path)
-        merged["grid"] = [_without(grid, flags) for grid in merged["grid"]]
-    return merged | {name: part for name, part in flags.items() if name not in merged}
+    _check_sections(tree, (*ALL_SECTIONS, "claim", *TABLES), path)
+    for grid in tree.get("grid", []):
+        _check_sections(grid, ALL_SECTIONS, path)
+        # A grid stands above the sections that all share, and so would stand above a flag.
+        for section in grid.keys() & flags.keys():
+            grid[section] = {key: value for key, value in grid[section].items() if key not in flags[section]}
+    return tree | {section: tree.get(section, {}) | fields for section, fields in flags.items()}
 
 
 def _check_sections(tree: Tree, allowed: Collection[str], path: Path) -> None:
-    for name, values in tree.items():
-        if name not in allowed and (isinstance(values, dict) or _is_tables(values)):
+    """Raise `UserError` for a section that is not allowed, and for a key outside of any section."""
+    for name, part in tree.items():
+        tables = isinstance(part, list) and part != [] and all(isinstance(table, dict) for table in part)
+        if name in TABLES and not tables:
+            raise UserError(f"{path}: {name}: written as [[{name}]], once for each.")
+        if not isinstance(part, dict) and (not tables or name in ALL_SECTIONS):
+            raise UserError(f"{path}: {name}: every key stands in a section ({', '.join(ALL_SECTIONS)}).")
+        if name not in allowed:
             raise UserError(f"{path}: " + unknown("section", name, allowed))
-
-
-def _is_tables(values: Any) -> bool:
-    return isinstance(values, list) and values != [] and all(isinstance(v, dict) for v in values)
-
-
-def _without(grid: Tree, flags: Tree) -> Tree:
-    """Return a [[grid]] without the fields that flags set. What is no table stays, for a message to name it."""
-    rest: Tree = {}
-    for section, part in grid.items():
-        if isinstance(part, dict):
-            part = {key: value for key, value in part.items() if key not in flags.get(section, {})}
-        rest[section] = part
-    return rest
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
@@ -275,3 +248,8 @@ def flatten(tree: Tree) -> dict[str, Any]:
         entries = part.items() if isinstance(part, dict) else enumerate(part, 1)
         flat |= {f"{section}.{key}": value for key, value in entries}
     return flat
+
+
+def trained_settings(tree: Tree) -> dict[str, Any]:
+    """Return the values of a tree as `flatten` does, without those that do not change what is trained."""
+    return {key: value for key, value in flatten(tree).items() if key not in WHERE}

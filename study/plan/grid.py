@@ -3,12 +3,12 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from errors import UserError
-from study.plan.config import ALL_SECTIONS, TABLES, StudyConfig, Tree
-from training.config import SECTIONS, WHERE, build_sections
+from study.plan.config import TABLES, Tree
+from training.config import SECTIONS, WHERE
 
 Key = tuple[str, str]  # section and name of a field
 Point = dict[Key, Any]  # the values that tell a run from the others
@@ -36,59 +36,55 @@ def axes(tree: Tree) -> dict[Key, list[Any]]:
     return lists
 
 
-def grids(tree: Tree) -> list[tuple[Tree, list[Key]]]:
-    """Return each [[grid]] with the sections that all share beneath it, and the fields that it sets itself.
-
-    Without a [[grid]], the tree is the only one.
-    """
-    shared = {name: part for name, part in tree.items() if name not in TABLES}
-    found = []
-    for own in tree.get("grid", [{}]):
-        for name, part in own.items():
-            if not isinstance(part, dict):
-                raise UserError(f"[[grid]]: {name}: every key stands in a section, such as model.{name}.")
-        keys = [(section, key) for section, part in own.items() for key in part]
-        for section, key in keys:
-            if f"{section}.{key}" in ONE_FOR_ALL:
-                raise UserError(f"[[grid]]: {section}.{key} is one for all runs: set it outside of the grids.")
-        whole = shared | {name: shared.get(name, {}) | part for name, part in own.items()}
-        found.append((whole, [key for key in keys if key[0] != "study"]))
-    return found
-
-
 def is_study(tree: Tree) -> bool:
     """Whether a tree describes several runs, or the tuning of one."""
     return "grid" in tree or bool(axes(tree)) or bool(tree.get("study", {}).get("lr"))
 
 
-def points(tree: Tree) -> Iterator[tuple[Point, Tree]]:
+def points(tree: Tree, source: str) -> Iterator[tuple[Point, Tree]]:
     """Yield each combination of the listed values: what it sets, and the sections of its run, [study] among them.
 
     A field with a list is an axis. A point is one value of each axis, and stands for a run. Runs whose points differ
-    only in the seed are an arm. A study may have several grids, each with axes of its own:
+    only in the seed are an arm. A study may have several [[grid]], each with axes of its own above the sections that
+    all share:
 
         [model]
         activation = ["relu", "gelu"]   # an axis of two values
         [train]
         seed = [0, 1, 2]                # with this one: six points, six runs, two arms of three seeds
+
+    Raises:
+        UserError: a list or a [[grid]] sets what it cannot set. The message calls the tree `source`.
     """
-    for grid, own in grids(tree):
+    shared = {name: part for name, part in tree.items() if name not in (*TABLES, "claim")}
+    for own in tree.get("grid", [{}]):
+        grid = shared | {name: shared.get(name, {}) | part for name, part in own.items()}
+        keys = [(section, key) for section, part in own.items() for key in part]
+        for section, key in keys:
+            if f"{section}.{key}" in ONE_FOR_ALL:
+                raise UserError(f"[[grid]]: {section}.{key} is one for all runs: set it outside of the grids.")
         lists = axes(grid)
+        _check_tuning(grid.get("study", {}), lists, source)
+        # What a grid sets itself names its runs even where it is no list: it tells them from another grid's.
+        names = dict.fromkeys([key for key in keys if key[0] != "study"]) | dict.fromkeys(lists)
         for values in itertools.product(*lists.values()):
             chosen = dict(zip(lists, values, strict=True))
             point: Point = {}
-            # What a grid sets itself names its runs even where it is no list: it tells them from another grid's.
-            for section, key in dict.fromkeys([*own, *lists]):
-                point[section, key] = chosen.get((section, key), grid[section][key])
-            sections = {name: dict(part) for name, part in grid.items() if isinstance(part, dict)}
-            for (section, key), value in point.items():
-                sections[section][key] = value
+            sections = {name: dict(part) for name, part in grid.items()}
+            for section, key in names:
+                point[section, key] = sections[section][key] = chosen.get((section, key), grid[section][key])
             yield point, sections
 
 
-def study_section(tree: Tree, source: str) -> StudyConfig:
-    """Return the section [study] of a tree, checked by itself."""
-    return build_sections({"study": tree.get("study", {})}, ALL_SECTIONS, source)["study"]
+def _check_tuning(study: Tree, lists: Collection[Key], source: str) -> None:
+    """Raise `UserError` for a learning rate that is both tuned and listed, and for a bracket around no tuned rate."""
+    if study.get("lr") and ("train", "lr") in lists:
+        raise UserError(f"{source}: train.lr is a list and study.lr tunes it: drop one of the two.")
+    if "bracket" in study and not study.get("lr"):
+        raise UserError(
+            f"{source}: study.bracket = {study['bracket']} without study.lr: a bracket lies around the best rate of a "
+            "grid. List rates in study.lr, or leave study.bracket out."
+        )
 
 
 def run_name(point: Point) -> str:

@@ -3,39 +3,49 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from errors import UserError, unknown
-from study.plan.claims import Claim, check_arms, read_claim
-from study.plan.config import StudyConfig, Tree, merge
-from study.plan.grid import ACTIVATION, axes, grids, is_study, points, run_name, study_section
-from training.config import RunConfig, TrainConfig, build
+from study.plan.claims import Claim, read_claim, settings_of
+from study.plan.config import ALL_SECTIONS, StudyConfig, Tree, flatten, merge
+from study.plan.grid import ACTIVATION, is_study, points, run_name
+from training.config import RunConfig, TrainConfig, build_sections
+from training.config import tree as sections_of
 
-SEED, LR = ("train", "seed"), ("train", "lr")
-NOT_OF_A_RUN = ("study", "claim")  # sections that the config of a run does not have
+SEED = ("train", "seed")
 
 
 @dataclass(frozen=True)
 class PlannedArm:
-    """What a study compares: a run with the default seed in place of its own, and how its learning rate is tuned."""
+    """What a study compares: runs that differ only in their seed, by name, and how their learning rate is tuned.
+
+    `config` is that of the runs with the default seed in place of their own.
+    """
 
     config: RunConfig
     study: StudyConfig
+    runs: dict[str, RunConfig]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config as `section.field`."""
+        return flatten(sections_of(self.config))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run, named "", or the runs of a study by name.
-
-    `arm_of` names the arm of each; messages call it `source`.
-    """
+    """One run, named "", or the arms of a study by name; messages call it `source`."""
 
     source: str
     tree: Tree
-    runs: dict[str, RunConfig]
     arms: dict[str, PlannedArm]
-    arm_of: dict[str, str]
     study: StudyConfig
     claim: Claim | None
+
+    @property
+    def runs(self) -> dict[str, RunConfig]:
+        """The runs of all arms by name."""
+        return {name: run for arm in self.arms.values() for name, run in arm.runs.items()}
 
     @property
     def is_study(self) -> bool:
@@ -49,35 +59,35 @@ def make_plan(tree: Tree, source: str = "the study") -> Plan:
     Raises:
         UserError: a key or value is not allowed, or two of them do not go together.
     """
-    runs: dict[str, RunConfig] = {}
     arms: dict[str, PlannedArm] = {}
-    arm_of: dict[str, str] = {}
-    for point, sections in points(tree):
-        config = build({name: part for name, part in sections.items() if name not in NOT_OF_A_RUN}, source)
-        if config in runs.values():  # two grids may describe the same run
-            continue
+    for point, sections in points(tree, source):
+        parts = build_sections(sections, ALL_SECTIONS, source)
+        study = parts.pop("study", StudyConfig())
+        config = RunConfig(**parts)
+        # The default seed stands in for all of an arm's seeds, so that the arm's config can be compared.
         seedless = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=TrainConfig.seed))
-        arm = next((name for name, other in arms.items() if other.config == seedless), None)
-        if arm is None:
+        if study.lr and config.train.seed in study.tune_seeds:
+            # A seed that helped to choose the rate would flatter it.
+            raise UserError(
+                f"{source}: seed {config.train.seed} is in study.tune_seeds and in train.seed: a tuned arm needs fresh "
+                "seeds."
+            )
+        # Two grids may describe the same arm, and even the same run.
+        name = next((name for name, arm in arms.items() if arm.config == seedless), None)
+        if name is None:
             shared = {key: value for key, value in point.items() if key != SEED}
-            arm = run_name(shared or {ACTIVATION: config.model.activation})
-            if arm in arms:
-                raise UserError(f"two arms would share the name {arm!r}.")
-            arms[arm] = PlannedArm(seedless, study_section(sections, source))
-        name = run_name(point)
-        if not name and is_study(tree):  # one arm, one seed, tuned: nothing is a list
-            name = arm
-        if name in runs:
-            raise UserError(f"two runs would share the folder name {name!r}.")
-        runs[name], arm_of[name] = config, arm
-    study = _check_study(tree, runs, source)
-    claim = read_claim(tree, source)
-    if claim:
-        seeds: dict[RunConfig, set[int]] = {arm.config: set() for arm in arms.values()}
-        for name, run in runs.items():
-            seeds[arms[arm_of[name]].config].add(run.train.seed)
-        check_arms(claim, seeds, source)
-    return Plan(source, tree, runs, arms, arm_of, study, claim)
+            name = run_name(shared or {ACTIVATION: config.model.activation})
+            if name in arms:
+                raise UserError(f"two arms would share the name {name!r}.")
+            arms[name] = PlannedArm(seedless, study, {})
+        if config not in arms[name].runs.values():
+            # A study in which nothing is a list is one arm of one seed, tuned. Its run has the arm's name.
+            arms[name].runs[run_name(point) or (name if is_study(tree) else "")] = config
+    study = build_sections({"study": tree.get("study", {})}, ALL_SECTIONS, source)["study"]
+    plan = Plan(source, tree, arms, study, read_claim(tree, source))
+    _check_reference(plan)
+    _check_claim(plan)
+    return plan
 
 
 def read_plan(path: Path, flags: Tree) -> Plan:
@@ -86,8 +96,7 @@ def read_plan(path: Path, flags: Tree) -> Plan:
     Raises:
         UserError: as `make_plan`; or a file cannot be read, or a flag goes with studies and this is a single run.
     """
-    tree, source = merge(path, flags), f"{path} and the flags" if flags else str(path)
-    plan = make_plan(tree, source)
+    plan = make_plan(merge(path, flags), f"{path} and the flags" if flags else str(path))
     if "study" in flags and not plan.is_study:
         flag = next(iter(flags["study"]))
         raise UserError(f"--study.{flag} goes with a study, but {path} is a single run.")
@@ -112,37 +121,34 @@ def claims_in(folder: Path) -> dict[Path, Claim]:
     return claims
 
 
-def _check_study(tree: Tree, runs: dict[str, RunConfig], source: str) -> StudyConfig:
-    """Return the section [study] of a tree, checked against its runs."""
-    study = study_section(tree, source)
-    if "reference" in tree.get("study", {}):
-        allowed = _references(tree, runs)
-        if study.reference not in allowed:
-            raise UserError(f"{source}: study.reference: " + unknown("reference", study.reference, allowed))
-    for grid, _ in grids(tree):
-        tuning = study_section(grid, source)
-        if not tuning.lr:
-            if "bracket" in grid.get("study", {}):
-                raise UserError(
-                    f"{source}: study.bracket = {tuning.bracket} without study.lr: a bracket lies around the best rate "
-                    "of a grid. List rates in study.lr, or leave study.bracket out."
-                )
-            continue
-        if LR in axes(grid):
-            raise UserError(f"{source}: train.lr is a list and study.lr tunes it: drop one of the two.")
-        seeds = grid.get("train", {}).get("seed", TrainConfig.seed)
-        both = set(tuning.tune_seeds) & set(seeds if isinstance(seeds, list) else [seeds])
-        if both:
-            raise UserError(
-                f"{source}: seed {min(both)} is in study.tune_seeds and in train.seed: a tuned arm needs fresh seeds."
-            )
-    return study
-
-
-def _references(tree: Tree, runs: dict[str, RunConfig]) -> list[str]:
-    """Return what can be a reference, as the table writes it: an activation (`relu`), or `optimizer=sgd`."""
-    names = [run.model.activation for run in runs.values()]
-    for section, key in dict.fromkeys(key for point, _ in points(tree) for key in point):
+def _check_reference(plan: Plan) -> None:
+    """Raise `UserError` if the plan names a reference that no arm is: an activation, or such as `optimizer=sgd`."""
+    if "reference" not in plan.tree.get("study", {}):
+        return
+    # As the table writes them.
+    runs = plan.runs.values()
+    names = [run.model.activation for run in runs]
+    for section, key in dict.fromkeys(key for point, _ in points(plan.tree, plan.source) for key in point):
         if (section, key) not in (ACTIVATION, SEED):
-            names += [f"{key}={getattr(getattr(run, section), key)}" for run in runs.values()]
-    return list(dict.fromkeys(names))
+            names += [f"{key}={getattr(getattr(run, section), key)}" for run in runs]
+    if plan.study.reference not in names:
+        message = unknown("reference", plan.study.reference, dict.fromkeys(names))
+        raise UserError(f"{plan.source}: study.reference: {message}")
+
+
+def _check_claim(plan: Plan) -> None:
+    """Raise `UserError` unless each term of the claim describes exactly one arm, and the terms of a prediction pair."""
+    for prediction in plan.claim.prediction if plan.claim else ():
+        where = f"{plan.source}: {prediction.text}"
+        seeds: list[list[int]] = []
+        for _, term in prediction.terms:
+            wanted = settings_of(term)
+            found = [arm for arm in plan.arms.values() if wanted.items() <= arm.settings.items()]
+            if len(found) != 1:
+                raise UserError(f"{where}: {wanted} describes {len(found)} arms of it, not one.")
+            seeds.append(sorted(run.train.seed for run in found[0].runs.values()))
+            if seeds[-1] != seeds[0]:
+                raise UserError(
+                    f"{where}: the seeds of its arms do not pair: {seeds[0]} and {seeds[-1]}. Give them the same "
+                    "train.seed."
+                )

@@ -4,6 +4,7 @@ Both grow by one rate at a time while the best rate is at their edge.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -29,14 +30,18 @@ class Left:
         return bool(self.tuning or self.final)
 
 
-def tuning_runs(name: str, arm: PlannedArm, rates: Sequence[float]) -> dict[str, RunConfig]:
-    """Return the tuning runs of an arm by name: a share of the budget, each rate with each of the tuning seeds."""
+def shorter(arm: PlannedArm) -> RunConfig:
+    """Return the config of an arm's tuning runs: a share of the budget, and nothing measured but the last loss."""
     tokens = math.ceil(arm.study.tune_share * arm.config.train.tokens)
+    return dataclasses.replace(arm.config, train=dataclasses.replace(arm.config.train, tokens=tokens, **BARE))
+
+
+def runs_at(name: str, config: RunConfig, rates: Iterable[float], seeds: Iterable[int]) -> dict[str, RunConfig]:
+    """Return the runs of an arm at each of the learning rates with each of the seeds, by name."""
     runs = {}
-    for lr in rates:
-        for seed in arm.study.tune_seeds:
-            train = dataclasses.replace(arm.config.train, tokens=tokens, lr=lr, seed=seed, **BARE)
-            runs[_name(name, lr, seed)] = dataclasses.replace(arm.config, train=train)
+    for lr, seed in itertools.product(rates, seeds):
+        train = dataclasses.replace(config.train, lr=lr, seed=seed)
+        runs[shorten(f"{name}-lr{lr:g}-seed{seed}")] = dataclasses.replace(config, train=train)
     return runs
 
 
@@ -48,28 +53,14 @@ def bracket(middle: float, count: int) -> list[float]:
 def beyond_bracket(rates: Sequence[float], middle: float, lowest: float) -> float | None:
     """Return the next rate of a bracket around `middle` if the one with the lowest loss is at its edge; else None."""
     place = round(math.log(lowest / middle, BRACKET_RATIO))
-    if lowest == max(rates):
-        return _bracket_rate(middle, place + 1)
-    return _bracket_rate(middle, place - 1) if lowest == min(rates) else None
+    # A bracket of one rate has no edge: its lowest and its highest rate cancel.
+    step = (lowest == max(rates)) - (lowest == min(rates))
+    return _bracket_rate(middle, place + step) if step else None
 
 
 def _bracket_rate(middle: float, place: int) -> float:
     # Three digits, since the runs are named so. Each rate comes from the middle one: rounding does not add up.
     return float(f"{middle * BRACKET_RATIO**place:.3g}")
-
-
-def bracket_runs(name: str, arm: PlannedArm, rates: Sequence[float], seeds: Iterable[int]) -> dict[str, RunConfig]:
-    """Return the runs of a tuned arm that count, by name: the whole budget, each rate with each of the seeds."""
-    runs = {}
-    for lr in rates:
-        for seed in seeds:
-            train = dataclasses.replace(arm.config.train, lr=lr, seed=seed)
-            runs[_name(name, lr, seed)] = dataclasses.replace(arm.config, train=train)
-    return runs
-
-
-def _name(arm: str, lr: float, seed: int) -> str:
-    return shorten(f"{arm}-lr{lr:g}-seed{seed}")
 
 
 def best_lr(losses: Mapping[float, Sequence[float]]) -> float | None:

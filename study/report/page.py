@@ -16,7 +16,7 @@ import tomli_w
 from errors import UserError
 from files import replacing
 from study.judge.effects import Row
-from study.judge.results import Run, Study, varying
+from study.judge.results import RunResult, Study, varying
 from study.report.drawing import FEW, PALETTE, Style, styles
 from study.report.figures import depth_figure, difference_figure, final_figure, heat_maps, loss_figure, rate_figure
 from study.report.sentences import headline, notes, scope, sentence
@@ -222,7 +222,7 @@ def _texts(*texts: str | bool) -> str:
 
 def _bracket_text(rows: Sequence[Row]) -> str:
     """Return what the intervals cover."""
-    counts = [len(row.arm.bracket) for row in rows if row.arm.bracket]
+    counts = [len(row.arm.bracket_losses()) for row in rows if row.arm.bracket]
     return BRACKET_TEXT.format(counts[0]) if counts else UNBRACKETED_TEXT
 
 
@@ -281,7 +281,7 @@ def _protocol(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
     return {"shared": shared, "varies": varies}
 
 
-def _environment(runs: Sequence[Run]) -> dict[str, Any]:
+def _environment(runs: Sequence[RunResult]) -> dict[str, Any]:
     """Return where the finished runs were trained: what all share, and the values of what differs."""
     environments = [run.summary.get("environment", {}) for run in runs if run.summary]
     keys = dict.fromkeys(key for environment in environments for key in environment)

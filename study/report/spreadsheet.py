@@ -9,7 +9,7 @@ from typing import Any
 
 from files import replacing
 from study.judge.effects import Row
-from study.judge.results import Run, Study
+from study.judge.results import RunResult, Study
 
 
 def write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
@@ -20,7 +20,7 @@ def write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
     """
     arms = {}
     for row in rows:
-        for run in itertools.chain(row.arm.runs, *row.arm.bracket):
+        for run in itertools.chain(row.arm.runs, row.arm.bracket):
             arms[run.folder] = _arm_columns(row)
     lines = []
     for stage, runs in (("final", study.runs), ("tune", study.tuning)):
@@ -37,7 +37,7 @@ def write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
         table.writerows({key: _plain(value) for key, value in line.items()} for line in lines)
 
 
-def _run_columns(run: Run) -> dict[str, Any]:
+def _run_columns(run: RunResult) -> dict[str, Any]:
     columns = run.settings | {"train.lr": run.lr, "data/fingerprint": run.fingerprint}
     for key in run.summary or {}:
         if key not in run.settings and run.final(key) is not None:

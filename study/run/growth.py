@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 from errors import UserError
-from study.plan.config import flatten, merge
+from study.plan.config import merge, trained_settings
 from study.plan.plan import Plan, PlannedArm, make_plan
 from study.run.search import left_to_train
-from training.config import WHERE, RunConfig, tree
+from training.config import RunConfig, tree
 from training.folder import CHOOSE
 
 
@@ -46,7 +46,7 @@ def grow(folder: Path, plan: Plan) -> None:
 
 def _trained(config: RunConfig) -> str:
     """Return a text that is equal for configs that train the same."""
-    return repr({key: value for key, value in flatten(tree(config)).items() if key not in WHERE})
+    return repr(trained_settings(tree(config)))
 
 
 def _missing(old: Plan, new: Plan) -> list[str]:
@@ -55,8 +55,7 @@ def _missing(old: Plan, new: Plan) -> list[str]:
     names = {_trained(arm.config): name for name, arm in new.arms.items()}
     lines = []
     for name, arm in old.arms.items():
-        configs = [config for run, config in old.runs.items() if old.arm_of[run] == name]
-        seeds = [str(config.train.seed) for config in configs if _trained(config) not in planned]
+        seeds = [str(run.train.seed) for run in arm.runs.values() if _trained(run) not in planned]
         if seeds:
             lines.append(f"{name}: seed {', '.join(seeds)}")
             continue

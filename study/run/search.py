@@ -13,9 +13,9 @@ from study.plan.tuning import (
     best_lr,
     beyond_bracket,
     bracket,
-    bracket_runs,
     extension,
-    tuning_runs,
+    runs_at,
+    shorter,
 )
 from training.config import RunConfig
 from training.contents import intact_summary
@@ -71,14 +71,14 @@ def left_to_train(plan: Plan, folder: Path) -> dict[str, Left]:
 def _tune(plan: Plan, folder: Path, train_all: TrainAll) -> Search:
     """Train the coarse grid of each arm that is tuned."""
 
-    def runs_at(name: str, rates: list[float]) -> dict[str, RunConfig]:
-        return tuning_runs(name, plan.arms[name], rates)
+    def runs_of(name: str, rates: list[float]) -> dict[str, RunConfig]:
+        return runs_at(name, shorter(plan.arms[name]), rates, plan.arms[name].study.tune_seeds)
 
     def beyond(name: str, rates: list[float], best: float) -> float | None:
         return extension(rates, best)
 
     grids = {name: list(arm.study.lr) for name, arm in plan.arms.items() if arm.study.lr}
-    return _search(grids, runs_at, beyond, EXTENSIONS, folder, train_all)
+    return _search(grids, runs_of, beyond, EXTENSIONS, folder, train_all)
 
 
 def _train_finals(plan: Plan, middles: Mapping[str, float], folder: Path, train_all: TrainAll) -> Search:
@@ -90,21 +90,21 @@ def _train_finals(plan: Plan, middles: Mapping[str, float], folder: Path, train_
         elif not arm.study.lr:
             rates[name] = [arm.config.train.lr]
 
-    def runs_at(name: str, rates: list[float]) -> dict[str, RunConfig]:
-        own = {run_name: run for run_name, run in plan.runs.items() if plan.arm_of[run_name] == name}
+    def runs_of(name: str, rates: list[float]) -> dict[str, RunConfig]:
+        arm = plan.arms[name]
         if name not in middles:
-            return own
-        return bracket_runs(name, plan.arms[name], rates, [run.train.seed for run in own.values()])
+            return arm.runs
+        return runs_at(name, arm.config, rates, [run.train.seed for run in arm.runs.values()])
 
     def beyond(name: str, rates: list[float], best: float) -> float | None:
-        return beyond_bracket(rates, middles[name], best) if len(rates) >= 3 else None
+        return beyond_bracket(rates, middles[name], best) if name in middles else None
 
-    return _search(rates, runs_at, beyond, MOVES, folder, train_all)
+    return _search(rates, runs_of, beyond, MOVES, folder, train_all)
 
 
 def _search(
     rates: Rates,
-    runs_at: Callable[[str, list[float]], dict[str, RunConfig]],
+    runs_of: Callable[[str, list[float]], dict[str, RunConfig]],
     beyond: Callable[[str, list[float], float], float | None],
     moves: int,
     folder: Path,
@@ -114,7 +114,7 @@ def _search(
     search = Search({}, {}, [])
     tried: set[str] = set()
     for _ in range(moves + 1):
-        search.runs = {name: runs_at(name, of_arm) for name, of_arm in rates.items()}
+        search.runs = {name: runs_of(name, of_arm) for name, of_arm in rates.items()}
         # A run that diverged would diverge again, so each is trained once.
         fresh = {}
         for of_arm in search.runs.values():

@@ -125,6 +125,7 @@ def test_a_seed_that_no_study_of_an_arm_has_is_missing_once(tmp_path):
 
 def test_a_rate_that_diverged_for_one_seed_has_no_loss(seeded):
     tune(seeded, "gelu", {0.002: 5.0, 0.004: 4.5})
-    write_run(seeded / "tune" / "x", "gelu", None, tokens=500, lr=0.004, seed=1001)
+    for lr, loss in ((0.002, 5.5), (0.004, None)):
+        write_run(seeded / "tune" / f"gelu-lr{lr}-seed1001", "gelu", loss, tokens=500, lr=lr, seed=1001)
     gelu = make_arms(load_study([seeded]))[1]
-    assert gelu.tuned() == {0.002: {1000: 5.0}, 0.004: {}}
+    assert gelu.tuned() == {0.002: {1000: 5.0, 1001: 5.5}}

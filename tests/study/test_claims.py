@@ -4,7 +4,7 @@ from helpers import GELU, plan, shifted, write_run, write_study
 
 from errors import UserError
 from study.judge.controls import CONTROLS, Control
-from study.judge.results import load_run
+from study.judge.results import read_result
 from study.judge.verdicts import judge_claims, metric_at
 from study.plan.plan import claims_in
 from study.report.claims_page import report_claims
@@ -65,7 +65,7 @@ def test_a_contrast_of_contrasts_by_hand(tmp_path):
 
 
 def test_a_metric_of_all_layers_is_their_mean_and_may_be_a_logarithm(tmp_path):
-    run = load_run(write_run(tmp_path / "run"))
+    run = read_result(write_run(tmp_path / "run"))
     for record in run.records:
         record |= {f"act/blocks.{i}/mean_share": record["step"] * (i + 1) for i in range(3)}
     assert metric_at(run, "act/blocks.*/mean_share", 1.0) == pytest.approx(10 * 2)
@@ -76,7 +76,7 @@ def test_a_metric_of_all_layers_is_their_mean_and_may_be_a_logarithm(tmp_path):
 
 
 def test_a_share_of_the_budget_is_of_what_the_run_was_trained_on(tmp_path):
-    run = load_run(write_run(tmp_path / "run"))
+    run = read_result(write_run(tmp_path / "run"))
     for record in run.records[6:]:
         record["val/loss"] = None  # it diverged: an earlier loss does not stand in for the last
     assert metric_at(run, "val/loss", 0.5) == pytest.approx(metric_at(run, "val/loss", 0.4) - 0.1)
@@ -122,13 +122,6 @@ def test_an_aside_takes_no_part_and_a_failed_control_withholds_the_verdict(tmp_p
     assert (one.verdict, [finding.outcome for finding in one.findings]) == ("supported", ["supported", "opposite"])
     monkeypatch.setitem(CONTROLS, "plain_net", lambda: Control("it", {"relu": 1.3}, {"relu": 1.0}, {"relu": 0.2}))
     assert judged(tmp_path).verdict == "withheld"
-
-
-def test_two_claims_of_one_name_are_refused(tmp_path):
-    for name in ("c1", "c2"):
-        write_study(tmp_path / name, plan({"predicts": "above"}), {"gelu": GELU})
-    with pytest.raises(UserError, match="two claims have the name C0"):
-        claims_in(tmp_path)
 
 
 def test_the_controls_hold_and_know_the_values_of_theory():

@@ -19,7 +19,8 @@ def test_lists_make_every_combination_once_and_in_order():
 def test_an_arm_is_a_run_without_its_seed():
     plan = make_plan({"model": {"activation": ["relu", "gelu"], "n_layer": [1, 2]}, "train": {"seed": [3, 4]}})
     assert list(plan.arms) == ["relu-n_layer1", "relu-n_layer2", "gelu-n_layer1", "gelu-n_layer2"]
-    assert plan.arm_of == {f"{arm}-seed{seed}": arm for arm in plan.arms for seed in (3, 4)}
+    for name, arm in plan.arms.items():
+        assert list(arm.runs) == [f"{name}-seed3", f"{name}-seed4"]
 
 
 def test_one_run_has_no_name_and_a_tuned_one_is_called_by_its_activation():
@@ -65,7 +66,7 @@ def test_each_grid_lies_over_the_shared_sections_and_flags_over_every_grid(tmp_p
     assert set(plan.runs) == first | {"gelu-d_model64-seed5"}
     run = plan.runs["gelu-d_model64-seed5"]
     assert (run.model.n_layer, run.train.seed) == (1, 5)
-    point, _ = list(points(plan.tree))[8]
+    point, _ = list(points(plan.tree, "it"))[8]
     assert point == {("model", "activation"): "gelu", ("model", "d_model"): 64, ("train", "seed"): 5}
     flags = {"model": {"n_layer": 3, "d_model": 96}, "train": {"seed": 9}}
     runs = make_plan(merge(path, flags)).runs
@@ -81,7 +82,7 @@ def test_each_grid_lies_over_the_shared_sections_and_flags_over_every_grid(tmp_p
         ("[[grids]]\nmodel.n_layer = 1", "Did you mean 'grid'?"),
         ("[[predictions]]\nx = 1", "Did you mean 'prediction'?"),
         ("[[grid]]\nstduy.lr = [1, 2, 4]", "Did you mean 'study'?"),
-        ("[[grid]]\nn_layer = 1", "such as model.n_layer"),
+        ("[[grid]]\nn_layer = 1", "n_layer: every key stands in a section"),
         ('[[grid]]\nstudy.reference = "relu"', "study.reference is one for all runs"),
         ("[[grid]]\nmodel.n_layers = 1", "Did you mean 'n_layer'"),
         ("[model]\nactivation = []", "each once"),

@@ -12,7 +12,7 @@ from helpers import ENDS, GELU, HOSTILE, add_probes, plan, shifted, write_run, w
 from playwright.sync_api import sync_playwright
 
 from study.judge.effects import best_first, compare_arms
-from study.judge.results import Run, Study, load_study
+from study.judge.results import RunResult, Study, load_study
 from study.report.claims_page import report_claims
 from study.report.page import sections, write_report
 
@@ -235,7 +235,7 @@ def test_a_hundred_runs_of_a_thousand_points_stay_small_and_draw(browser, tmp_pa
         config = {"model": {"activation": f"act{arm}"}, "train": {"tokens": 1_000_000, "seed": seed, "lr": 0.1}}
         points = [(1000 * i, 3 + 4 / i + 0.01 * arm + 0.001 * seed) for i in range(1, 1001)]
         records = [{"tokens": x, "train/loss": y, "val/loss": y} for x, y in points]
-        return Run(f"{arm}-{seed}", tmp_path / f"{arm}-{seed}", config, records, {"val/loss": points[-1][1]})
+        return RunResult(f"{arm}-{seed}", tmp_path / f"{arm}-{seed}", config, records, {"val/loss": points[-1][1]})
 
     study = Study([run(arm, seed) for arm in range(20) for seed in range(5)], [], {})
     path = report_on(study, tmp_path / "report.html")

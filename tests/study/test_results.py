@@ -7,13 +7,13 @@ from helpers import write_plan, write_run
 
 from errors import UserError
 from study.judge.effects import compare_arms
-from study.judge.results import load_run, load_study, varying
+from study.judge.results import load_study, read_result, varying
 from study.report.spreadsheet import write_csv
 from training.contents import seal
 
 
 def test_a_run_folder_is_read_whole(tmp_path):
-    run = load_run(write_run(tmp_path / "one", "relu", 4.0, seed=3))
+    run = read_result(write_run(tmp_path / "one", "relu", 4.0, seed=3))
     assert (run.name, run.activation, run.budget, run.seed, run.status) == ("one", "relu", 1000, 3, "finished")
     assert run.curve("val/loss") == [(200, 4.8), (400, 4.6), (600, 4.4), (800, 4.2), (1000, 4.0)]
     assert run.settings["train.seed"] == 3
@@ -22,19 +22,19 @@ def test_a_run_folder_is_read_whole(tmp_path):
 
 def test_a_run_without_a_result_has_no_final_figure(tmp_path):
     figures = dict.fromkeys(("val/loss", "val/perplexity", "val/bits_per_byte"))  # strict JSON: null for nan
-    diverged = load_run(write_run(tmp_path / "diverged", summary={"status": "diverged"} | figures))
+    diverged = read_result(write_run(tmp_path / "diverged", summary={"status": "diverged"} | figures))
     assert (diverged.status, diverged.final("val/loss"), diverged.final("params/total")) == ("diverged", None, None)
-    run = load_run(write_run(tmp_path / "run", loss=None))
+    run = read_result(write_run(tmp_path / "run", loss=None))
     assert (run.status, run.final("val/loss")) == ("unfinished", None)
     assert run.progress == "unfinished at 500 of 1,000 tokens, last validation loss 5.100"
 
 
 def test_a_last_line_cut_short_is_ignored_and_any_other_damage_is_named(tmp_path):
     metrics = write_run(tmp_path / "run") / "metrics.jsonl"
-    whole = load_run(metrics.parent).records
+    whole = read_result(metrics.parent).records
     text = metrics.read_bytes()
     metrics.write_bytes(text + '{"step": 11, "note": "é'.encode()[:-1])
-    assert load_run(metrics.parent).records == whole
+    assert read_result(metrics.parent).records == whole
     first, *others = text.splitlines(keepends=True)
     for damage in (
         b"{" + text,
@@ -46,11 +46,11 @@ def test_a_last_line_cut_short_is_ignored_and_any_other_damage_is_named(tmp_path
     ):
         metrics.write_bytes(damage)
         with pytest.raises(UserError, match=r"metrics\.jsonl is damaged .* Line 1 is the first that is wrong"):
-            load_run(metrics.parent)
+            read_result(metrics.parent)
     for damage in ([first, first, *others], [*others, first]):
         metrics.write_bytes(b"".join(damage))
         with pytest.raises(UserError, match=r"step 1 follows step \d+\. Line \d+ is the first that is wrong"):
-            load_run(metrics.parent)
+            read_result(metrics.parent)
 
 
 def test_figures_that_were_changed_after_their_run_are_refused(tmp_path):
@@ -59,7 +59,7 @@ def test_figures_that_were_changed_after_their_run_are_refused(tmp_path):
     path = run / "summary.json"
     summary = seal(json.loads(path.read_text()), run)
     path.write_text(json.dumps(summary))
-    assert load_run(run).final("val/loss") == 4
+    assert read_result(run).final("val/loss") == 4
     for change in (
         {"val/loss": 3.5},
         {"params/total": 54_320},
@@ -69,13 +69,13 @@ def test_figures_that_were_changed_after_their_run_are_refused(tmp_path):
     ):
         path.write_text(json.dumps(summary | change))
         with pytest.raises(UserError, match=r"summary\.json is damaged .*The train\.py command of this run writes it"):
-            load_run(run)
+            read_result(run)
     path.write_text(json.dumps(summary))
     for name in ("config.toml", "metrics.jsonl", "val_windows.npy"):
         content = (run / name).read_bytes()
         (run / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(UserError, match=rf"{name} is damaged .*its SHA-256 is not the one in summary\.json"):
-            load_run(run)
+            read_result(run)
         (run / name).write_bytes(content)
 
 
@@ -86,7 +86,7 @@ def test_windows_that_are_no_list_of_losses_are_refused(tmp_path, content):
     path = write_run(tmp_path / "run") / "val_windows.npy"
     path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
     with pytest.raises(UserError, match=r"val_windows\.npy is damaged or was not written by this project"):
-        load_run(path.parent).windows  # noqa: B018
+        read_result(path.parent).windows  # noqa: B018
 
 
 def test_a_folder_that_holds_no_run_is_refused(tmp_path):
@@ -98,7 +98,7 @@ def test_a_folder_that_holds_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no run beside its tuning runs"):
         load_study([tmp_path])
     with pytest.raises(UserError, match="is not a run folder"):
-        load_run(tmp_path)
+        read_result(tmp_path)
     (tmp_path / "config.toml").write_text("[train]\ntokens = 5\n")
     with pytest.raises(UserError, match=r"config\.toml is damaged .*: KeyError: 'model'"):
         load_study([tmp_path])
@@ -112,8 +112,8 @@ def test_a_study_keeps_the_runs_that_count_apart_from_those_that_tune(tmp_path):
     study = load_study([tmp_path, tmp_path / "gelu-seed2"])  # named twice, it counts once
     assert [run.name for run in study.runs] == ["gelu-seed2", "gelu-seed10"]
     assert [run.name for run in study.tuning] == ["gelu-lr0.1"]
-    assert study.reference == "relu"
-    assert load_study([tmp_path / "gelu-seed2"]).reference == "gelu"
+    assert study.named == "relu"
+    assert load_study([tmp_path / "gelu-seed2"]).named is None
     assert varying(study.runs) == ["train.seed"]
 
 

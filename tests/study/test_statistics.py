@@ -11,10 +11,8 @@ from scipy import stats
 
 from study.judge.statistics import (
     Effect,
-    Hypothesis,
     at_best_rate,
     block_bootstrap,
-    claim_verdicts,
     detectable,
     equivalence_power,
     holm,
@@ -28,27 +26,22 @@ from study.judge.statistics import (
     seeds_to_decide,
     vertex,
 )
+from study.judge.verdicts import Finding, claim_verdicts
+from study.plan.claims import Prediction
 
 STUDIES = 2000
+ABOVE = Prediction("it", "above", ({},), ({},), margin=0.01)
 
 
 def test_an_effect_equals_scipys_paired_t_test():
     rng = np.random.default_rng(0)
-    for n, level in itertools.product((2, 3, 5, 8, 10, 30), (0.9, 0.95, 0.99)):
+    for n in (2, 3, 5, 8, 10, 30):
         arm, reference = rng.normal(3.5, 0.02, n), rng.normal(3.49, 0.02, n)
-        effect, truth = paired((arm - reference).tolist(), level), stats.ttest_rel(arm, reference)
-        interval = truth.confidence_interval(level)
+        effect, truth = paired((arm - reference).tolist()), stats.ttest_rel(arm, reference)
+        interval = truth.confidence_interval()
         assert (effect.low, effect.high, effect.p) == pytest.approx((interval.low, interval.high, truth.pvalue))
         assert (effect.mean, effect.sd) == pytest.approx((np.mean(arm - reference), np.std(arm - reference, ddof=1)))
-        assert (effect.n, effect.level) == (n, level)
-
-
-def test_an_effect_by_hand():
-    # Mean 3, sd √2.5, standard error √0.5, t = 3√2 on 4 degrees of freedom, t_.975 = 2.776445.
-    effect = paired([1, 2, 3, 4, 5])
-    assert (effect.mean, effect.sd, effect.n) == (3, pytest.approx(math.sqrt(2.5)), 5)
-    assert (effect.low, effect.high) == pytest.approx((3 - 2.776445 * math.sqrt(0.5), 3 + 2.776445 * math.sqrt(0.5)))
-    assert effect.p == pytest.approx(0.013236, abs=5e-6)
+        assert effect.n == n
 
 
 def test_one_seed_has_no_interval():
@@ -64,14 +57,6 @@ def test_equal_differences_have_an_interval_of_no_width(value, p, n):
     assert paired([value] * n) == Effect(value, value, value, p, n, 0.0)
 
 
-def test_an_effect_refuses_what_has_no_meaning():
-    for bad in ([], [0.1, math.nan], [math.inf]):
-        with pytest.raises(ValueError, match="one finite difference or more"):
-            paired(bad)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        paired([1, 2], 95)
-
-
 def test_pairs_are_made_by_seed_not_by_place():
     assert pair({2: 5.0, 11: 3.0, 1: 4.0}, {1: 3.5, 2: 4.0, 11: 4.0}) == [0.5, 1.0, -1.0]
 
@@ -79,8 +64,6 @@ def test_pairs_are_made_by_seed_not_by_place():
 def test_what_does_not_pair_is_refused_by_name():
     with pytest.raises(ValueError, match=r"do not pair: \[1, 7, 10\] of the arm, \[1, 2\] of the reference"):
         pair({1: 3.0, 7: 3.0, 10: 3.0}, {1: 3.0, 2: 3.0})
-    with pytest.raises(ValueError, match=r"no finite difference: seeds \[2, 3\]"):
-        pair({1: 3.0, 2: math.nan, 3: 4.0}, {1: 3.0, 2: 3.0, 3: math.inf})
 
 
 def test_holm_by_hand():
@@ -95,12 +78,6 @@ def test_holm_by_hand():
 def test_holm_leaves_out_what_was_not_tested():
     assert holm([math.nan, 0.01, math.nan, 0.04]) == pytest.approx([math.nan, 0.02, math.nan, 0.04], nan_ok=True)
     assert holm([math.nan]) == pytest.approx([math.nan], nan_ok=True)
-
-
-def test_holm_refuses_what_is_no_probability():
-    for bad in (-0.01, 1.01):
-        with pytest.raises(ValueError, match="between 0 and 1"):
-            holm([0.5, bad])
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6))
@@ -153,15 +130,15 @@ def test_p_refuted_is_below_five_percent_where_the_interval_excludes_the_margin(
 
 
 YES, NO, NOTHING, MAYBE = (
-    Hypothesis(effect(0.03, 0.02, 0.04, p=0.004), 1, 0.01),
-    Hypothesis(effect(-0.03, -0.04, -0.02, p=0.004), 1, 0.01),
-    Hypothesis(effect(0.0, -0.009, 0.009, p=1.0), 1, 0.01),
-    Hypothesis(effect(0.02, -0.01, 0.05, p=0.2), 1, 0.01),
+    Finding(ABOVE, effect(0.03, 0.02, 0.04, p=0.004)),
+    Finding(ABOVE, effect(-0.03, -0.04, -0.02, p=0.004)),
+    Finding(ABOVE, effect(0.0, -0.009, 0.009, p=1.0)),
+    Finding(ABOVE, effect(0.02, -0.01, 0.05, p=0.2)),
 )
 
 
 def test_a_claim_is_supported_if_all_of_its_predictions_are_and_refuted_if_one_fails():
-    assert claim_verdicts([[YES, YES], [YES, MAYBE], [YES, NO], [Hypothesis(None, 1, 0.01)]]) == [
+    assert claim_verdicts([[YES, YES], [YES, MAYBE], [YES, NO], [Finding(ABOVE)]]) == [
         "supported",
         "undecided",
         "refuted",
@@ -172,11 +149,11 @@ def test_a_claim_is_supported_if_all_of_its_predictions_are_and_refuted_if_one_f
 
 def test_holm_goes_over_the_claims_for_supported_and_within_a_claim_for_refuted():
     # A claim's p is the largest of its predictions': 0.02 stays below 5 % for two claims, and not for three.
-    near = Hypothesis(effect(0.03, 0.004, 0.056, p=0.02), 1, 0.01)
+    near = Finding(ABOVE, effect(0.03, 0.004, 0.056, p=0.02))
     assert claim_verdicts([[YES, near]] * 2) == ["supported"] * 2
     assert claim_verdicts([[YES, near]] * 3) == ["undecided"] * 3
     # p of exceeding the margin: t = −4 on 4 degrees of freedom, twice one-sided 0.0161. Four such tests are too many.
-    weak = Hypothesis(Effect(-0.01, -0.0224, -0.0001, p=0.049, n=5, sd=0.02 / 4 * math.sqrt(5)), 1, 0.01)
+    weak = Finding(ABOVE, Effect(-0.01, -0.0224, -0.0001, p=0.049, n=5, sd=0.02 / 4 * math.sqrt(5)))
     assert weak.outcome == "opposite"
     assert weak.effect is not None
     assert p_refuted(weak.effect, 1, 0.01) == pytest.approx(0.01613, abs=1e-5)
@@ -214,7 +191,7 @@ def test_the_family_wise_error_over_null_studies_is_at_most_five_percent(shared)
 def test_a_true_effect_of_the_size_of_the_margin_is_seldom_refuted():
     """The error of "refuted" is that of one end of the interval."""
     rows = np.random.default_rng(5).normal(0.01, 0.005, (4000, 5)).tolist()
-    wrong = np.mean([claim_verdicts([[Hypothesis(paired(row), 1, 0.01)]])[0] == "refuted" for row in rows])
+    wrong = np.mean([claim_verdicts([[Finding(ABOVE, paired(row))]])[0] == "refuted" for row in rows])
     assert wrong == pytest.approx(0.025, abs=2.5 * math.sqrt(0.025 * 0.975 / 4000))
 
 
@@ -273,25 +250,6 @@ def test_the_jackknife_by_hand():
     assert pseudo_values(lambda seeds: 5.0, [3]) == {3: 5.0}
 
 
-def test_a_bracketed_effect_equals_numpys_parabola_left_one_out():
-    rng = np.random.default_rng(4)
-    rates = [1e-3, 1.41e-3, 2e-3]
-    losses_RS = 4 + np.array([[0.03], [0.0], [0.05]]) + rng.normal(0, 0.01, (3, 6))
-
-    def lowest(losses_RS):
-        a, b, c = np.polyfit(np.log(rates), losses_RS.mean(1), 2)
-        return c - b * b / (4 * a)
-
-    without = np.array([lowest(np.delete(losses_RS, s, 1)) for s in range(6)])
-    truth = 6 * lowest(losses_RS) - 5 * without
-    table = {rate: dict(enumerate(row)) for rate, row in zip(rates, losses_RS.tolist(), strict=True)}
-    found = pseudo_values(lambda seeds: at_best_rate(table, table, seeds), range(6))
-    assert [*found.values()] == pytest.approx(truth)
-    one = paired([*found.values()])
-    jackknife_error = math.sqrt(5 / 6 * ((without - without.mean()) ** 2).sum())  # Efron & Tibshirani (11.5)
-    assert one.high - one.mean == pytest.approx(stats.t.ppf(0.975, 5) * jackknife_error)
-
-
 @pytest.mark.parametrize(("losses", "block"), [([1, 2, 4, 9], 1), ([1, 2, 4, 9], 2), ([1, 2, 4, 9, 3], 2)])
 def test_the_block_bootstrap_against_every_resample(losses, block):
     """All equally likely resamples of a few windows, the last block cut where the windows are full."""
@@ -299,20 +257,8 @@ def test_the_block_bootstrap_against_every_resample(losses, block):
     circle = [[losses[(start + k) % n] for k in range(block)] for start in range(n)]
     resamples = itertools.product(circle, repeat=-(-n // block))
     means = [np.mean(list(itertools.chain(*blocks))[:n]) for blocks in resamples]
-    error, low, high = block_bootstrap(losses, block, draws=100_000, seed=0)
-    assert error == pytest.approx(np.std(means), rel=0.01)
+    low, high = block_bootstrap(losses, block, draws=100_000)
     assert (low, high) == pytest.approx(np.quantile(means, (0.025, 0.975), method="inverted_cdf"), abs=1e-9)
-
-
-def test_the_block_bootstrap_of_independent_windows_is_the_textbook_error():
-    losses = np.random.default_rng(6).normal(3.5, 0.4, 4000)
-    analytic = losses.std() / math.sqrt(4000)
-    for block in (1, 10):
-        error, low, high = block_bootstrap(losses.tolist(), block, draws=2000, seed=1)
-        assert error == pytest.approx(analytic, rel=0.1)
-        assert (low, high) == pytest.approx(
-            stats.norm.interval(0.95, losses.mean(), analytic), abs=0.1 * analytic * 1.96
-        )
 
 
 def test_the_block_bootstrap_sees_the_correlation_of_neighbours():
@@ -324,16 +270,6 @@ def test_the_block_bootstrap_sees_the_correlation_of_neighbours():
     for t in range(1, n):
         series[:, t] = rho * series[:, t - 1] + noise[:, t]
     truth = math.sqrt((1 + rho) / (1 - rho) / (1 - rho**2) / n)
-    errors = {b: np.mean([block_bootstrap(row, b, 200, seed=i)[0] for i, row in enumerate(series)]) for b in (1, 50)}
-    assert errors[50] == pytest.approx(truth, rel=0.05)
-    assert errors[1] == pytest.approx(truth / 2, rel=0.05)
-
-
-def test_the_block_bootstrap_refuses_what_has_no_error_and_repeats_with_its_seed():
-    for losses, block, draws in (([], 1, 10), ([1, 2, 3], 2, 10), ([1, 2, math.nan, 4], 1, 10), ([1, 2, 3, 4], 2, 1)):
-        with pytest.raises(ValueError, match="two blocks or more"):
-            block_bootstrap(losses, block, draws, seed=0)
-    losses = np.random.default_rng(8).normal(size=50).tolist()
-    first = block_bootstrap(losses, 5, 100, seed=3)
-    assert block_bootstrap(losses, 5, 100, seed=3) == first
-    assert block_bootstrap(losses, 5, 100, seed=4) != first
+    halves = {block: np.mean([np.ptp(block_bootstrap(row, block)) / 2 for row in series]) for block in (1, 50)}
+    assert halves[50] == pytest.approx(1.96 * truth, rel=0.05)
+    assert halves[1] == pytest.approx(1.96 * truth / 2, rel=0.05)

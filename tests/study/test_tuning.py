@@ -6,7 +6,7 @@ import pytest
 from study.judge.arms import make_arms
 from study.judge.results import load_study
 from study.plan.plan import make_plan
-from study.plan.tuning import best_lr, extension, tuning_runs
+from study.plan.tuning import best_lr, extension, runs_at, shorter
 from study.run.protocol import run_study
 from training.config import read_toml
 from training.config import tree as plain
@@ -28,12 +28,12 @@ def test_each_grid_tunes_on_its_own_rates():
 
 def test_tuning_runs_take_a_share_of_the_budget_on_seeds_of_their_own():
     arm = make_plan(TREE).arms["relu-n_layer1"]
-    trials = tuning_runs("relu-n_layer1", arm, arm.study.lr)
+    trials = runs_at("relu-n_layer1", shorter(arm), arm.study.lr, arm.study.tune_seeds)
     assert list(trials)[:3] == ["relu-n_layer1-lr0.1-seed7", "relu-n_layer1-lr0.1-seed8", "relu-n_layer1-lr0.2-seed7"]
     assert {(run.train.lr, run.train.seed) for run in trials.values()} == {(l, s) for l in arm.study.lr for s in (7, 8)}
     assert {run.train.tokens for run in trials.values()} == {251}
     assert all((run.train.eval_every, run.train.probes) == (-1, 0) for run in trials.values())
-    assert {len(name) for name in tuning_runs("x" * 255, arm, arm.study.lr)} == {255}
+    assert {len(name) for name in runs_at("x" * 255, arm.config, arm.study.lr, [7])} == {255}
 
 
 def test_the_best_rate_has_the_lowest_mean_and_finished_everywhere():
