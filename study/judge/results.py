@@ -125,6 +125,7 @@ class Study:
     plans: dict[Path, Tree]
     earlier: dict[Path, list[Tree]] = dataclasses.field(default_factory=dict)
 
+    # Settings of several studies that are read together: the first plan that has one decides.
     @property
     def named(self) -> str | None:
         """The reference in the first plan that names one; None where none does."""
@@ -163,6 +164,7 @@ def planned(plan: Tree) -> list[tuple[dict[str, Any], bool]]:
     They are its activation, its seed and the settings in which runs differ. Others are left out: a default may have
     changed since. So is the learning rate of a run that is tuned.
     """
+    # A plan is not made of `study.plan.plan`: that would need the plugins of its activations.
     runs: list[dict[str, Any]] = []
     bracketed = []
     for _, sections in points(plan, "study.toml"):
@@ -214,6 +216,7 @@ def load_study(paths: Iterable[str | Path]) -> Study:
         tuning += trials
         if (path / "study.toml").is_file():
             plans[path.resolve()] = merge(path / "study.toml", {})
+            # A study that grew after a look at its results keeps the plan of each look.
             looks = sorted(path.glob("study-*.toml"), key=_natural)
             earlier[path.resolve()] = [merge(look, {}) for look in looks]
     # Only the plan knows which arms train each seed at several rates: a run's config is the same either way.

@@ -99,6 +99,7 @@ def outcome(effect: Effect, direction: Literal[1, -1], margin: float, p: float |
     p = effect.p if p is None else p
     if effect.n < MINIMUM_SEEDS:
         return "undecided"
+    # This comes first: an effect may differ from 0 for sure and still be too small to matter.
     if -margin < effect.low and effect.high < margin:
         return "no effect"
     if not p < LEVEL:  # nan where no test was made
@@ -155,6 +156,7 @@ def seeds_to_decide(effect: Effect, margin: float) -> int | None:
         return None
     if not effect.sd:
         return MINIMUM_SEEDS
+    # A mean below the margin can only be decided as too small, any other only as different from 0.
     for n in range(MINIMUM_SEEDS, MOST_SEEDS + 1):
         if abs(effect.mean) >= margin:
             likely = power(effect.mean, effect.sd, n)
@@ -200,6 +202,7 @@ def vertex(rates: Sequence[float], means: Sequence[float]) -> float:
     Where the parabola opens downward or is flat, the rate with the lowest mean stands in. The result lies between the
     outer rates: beyond them the parabola is a guess.
     """
+    # Over the logarithm, the loss near its lowest point is about a parabola, and the rates are equally far apart.
     x = np.log2(rates)
     curvature, slope, _ = np.polyfit(x, means, 2)
     if curvature <= 1e-9:
@@ -214,6 +217,7 @@ def at_best_rate(losses: Table, figures: Table, seeds: Sequence[int]) -> float:
     means. Of the loss itself, that is the value at the vertex.
     """
     rates = sorted(losses)
+    # The loss alone chooses the rate: a figure that chose its own would be biased towards good luck.
     best = vertex(rates, [mean(losses[rate][seed] for seed in seeds) for rate in rates])
     means = [mean(figures[rate][seed] for seed in seeds) for rate in rates]
     return float(np.polyval(np.polyfit(np.log2(rates), means, 2), math.log2(best)))

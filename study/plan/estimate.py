@@ -99,12 +99,14 @@ def dry_run(
     for config in runs:
         check_available(config)
     engine = pick_engine(plan.study.engine, runs)
+    # A stack's runs share one process, and one run is what is timed here.
     parallel = 1 if engine == "stacked" else count_parallel(runs)
     keep_memory()
     data = prepare_arms(plan)
     print(*size_lines(plan, data), sep="\n")
     seconds = 0.0
     for name, arm in plan.arms.items():
+        # Claims may share runs. The first study trains them, and the others copy them.
         fresh = {*left[name].tuning, *left[name].final} - counted
         counted |= fresh
         speed = ""

@@ -60,6 +60,7 @@ def points(tree: Tree, source: str) -> Iterator[tuple[Point, Tree]]:
     for own in tree.get("grid", [{}]):
         grid = shared | {name: shared.get(name, {}) | part for name, part in own.items()}
         keys = [(section, key) for section, part in own.items() for key in part]
+        # These belong to the study and its machine. A grid is about what is trained.
         for section, key in keys:
             if f"{section}.{key}" in ONE_FOR_ALL:
                 raise UserError(f"[[grid]]: {section}.{key} is one for all runs: set it outside of the grids.")

@@ -125,7 +125,7 @@ def _check_reference(plan: Plan) -> None:
     """Raise `UserError` if the plan names a reference that no arm is: an activation, or such as `optimizer=sgd`."""
     if "reference" not in plan.tree.get("study", {}):
         return
-    # As the table writes them.
+    # The names are those that the table will show: study/judge/arms.py writes its parts in the same way.
     runs = plan.runs.values()
     names = [run.model.activation for run in runs]
     for section, key in dict.fromkeys(key for point, _ in points(plan.tree, plan.source) for key in point):
@@ -140,6 +140,7 @@ def _check_claim(plan: Plan) -> None:
     """Raise `UserError` unless each term of the claim describes exactly one arm, and the terms of a prediction pair."""
     for prediction in plan.claim.prediction if plan.claim else ():
         where = f"{plan.source}: {prediction.text}"
+        # Effects are paired by seed, so that a seed which only one arm has would be lost.
         seeds: list[list[int]] = []
         for _, term in prediction.terms:
             wanted = settings_of(term)
