@@ -155,7 +155,7 @@ def families(studies: int) -> None:
     ):
         any_wrong, each_wrong = 0, 0
         for _ in progress(studies):
-            verdicts: list[str] = [*claim_verdicts([claim(gaps) for _ in range(CLAIMS)])]
+            verdicts = claim_verdicts([claim(gaps) for _ in range(CLAIMS)])
             any_wrong += wrong in verdicts
             each_wrong += verdicts.count(wrong)
         share = each_wrong / studies / CLAIMS

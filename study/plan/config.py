@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import tyro
 from pydantic import Field
 from pydantic.dataclasses import dataclass
+from tyro.conf import Fixed, FlagCreatePairsOff, Positional, SuppressFixed, arg
 
 from errors import UserError, unknown
 from training.config import SECTIONS, STRICT, WHERE, read_toml
@@ -87,48 +88,28 @@ FIELDS = {
 }
 BOOLEANS = {"True": "true", "False": "false"}  # as an agent of a wandb sweep writes them
 
-arg = tyro.conf.arg
-UNNAMED = Path("runs/<name of the config>")
 DESCRIPTION = (
     "Train one run, or every run of a study. A field with a list is an axis of a study: one run for each value. "
     "Flags override the file, and the file overrides the defaults. Flags are written as in TOML, text without quotes "
     '(--train.lr=3e-3 --model.activation=\'["relu", "gelu"]\'). The same command again resumes.'
 )
+CONFIG, OUT = "TOML file of a run or a study, or a folder of studies", "folder of the run or study"
+PLUGIN = "Python file that adds activations; it is executed"
+DRY_RUN = "print the runs, the size of each network and the time; train nothing"
+NAMES = "print the activations, each with its formula and source; train nothing"
+UNNAMED = Path("runs/<name of the config>")
 
 
 @dataclasses.dataclass
 class Command:
     """The command line of train.py; `flags` holds the fields of sections that were given."""
 
-    config: tyro.conf.Positional[
-        Annotated[
-            Path,
-            arg(
-                help="TOML file of a run or a study, or a folder of studies",
-                help_behavior_hint="(default: configs/quick.toml)",
-            ),
-        ]
-    ]
-    out: Annotated[
-        Path, arg(metavar="DIR", help="folder of the run or study", help_behavior_hint=f"(default: {UNNAMED})")
-    ] = UNNAMED
-    plugin: Annotated[
-        Path | None,
-        arg(
-            metavar="FILE",
-            help="Python file that adds activations; it is executed",
-            help_behavior_hint="(default: none)",
-        ),
-    ] = None
-    dry_run: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool],
-        arg(help="print the runs, the size of each network and the time; train nothing"),
-    ] = False
-    list: Annotated[
-        tyro.conf.FlagCreatePairsOff[bool],
-        arg(help="print the activations, each with its formula and source; train nothing"),
-    ] = False
-    flags: tyro.conf.SuppressFixed[tyro.conf.Fixed[Tree]] = dataclasses.field(default_factory=dict)
+    config: Positional[Annotated[Path, arg(help=CONFIG, help_behavior_hint="(default: configs/quick.toml)")]]
+    out: Annotated[Path, arg(metavar="DIR", help=OUT, help_behavior_hint=f"(default: {UNNAMED})")] = UNNAMED
+    plugin: Annotated[Path | None, arg(metavar="FILE", help=PLUGIN, help_behavior_hint="(default: none)")] = None
+    dry_run: Annotated[FlagCreatePairsOff[bool], arg(help=DRY_RUN)] = False
+    list: Annotated[FlagCreatePairsOff[bool], arg(help=NAMES)] = False
+    flags: SuppressFixed[Fixed[Tree]] = dataclasses.field(default_factory=dict)
 
 
 def parse_command(arguments: Sequence[str], default: Path) -> Command:
