@@ -22,8 +22,9 @@ ONE_FOR_ALL = {*WHERE, "study.reference", "study.engine", "study.margin"}
 def axes(tree: Tree) -> dict[Key, list[Any]]:
     """Return the fields of one grid that hold lists: those that vary over its runs."""
     lists: dict[Key, list[Any]] = {}
-    for section, part in tree.items():
-        for key, values in part.items() if section in SECTIONS else ():
+    # A list in [study], such as lr, is a value of its own.
+    for section in [section for section in tree if section in SECTIONS]:
+        for key, values in tree[section].items():
             if not isinstance(values, list):
                 continue
             name = f"{section}.{key}"
@@ -69,12 +70,10 @@ def points(tree: Tree, source: str) -> Iterator[tuple[Point, Tree]]:
         # What a grid sets itself names its runs even where it is no list: it tells them from another grid's.
         names = dict.fromkeys([key for key in keys if key[0] != "study"]) | dict.fromkeys(lists)
         for values in itertools.product(*lists.values()):
-            chosen = dict(zip(lists, values, strict=True))
-            point: Point = {}
             sections = {name: dict(part) for name, part in grid.items()}
-            for section, key in names:
-                point[section, key] = sections[section][key] = chosen.get((section, key), grid[section][key])
-            yield point, sections
+            for (section, key), value in zip(lists, values, strict=True):
+                sections[section][key] = value
+            yield {(section, key): sections[section][key] for section, key in names}, sections
 
 
 def _check_tuning(study: Tree, lists: Collection[Key], source: str) -> None:
