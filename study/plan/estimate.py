@@ -41,16 +41,19 @@ def size_lines(plan: Plan, data: Mapping[str, Dataset]) -> list[str]:
     arms: dict[tuple[ModelConfig, int], list[str]] = {}
     for name, arm in plan.arms.items():
         arms.setdefault((arm.config.model, data[name].tokenizer.n_vocab), []).append(name)
-    sizes = {names[0]: size(model, n_vocab) for (model, n_vocab), names in arms.items()}
-    labels = [names[0] + f" and {len(names) - 1} more" * (len(names) > 1) for names in arms.values()]
-    width = max(12, *map(len, labels))
+    sizes = {}
+    for network, names in arms.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        sizes[names[0] + others] = size(*network)
+    width = max(12, *map(len, sizes))
     first = next(iter(sizes.values()))
-    return [
-        f"{label:>{width}}  {cost.total:>12,} parameters ({cost.total / first.total - 1:+.2%})  "
-        f"{cost.flops_per_token / 1e6:>9,.1f} MFLOP per training token "
-        f"({cost.flops_per_token / first.flops_per_token - 1:+.2%})"
-        for label, cost in zip(labels, sizes.values(), strict=True)
-    ]
+    lines = []
+    for label, cost in sizes.items():
+        parameters = f"{cost.total:>12,} parameters ({cost.total / first.total - 1:+.2%})"
+        flops = f"{cost.flops_per_token / 1e6:>9,.1f} MFLOP per training token"
+        more = cost.flops_per_token / first.flops_per_token - 1
+        lines.append(f"{label:>{width}}  {parameters}  {flops} ({more:+.2%})")
+    return lines
 
 
 def prepare_arms(plan: Plan) -> dict[str, Dataset]:
