@@ -61,7 +61,7 @@ class Arm:
         if not self.bracket:
             return self.runs[0].lr
         # This is the rate at which the figures of the arm are read off, and no run need have trained at it.
-        losses = self.bracket_losses()
+        losses = self.losses_by_rate()
         return vertex(list(losses), [fmean(of_seeds.values()) for of_seeds in losses.values()])
 
     @property
@@ -102,15 +102,15 @@ class Arm:
         if not self.bracket:
             figures = {run.seed: measure(run) for run in self.runs}
             return {seed: figure for seed, figure in figures.items() if figure is not None}
-        losses, figures_at = self.bracket_losses(), by_rate(self.bracket, measure)
+        losses, figures_at = self.losses_by_rate(), by_rate(self.bracket, measure)
         # The parabola needs all three rates.
         if figures_at.keys() != losses.keys():
             return {}
         return pseudo_values(lambda seeds: at_best_rate(losses, figures_at, seeds), [run.seed for run in self.runs])
 
-    def bracket_losses(self) -> dict[float, dict[int, float]]:
-        """Return the final losses of the bracket's runs by learning rate and seed, in order of the rates."""
-        return by_rate(self.bracket, final_loss)
+    def losses_by_rate(self) -> dict[float, dict[int, float]]:
+        """Return the final losses by learning rate and seed, of the bracket or else of the tuning runs."""
+        return by_rate(self.bracket or self.tuning, final_loss)
 
     def finals(self, metric: str) -> dict[int, float]:
         """Return the final figure of each seed that has one, as `values`."""
@@ -137,10 +137,6 @@ class Arm:
         """Share of steps whose gradient was clipped, the mean over all seeds; None unless each has one."""
         shares = [run.clipped for run in self.runs if run.clipped is not None]
         return fmean(shares) if len(shares) == self.seeds and not self.trouble else None
-
-    def tuned(self) -> dict[float, dict[int, float]]:
-        """Return the final losses of the tuning runs by learning rate and seed, in order of the rates."""
-        return by_rate(self.tuning, final_loss)
 
     @property
     def edge(self) -> bool:

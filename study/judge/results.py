@@ -137,8 +137,8 @@ class Study:
     @property
     def margin(self) -> float:
         """The smallest difference that matters, from the first plan."""
-        plans = [plan.get("study", {}).get("margin", StudyConfig.margin) for plan in self.plans.values()]
-        return float(plans[0]) if plans else StudyConfig.margin
+        plan = next(iter(self.plans.values()), {})
+        return float(plan.get("study", {}).get("margin", StudyConfig.margin))
 
     @property
     def homes(self) -> dict[Path, str]:

@@ -176,7 +176,7 @@ def rate_figure(rows: Sequence[Row]) -> Figure:
     """Draw final losses against learning rates, of brackets or else of tuning runs; a ring marks the arm's rate."""
     curves, rings = [], []
     for row in rows:
-        losses = row.arm.bracket_losses() or row.arm.tuned()
+        losses = row.arm.losses_by_rate()
         found = {lr: list(of_seeds.values()) for lr, of_seeds in losses.items() if of_seeds}
         curves.append([Point(lr, fmean(values), min(values), max(values), len(values)) for lr, values in found.items()])
         chosen = row.arm.mean("val/loss") if row.arm.bracket else fmean(found.get(row.arm.lr, [math.nan]))

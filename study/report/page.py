@@ -222,7 +222,7 @@ def _texts(*texts: str | bool) -> str:
 
 def _bracket_text(rows: Sequence[Row]) -> str:
     """Return what the intervals cover."""
-    counts = [len(row.arm.bracket_losses()) for row in rows if row.arm.bracket]
+    counts = [len(row.arm.losses_by_rate()) for row in rows if row.arm.bracket]
     return BRACKET_TEXT.format(counts[0]) if counts else UNBRACKETED_TEXT
 
 

@@ -128,4 +128,4 @@ def test_a_rate_that_diverged_for_one_seed_has_no_loss(seeded):
     for lr, loss in ((0.002, 5.5), (0.004, None)):
         write_run(seeded / "tune" / f"gelu-lr{lr}-seed1001", "gelu", loss, tokens=500, lr=lr, seed=1001)
     gelu = make_arms(load_study([seeded]))[1]
-    assert gelu.tuned() == {0.002: {1000: 5.0, 1001: 5.5}}
+    assert gelu.losses_by_rate() == {0.002: {1000: 5.0, 1001: 5.5}}

@@ -71,7 +71,7 @@ def test_each_arm_trains_fresh_seeds_at_the_best_rate_of_its_own_tuning(study, t
             config = read_toml(tmp_path / "study" / name / "config.toml")["train"]
             assert (config["lr"], config["seed"]) == (rates[best], seed)
     arms = make_arms(load_study([tmp_path / "study"]))  # the table knows of all of it
-    assert [sorted(arm.tuned()) for arm in arms] == [[1e-4, 3e-4, 1e-3, 0.00333, 0.0111]] * 2
+    assert [sorted(arm.losses_by_rate()) for arm in arms] == [[1e-4, 3e-4, 1e-3, 0.00333, 0.0111]] * 2
     assert [arm.edge for arm in arms] == [True, True]
 
 
