@@ -67,6 +67,7 @@ def test_a_claim_is_read_with_its_predictions_and_defaults():
         ({"at": 2}, r"prediction 1\.at = 2"),
         ({"plus": [{"activation": "sigmoid", "at": "early"}]}, "at = 'early'"),
         ({"aside": True}, "no aside"),
+        ({"plus": []}, "plus is empty"),
         ({"predicts": "not above"}, r"unknown predicts 'not above'"),
         ({"margin": 0.0}, r"prediction 1\.margin = 0\.0"),
         ({"plus": [{"activation": "sigmoid"}, {"activation": "gelu"}]}, "of plus sum to 2, those of minus to 1"),
