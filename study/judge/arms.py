@@ -156,11 +156,11 @@ def by_rate(runs: Sequence[RunResult], measure: Measure) -> dict[float, dict[int
     A rate at which any seed lacks the figure is left out: the other seeds would flatter it.
     """
     seeds = {run.seed for run in runs}
-    table: dict[float, dict[int, float]] = {rate: {} for rate in sorted({run.lr for run in runs})}
-    for run in runs:
-        figure = measure(run)
+    table: dict[float, dict[int, float]] = {}
+    for run in sorted(runs, key=lambda run: run.lr):
+        figures, figure = table.setdefault(run.lr, {}), measure(run)
         if figure is not None:
-            table[run.lr][run.seed] = figure
+            figures[run.seed] = figure
     return {rate: figures for rate, figures in table.items() if figures.keys() == seeds}
 
 
