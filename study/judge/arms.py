@@ -305,6 +305,7 @@ def _distinguishing(runs: Sequence[RunResult], reference: str) -> list[str]:
         """Count the combinations of values. A value may be a list, so that texts are compared."""
         return len({repr([run.settings.get(key) for key in keys]) for run in runs})
 
+    # An integer, a text or a yes or no is a choice that somebody made, and always worth a place in the label.
     fields = [key for key in varying(runs) if key not in (SEED, ACTIVATION)]
     named = reference.partition("=")[0]
     for number in list(fields):
@@ -329,6 +330,7 @@ def _is_one_arm(runs: Sequence[RunResult]) -> bool:
 
 def _missing_seeds(runs: Sequence[RunResult], missing: Iterable[tuple[Path, dict[str, Any]]]) -> tuple[int, ...]:
     """Return the seeds of missing runs that differ from an arm's runs only in the seed, in the arm's own studies."""
+    # A planned run names only what varies in its plan, so that an arm of another study could have it too.
     seeds = set()
     for folder, settings in missing:
         others = {key: value for key, value in settings.items() if key != SEED}

@@ -138,6 +138,7 @@ def _measure(row: Row, partner: Arm) -> None:
         # Most likely a field that nothing reads, or a name that stands for the reference itself.
         row.note = f"every loss equals that of {partner.label} to the last bit: nothing differs"
         return
+    # A run may have been scored often enough for its end, and too seldom for the way there.
     row.final, row.noise = paired(differences), _text_noise(arm, partner)
     try:
         # Both arms have the same seeds, in order, since their final losses could be paired.
@@ -166,6 +167,7 @@ def _early_loss(run: RunResult) -> float:
 
 def _reach(curves: Sequence[tuple[Curve, Curve]], share: float) -> Reach:
     ratios, never = [], 0
+    # A mean over the seeds that do reach the loss would flatter an arm of which others do not.
     for ours, theirs in curves:
         # Each seed has its own target: the loss of the reference with the same data order.
         target = at_share(theirs, share)

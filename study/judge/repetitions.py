@@ -30,6 +30,7 @@ def are_repetitions(paths: Sequence[Path]) -> bool:
     """Whether the paths are folders of two or more studies that differ in nothing but their seeds, and share none."""
     if len(paths) < 2 or not all((path / "study.toml").is_file() for path in paths):
         return False
+    # A shared seed would give two repetitions the same luck, and their mean an interval that is too narrow.
     plans = [trained_settings(merge(path / "study.toml", {})) for path in paths]
     seeds: list[Any] = []
     for plan in plans:
@@ -46,6 +47,7 @@ def compare_repetitions(paths: Sequence[Path], reference: str | None = None) -> 
     repeated = []
     for label in tables[0]:
         rows = tuple(table[label] for table in tables if label in table)
+        # A mean over the repetitions that happen to have a difference would choose them by their result.
         finals = [row.final.mean for row in rows if row.final]
         whole = len(finals) == len(tables) and not rows[0].is_reference
         repeated.append(Repeated(label, rows, paired(finals) if whole else None))

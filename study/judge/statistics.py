@@ -117,6 +117,7 @@ def p_refuted(effect: Effect, direction: Literal[1, -1], margin: float) -> float
     """
     if effect.n < 2:
         return math.nan
+    # The claim is refuted by how far the mean stays behind the margin, and not by how near it is to 0.
     error = effect.sd / math.sqrt(effect.n)
     distance = direction * effect.mean - margin
     if not error:
@@ -154,7 +155,7 @@ def seeds_to_decide(effect: Effect, margin: float) -> int | None:
     """
     if effect.n < 2:
         return None
-    if not effect.sd:
+    if not effect.sd:  # all seeds agree, so that any number of them decides
         return MINIMUM_SEEDS
     # A mean below the margin can only be decided as too small, any other only as different from 0.
     for n in range(MINIMUM_SEEDS, MOST_SEEDS + 1):
@@ -231,6 +232,7 @@ def pseudo_values(statistic: Callable[[Sequence[int]], float], seeds: Sequence[i
     has θ as its pseudo-value.
     """
     whole, n = statistic(seeds), len(seeds)
+    # Leaving out the only seed would leave nothing.
     if n == 1:
         return {seeds[0]: whole}
     return {seed: n * whole - (n - 1) * statistic([other for other in seeds if other != seed]) for seed in seeds}

@@ -91,6 +91,7 @@ def metric_at(run: RunResult, metric: str, share: float, log: bool = False) -> f
     Raises:
         ValueError: the run has no such figure there.
     """
+    # Which layers there are is written nowhere but in the records.
     keys = dict.fromkeys(key for record in run.records for key in record if fnmatchcase(key, metric))
     tokens = share * run.records[-1]["tokens"] if run.records else 0
     values = []
@@ -141,6 +142,7 @@ def judge_claims(claims: Mapping[Path, Claim]) -> list[ClaimResult]:
     """Judge the claims, by the folder of each one's study, as `claim_verdicts`; asides take no part."""
     results = []
     for folder, claim in claims.items():
+        # While a study tunes, it has no run that counts, and the other claims are judged all the same.
         rows = compare_arms(load_study([folder])) if run_folders(folder) else []
         findings = []
         for prediction in claim.prediction:

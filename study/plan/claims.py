@@ -19,6 +19,7 @@ from study.plan.grid import is_study
 from training.config import SECTIONS, STRICT, build_sections
 
 
+# Pydantic checks how a term counts. What it describes is any field of a run's config, and is held against the arms.
 @with_config(ConfigDict(strict=True, allow_inf_nan=False))
 class Term(TypedDict, total=False, extra_items=Any):
     """One arm in the sum of a prediction: its settings, such as `activation` and `n_layer`, and how it counts."""
@@ -94,6 +95,7 @@ def read_claim(tree: Tree, source: str) -> Claim | None:
         if tables:
             raise UserError(f"{source}: a [[prediction]] without a [claim].")
         return None
+    # A prediction compares arms over seeds, and a single run has one of each.
     if not is_study(tree):
         raise UserError(f"{source}: a [claim] needs a study, and this is a single run.")
     # Each prediction is a section of its own here, so that a message says which one is wrong.
@@ -111,6 +113,7 @@ def settings_of(term: Term) -> dict[str, Any]:
     Raises:
         UserError: no section has such a field.
     """
+    # No two sections have a field of one name, so that a term can leave the section out.
     fields = {name: f"{section}.{name}" for section, part in SECTIONS.items() for name in part.__dataclass_fields__}
     settings = {}
     for key, value in term.items():

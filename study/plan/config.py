@@ -118,6 +118,7 @@ def parse_command(arguments: Sequence[str], default: Path) -> Command:
     Raises:
         UserError: a section has no such field.
     """
+    # Before tyro, which finds the right flag for few mistakes.
     for argument in arguments:
         _check_flag(argument)
     # tyro gets every field of every section as an optional string: its value is written as in TOML, where a list makes
@@ -157,7 +158,7 @@ def parse_command(arguments: Sequence[str], default: Path) -> Command:
 
 
 def _check_flag(argument: str) -> None:
-    """Raise `UserError` for a flag that no section has; by itself, tyro finds the right one for few typos."""
+    """Raise `UserError` for a flag that no section has, with the one that is probably meant."""
     name = argument.removeprefix("--").partition("=")[0].replace("-", "_")
     section, dot, key = name.partition(".")
     if not argument.startswith("--") or (section, key) in FIELDS:
@@ -174,6 +175,7 @@ def _check_flag(argument: str) -> None:
 
 def _value(text: str, kind: Any) -> Any:
     """Return the value of a flag; text that is not TOML stays text, which the config's types then judge."""
+    # A path or a name needs no quotes. A list of them does, as in TOML.
     if kind is str and not text.startswith("["):
         return text
     try:

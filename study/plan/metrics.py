@@ -20,6 +20,7 @@ ALWAYS += ["train/loss", "train/lr", "train/skipped", "grad/norm", "perf/tokens_
 
 def metric_names(config: RunConfig, data: Dataset) -> set[str]:
     """Return the metrics of a run, measured on the CPU before and after one step."""
+    # A step shows what a list would have to follow: each activation, head and probe has metrics of its own.
     model = GPT(config.model, data.tokenizer.n_vocab)
     optimizers = build_optimizers(model, config.train)
     probes = Probes(model, optimizers, data.val, 1, config.train.probes)

@@ -36,6 +36,7 @@ class PlannedArm:
 class Plan:
     """One run, named "", or the arms of a study by name; messages call it `source`."""
 
+    # The tree is kept beside what was made of it: study.toml holds it, and a larger plan is compared with it.
     source: str
     tree: Tree
     arms: dict[str, PlannedArm]

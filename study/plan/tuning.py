@@ -32,6 +32,7 @@ class Left:
 
 def shorter(arm: PlannedArm) -> RunConfig:
     """Return the config of an arm's tuning runs: a share of the budget, and nothing measured but the last loss."""
+    # A part of the budget finds the best rate roughly. The bracket then looks around it at the whole budget.
     tokens = math.ceil(arm.study.tune_share * arm.config.train.tokens)
     return dataclasses.replace(arm.config, train=dataclasses.replace(arm.config.train, tokens=tokens, **BARE))
 
@@ -68,6 +69,7 @@ def best_lr(losses: Mapping[float, Sequence[float]]) -> float | None:
 
     `losses` holds infinity for a run that failed or diverged.
     """
+    # One infinity makes a mean infinite: a rate at which some seed diverges is not the best.
     means = {lr: fmean(values) for lr, values in losses.items()}
     best = min(means, key=means.__getitem__)
     return best if math.isfinite(means[best]) else None
