@@ -85,6 +85,10 @@ def make_plan(tree: Tree, source: str = "the study") -> Plan:
             # A study in which nothing is a list is one arm of one seed, tuned. Its run has the arm's name.
             arms[name].runs[run_name(point) or (name if is_study(tree) else "")] = config
     study = build_sections({"study": tree.get("study", {})}, ALL_SECTIONS, source)["study"]
+    names = [name for arm in arms.values() for name in arm.runs]
+    for name in names:
+        if names.count(name) > 1:  # one run would overwrite the other
+            raise UserError(f"two runs would share the folder name {name!r}.")
     plan = Plan(source, tree, arms, study, read_claim(tree, source))
     _check_reference(plan)
     _check_claim(plan)
