@@ -25,6 +25,15 @@ def test_the_python_of_the_docs_runs_as_it_stands(tmp_path):
     assert finished == {("relu", "0"), ("relu", "1"), ("gelu", "0"), ("gelu", "1")}
 
 
+def test_the_example_of_a_verdict_prints_what_the_page_says():
+    page = (ROOT / "docs" / "verdicts.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"It prints `{done.stdout.strip()}`" in page
+
+
 def test_every_file_that_readme_and_docs_link_to_is_there():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
