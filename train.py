@@ -30,7 +30,7 @@ def main() -> int:
     (folder, plan), *_ = plans.items()
     if plan.is_study:
         return train_studies(plans, command)
-    summary = train(plan.runs[""], folder)
+    summary = train(plan.runs[""], folder)  # a single run is a plan of one run, which needs no name
     print(f"finished: {folder}  {describe(summary)}")
     return int(summary["status"] != "finished")
 

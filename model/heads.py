@@ -1,6 +1,9 @@
 """Heads by name: from the scores of the last layer to probabilities over the vocabulary, and what they are trained on.
 
 The softmax of a head's logits is the head's own distribution, normalised. So all heads are scored and sampled alike.
+
+A new head is a subclass of `Softmax`, a line in `HEADS`, its name in `ModelConfig.head`, and its formula in
+tests/model/test_heads.py.
 """
 
 import math
@@ -25,6 +28,7 @@ class Softmax(nn.Module):
     """p = softmax(z). The base of the other heads: scores z_BTV in, logits of the same shape out."""
 
     def __init__(self, n_vocab: int):
+        # Only a head with weights needs the size of the vocabulary, but all of them are made by one call.
         super().__init__()
 
     def forward(self, z_BTV: Tensor) -> Tensor:

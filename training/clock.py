@@ -21,8 +21,8 @@ class Clock:
         self.train_seconds += seconds
         self._lap_tokens += tokens
 
-    def speed(self) -> float:
-        """Return tokens per second of training since the last call."""
+    def lap_speed(self) -> float:
+        """Return tokens per second of training since the last call, and start a new lap."""
         speed = self._lap_tokens / (self.train_seconds - self._lap_began)
         self._lap_tokens, self._lap_began = 0, self.train_seconds
         return speed

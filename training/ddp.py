@@ -106,7 +106,7 @@ ONE_PROCESS = Process()
 
 
 @contextmanager
-def joined(config: RunConfig) -> Iterator[Process]:
+def join_processes(config: RunConfig) -> Iterator[Process]:
     """Meet the other processes of a run, if torchrun started any, and end together with them.
 
     The process that ends first says why. The others then end quietly with its exit code.

@@ -85,12 +85,12 @@ def check_compiler() -> None:
         raise UserError(f"train.compile = true needs a C++ compiler, and there is no {compiler} (CXX names another).")
 
 
-def moved(batch: Tensor, device: torch.device) -> Tensor:
+def to_device(batch: Tensor, device: torch.device) -> Tensor:
     """Return a batch on a device. A copy to a GPU does not block this process."""
     return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch.to(device)
 
 
-def widest(device: torch.device) -> torch.dtype:
+def widest_float(device: torch.device) -> torch.dtype:
     """Return the most precise floating-point type of a device: float64, which MPS lacks."""
     return torch.float32 if device.type == "mps" else torch.float64
 

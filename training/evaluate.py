@@ -15,7 +15,7 @@ from data.batches import eval_windows
 from data.dataset import Split
 from model.gpt import GPT
 from training.ddp import ONE_PROCESS, Process
-from training.device import autocast, moved, widest
+from training.device import autocast, to_device, widest_float
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def window_nats(
     """
 
     def nats_of(x_BT: Tensor, y_BT: Tensor) -> Tensor:
-        return losses(x_BT, y_BT).sum(-1, dtype=widest(device))
+        return losses(x_BT, y_BT).sum(-1, dtype=widest_float(device))
 
     nats = []
     total = math.ceil((len(split.tokens_N) - 1) / (context * batch_size))
@@ -94,7 +94,7 @@ def window_nats(
     console = Console(stderr=True)
     hidden = not shown or not console.is_terminal
     for x_BT, y_BT in track(batches, shown, total, console=console, transient=True, disable=hidden):
-        nats.append(process.by_row(nats_of, moved(x_BT, device), moved(y_BT, device)))
+        nats.append(process.by_row(nats_of, to_device(x_BT, device), to_device(y_BT, device)))
     return torch.cat(nats, -1).cpu().double().numpy()
 
 

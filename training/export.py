@@ -16,11 +16,9 @@ from model.gpt import GPT
 from model.size import size
 from training.checkpoint import save_tensors
 from training.config import RunConfig
-from training.contents import read_config, read_summary
-from training.sample import load_run
+from training.contents import SCORES, read_config, read_summary
+from training.sample import load_model
 
-# The figures of a split in summary.json, and what the card calls them.
-METRICS = {"loss": "nats/token", "perplexity": "perplexity of a token", "bits_per_byte": "bits/byte"}
 SAVED_AGAIN = """
 llama.cpp no longer refuses a folder that transformers has saved again. It then computes another network.
 """
@@ -37,7 +35,7 @@ def export_run(run: Path, folder: Path) -> None:
     config = read_config(run)
     check_exportable(config.model)
     _check_free(folder)
-    model, tokenizer, state = load_run(run, torch.device("cpu"))
+    model, tokenizer, state = load_model(run, torch.device("cpu"))
     write_model_folder(folder, model, tokenizer, _card(run, folder, config, model, state))
     print(f"{run}, step {state['step']}, is in {folder}.")
     for program, reason in refusals(config.model.activation, tokenizer.spec).items():
@@ -151,13 +149,13 @@ def _table(rows: dict[str, str]) -> str:
 
 
 def _scores(run: Path, step: int) -> dict[str, dict[str, float]]:
-    """Return the figures of each split, by the names in `METRICS`, where those of the weights of `step` are known."""
+    """Return the figures of each split, by the names in `SCORES`, where those of the weights of `step` are known."""
     summary = read_summary(run)
     if not summary or summary["steps"] != step:
         return {}
     scores = {}
     for split in ("val", "test"):
-        figures = {name: summary.get(f"{split}/{name}") for name in METRICS}
+        figures = {name: summary.get(f"{split}/{name}") for name in SCORES}
         if None not in figures.values():  # those of a run that diverged are null
             scores[split] = figures
     return scores
@@ -176,7 +174,7 @@ def _metadata(activation: str, corpus: str, scores: dict[str, dict[str, float]])
                 dataset_name=corpus,
                 dataset_split={"val": "validation", "test": "test"}[split],
                 metric_type=name,
-                metric_name=METRICS[name],
+                metric_name=SCORES[name],
                 metric_value=value,
             )
             results.append(result)

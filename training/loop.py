@@ -12,7 +12,7 @@ from typing import Any
 
 from errors import Interrupted
 from training.config import RunConfig
-from training.ddp import ONE_PROCESS, joined
+from training.ddp import ONE_PROCESS, join_processes
 from training.evaluate import Score, evaluate
 from training.interrupt import Interrupt
 from training.run import Run
@@ -32,26 +32,24 @@ class Plain:
         return scores
 
     def step(self, runs: Sequence[Run], step: int) -> None:
-        """Take one optimiser step (from 0) of each run; the loss before the update goes to `Run.count_step`."""
+        """Take one optimiser step (from 0) of each run. `Run.count_step` gets the loss before the update."""
         for run in runs:
-            started = time.perf_counter()
-            tokens_N, lr = run.data.train.tokens_N, run.learning_rate(step)
-            try:
+            with run.contained():
+                started = time.perf_counter()
+                tokens_N, lr = run.data.train.tokens_N, run.learning_rate(step)
                 loss, norm = train_step(
-                    run.model, run.optimizers, tokens_N, run.config, step, lr, run.precision, run.process, run.module
+                    run.model, run.optimizers, tokens_N, run.config, step, lr, run.precision, run.process, run.ddp_model
                 )
-            except FloatingPointError as error:
-                run.fail(error)  # which raises unless other runs go on in this process
-                continue
-            run.count_step(step, loss, norm, time.perf_counter() - started)
-            run.probes.follow()
+                run.count_step(step, loss, norm, time.perf_counter() - started)
+                run.probes.follow()
 
 
 def train_loop(runs: Sequence[Run], engine: Plain | Stacked, interrupt: Interrupt) -> None:
     """Train runs of one shape from where they are to their last step; those that fail drop out.
 
-    A record of step n is taken after n updates: step 0 is the network before training. `engine.step(runs, n)` takes
-    the update that leads from n to n + 1. So the loss of a step is written in the next pass, with the score after it.
+    A record of step n is written after n updates: step 0 is the network before training. `engine.step(runs, n)` takes
+    the update that leads from n to n + 1. The loss of that update waits for the next pass of this loop: there the score
+    after the update joins it, in one record of step n + 1.
 
     Raises:
         Interrupted: a signal came; every run has written a checkpoint, and the same call resumes.
@@ -63,17 +61,19 @@ def train_loop(runs: Sequence[Run], engine: Plain | Stacked, interrupt: Interrup
         # A resumed run waits until the others have reached its step.
         active = [run for run in runs if run.start <= step and not run.failed]
         due = [run for run in active if not run.has_record_of(step)]
+        scores: Sequence[Score | None] = [None] * len(due)
         if due and due[0].config.is_scored(step):
-            for run, score_of_run in zip(due, engine.score(due, "val"), strict=True):
-                run.last_score = score_of_run
-        for run in due:
-            run.record(step, stopping=signum > 0)  # metrics, probes, and a checkpoint where one is due
+            scores = engine.score(due, "val")
+        for run, score in zip(due, scores, strict=True):
+            with run.contained():
+                run.record(step, score, stopping=signum > 0)  # metrics, probes, and a checkpoint where one is due
         if last:
             break
         active = [run for run in active if not run.failed]
         if signum:
             for run in active:
-                run.interrupt(step, signum)
+                with run.contained():
+                    run.interrupt(step, signum)
             raise Interrupted(signum, "stopped; the same command resumes")
         if active:
             for run in active:
@@ -85,7 +85,8 @@ def train_loop(runs: Sequence[Run], engine: Plain | Stacked, interrupt: Interrup
     has_test = bool(finished) and finished[0].data.test is not None
     tests = engine.score(finished, "test") if has_test else [None] * len(finished)
     for run, test in zip(finished, tests, strict=True):
-        run.finish(test)
+        with run.contained():
+            run.finish(test)
 
 
 def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def train(config: RunConfig, folder: Path, patience: float = 0.0) -> dict[str, A
         Interrupted: a signal came; a checkpoint is written, and the same call resumes.
         FloatingPointError: a loss or gradient is not finite; the last checkpoint stays.
     """
-    with joined(config) as process, Run(config, folder, process) as run:
+    with join_processes(config) as process, Run(config, folder, process) as run:
         run.open(patience)
         if run.summary is None:
             # Under torchrun a process may receive one signal twice: there a second one does not end it at once.
@@ -125,13 +126,14 @@ def train_stack(configs: Mapping[Path, RunConfig], patience: float = 0.0) -> dic
             part = folders[first : first + at_once]
             if interrupt.signum:  # it came when the runs before had ended
                 raise Interrupted(interrupt.signum, "stopped; the same command resumes")
-            with ExitStack() as held:
+            with ExitStack() as stack:
                 # One run alone is faster in the engine for single runs.
                 stacked = len(part) > 1
                 runs = [Run(configs[folder], folder, shared=True, stacked=stacked) for folder in part]
                 for run in runs:
-                    held.enter_context(run)
-                    run.open(patience)
+                    stack.enter_context(run)
+                    with run.contained():
+                        run.open(patience)
                 opened = [run for run in runs if run.summary is None and not run.failed]
                 if opened:
                     train_loop(opened, Stacked() if stacked else Plain(), interrupt)

@@ -4,11 +4,10 @@ import io
 import json
 import math
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -35,37 +34,14 @@ from training.step import compile_loss
 from training.summary import sample_of, summary_of
 from training.wandb_mirror import WandbMirror
 
-Arguments = ParamSpec("Arguments")
-
 # What a run has before its first checkpoint.
 FRESH = {"step": 0, "skipped": 0, "time": 0.0, "train_seconds": 0.0, "wandb_id": None, "wandb_best": None}
-
-
-def contained(method: "Callable[Concatenate[Run, Arguments], None]") -> "Callable[Concatenate[Run, Arguments], None]":
-    """Let a fault in a method end this run alone, if it is one of several: log.txt says why, and the others go on."""
-
-    @wraps(method)
-    def call(run: "Run", *arguments: Arguments.args, **keywords: Arguments.kwargs) -> None:
-        if run.log is None:
-            return method(run, *arguments, **keywords)
-        with redirect_stdout(run.log), redirect_stderr(run.log):
-            try:
-                return method(run, *arguments, **keywords)
-            except (UserError, FloatingPointError) as error:
-                print(error)
-            except Exception:
-                traceback.print_exc()
-        run.failed = True
-        run.close()
-        return None
-
-    return call
 
 
 class Run:
     """One run. Use it as a context, `open` it, and train it if `summary` is None then.
 
-    With `shared` it is one of several runs in this process, and writes what it has to say to log.txt in its folder.
+    With `shared` it is one of several runs in this process: what it prints goes to log.txt in its folder.
     With `stacked` its steps are computed together with those of others, which is part of its environment.
     """
 
@@ -81,9 +57,8 @@ class Run:
         self.summary: dict[str, Any] | None = None
         self.failed = False
         self.start = 0  # the step that it starts at
-        self.last_score: Score | None = None  # of the validation split, as the engine has found it last
         self.log: io.TextIOWrapper | None = None
-        self._held = ExitStack()  # the folder, its files and the wandb run
+        self._resources = ExitStack()  # the lock of the folder, the progress bar and the wandb run
         if shared:
             folder.mkdir(parents=True, exist_ok=True)
             self.log = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
@@ -96,14 +71,30 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Let go of the folder and end the wandb run, as failed if the run has."""
-        self._held.close()
+        """Release the folder and end the wandb run, as failed if the run has."""
+        self._resources.close()
         if self.log and not self.log.closed:
             self.log.close()
 
-    @contained
+    @contextmanager
+    def contained(self) -> Iterator[None]:
+        """Let a fault inside end this run alone, if it is one of several: log.txt says why, and the others go on."""
+        if self.log is None:
+            yield
+            return
+        with redirect_stdout(self.log), redirect_stderr(self.log):
+            try:
+                yield
+                return
+            except (UserError, FloatingPointError) as error:
+                print(error)
+            except Exception:
+                traceback.print_exc()
+        self.failed = True
+        self.close()
+
     def open(self, patience: float = 0.0) -> None:
-        """Hold the folder, prepare the data, and make the network, as new or as in the newest checkpoint.
+        """Lock the folder, prepare the data, and make the network, as new or as in the newest checkpoint.
 
         A run that has finished before gets its `summary` and nothing else.
 
@@ -114,7 +105,7 @@ class Run:
         if not intact_summary(self.folder):
             check_available(self.config)
         self.summary = self.process.first(
-            lambda: self._held.enter_context(open_run(self.folder, self.config, patience))
+            lambda: self._resources.enter_context(open_run(self.folder, self.config, patience))
         )
         if self.summary:
             return
@@ -144,7 +135,7 @@ class Run:
         if c.compile:
             compile_loss(self.model)
         self.model.to(self.device)
-        self.module = self.process.wrap(self.model)
+        self.ddp_model = self.process.wrap(self.model)  # the model itself, unless torchrun spreads the run
         self.optimizers = build_optimizers(self.model, c)
         # The probes follow the weights from their initial values, so they are made before a checkpoint is loaded.
         self.probes = Probes(self.model, self.optimizers, self.data.val, self.config.steps, c.probes)
@@ -152,24 +143,25 @@ class Run:
     def _start(self) -> None:
         """Go on from the newest checkpoint, if there is one, and begin or continue what the run writes."""
         self.lines = b""  # of metrics.jsonl up to the start
-        self.val: dict[str, float | None] = {}  # the newest scores of the validation split
-        self.windows = np.empty(0, np.float32)  # the loss of each window in the newest score
+        # The summary repeats the newest score of the validation split, which a resumed run may not take again.
+        self.val_figures: dict[str, float | None] = {}
+        self.val_windows = np.empty(0, np.float32)  # the loss of each window of the split
         state = self._load_checkpoint()
         self.resumed = state is not None
         state = state or FRESH
         self.start = state["step"]
         self.skipped = state["skipped"]
         self.clock = Clock(state["time"], state["train_seconds"])
-        self.figures: dict[str, Any] = {}  # of the last training step, for the next record
+        self.train_figures: dict[str, Any] = {}  # of the last training step, for the next record
         self.display = Display(self.folder.name, self.start, self.config.steps, self.resumed)
         mirror = WandbMirror.of_run(
             self.config, self.folder, state["wandb_id"], state["wandb_best"], self.display.say, self.device.type
         )
-        self._held.callback(lambda: mirror.close(self.failed))
+        self._resources.callback(lambda: mirror.close(self.failed))
         path = self.folder / "metrics.jsonl" if self.process.main else None
         self.metrics = Metrics(path, self.lines, mirror)
         # Last, since a progress bar hides the cursor, and nothing handles signals before the loop.
-        self._held.enter_context(self.display)
+        self._resources.enter_context(self.display)
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
         """Load the newest checkpoint, if there is one, and return its state.
@@ -199,9 +191,9 @@ class Run:
         tensors = checkpoint.load_training_state(path, self.model, self.optimizers, self.probes.tensors)
         self.probes.load(tensors)
         for record in read_records(path / "metrics.jsonl"):
-            self.val |= {name: value for name, value in record.items() if name.startswith("val/")}
+            self.val_figures |= {name: value for name, value in record.items() if name.startswith("val/")}
         self.lines = (path / "metrics.jsonl").read_bytes()
-        self.windows = read_windows(path / "val_windows.npy")
+        self.val_windows = read_windows(path / "val_windows.npy")
         return path, state
 
     def learning_rate(self, step: int) -> float:
@@ -212,27 +204,28 @@ class Run:
         """Whether the record of that step is in the folder: a checkpoint is written after the record of its step."""
         return self.resumed and step == self.start
 
-    @contained
-    def record(self, step: int, stopping: bool = False) -> None:
-        """Write what there is to know at that step: the record, then the checkpoint where one is due."""
-        c, record = self.config.train, self.figures
-        scored = self.last_score is not None and self.config.is_scored(step)
-        if self.last_score and scored:
-            record |= self.last_score.named("val")
-            self.val = strict_json(self.last_score.named("val"))
-            self.windows = self.last_score.windows.astype(np.float32)
-            if not np.isfinite(self.windows).all():  # such a run has no result whose noise could be estimated
-                self.windows = self.windows[:0]
-        record |= self.probes.measure(step)
-        if record:
-            place = {"step": step, "tokens": step * self.config.tokens_per_step, "time": self.clock.time}
-            self.metrics.log(place | record)
-            self.display.update(place | record)
-        self.figures = {}
+    def record(self, step: int, score: Score | None, stopping: bool = False) -> None:
+        """Write what is known after that many steps: a line of metrics.jsonl, then a checkpoint where one is due.
+
+        A new metric that is measured now belongs here, one of the training step into `count_step`, and one inside the
+        network into training/probes/probes.py. `score` is that of the validation split, where this step has one.
+        """
+        figures, self.train_figures = self.train_figures, {}
+        if score:
+            figures |= score.named("val")
+            self.val_figures = strict_json(score.named("val"))
+            self.val_windows = score.windows.astype(np.float32)
+            if not np.isfinite(self.val_windows).all():  # such a run has no result whose noise could be estimated
+                self.val_windows = self.val_windows[:0]
+        figures |= self.probes.measure(step)
+        if figures:
+            position = {"step": step, "tokens": step * self.config.tokens_per_step, "time": self.clock.time}
+            self.metrics.log(position | figures)
+            self.display.update(position | figures)
         # The checkpoint comes after the record, of which it has a copy.
-        due = step > 0 and step % c.checkpoint_every == 0
+        due = step > 0 and step % self.config.train.checkpoint_every == 0
         if (due or stopping or step == self.config.steps) and self.process.main:
-            lowest = self.last_score and scored and self.metrics.mirror.is_lowest(self.last_score.loss)
+            lowest = score and self.metrics.mirror.is_lowest(score.loss)
             path = self._save(step)
             if lowest:
                 self.metrics.mirror.upload(path)
@@ -258,29 +251,22 @@ class Run:
             state,
             self.data.tokenizer,
             self.metrics.content(),
-            self.windows,
+            self.val_windows,
             self.config.train.keep,
         )
 
-    @contained
     def count_step(self, step: int, loss: float, norm: float, seconds: float) -> None:
-        """Take note of a training step (from 0): its loss, the norm of its gradient, and how long it took."""
+        """Keep the figures of a training step (from 0) for the next record: loss, norm of the gradient, and speed."""
         c = self.config.train
         self.clock.trained(self.config.tokens_per_step, seconds)
         self.skipped += not math.isfinite(loss + norm)
         if (step + 1) % c.log_every == 0 or step + 1 == self.config.steps:
-            # They wait for the record of the step that follows, as scores and probes are measured after the update.
-            self.figures = {"train/loss": loss, "train/lr": self.learning_rate(step), "grad/norm": norm}
+            # They wait because scores and probes are measured after the update, and share one record with them.
+            self.train_figures = {"train/loss": loss, "train/lr": self.learning_rate(step), "grad/norm": norm}
             if c.nonfinite == "skip":
-                self.figures["train/skipped"] = self.skipped
-            self.figures |= speed_figures(self.clock.speed(), self.flops_per_token, self.environment)
+                self.train_figures["train/skipped"] = self.skipped
+            self.train_figures |= speed_figures(self.clock.lap_speed(), self.flops_per_token, self.environment)
 
-    @contained
-    def fail(self, error: Exception) -> None:
-        """End this run with an error."""
-        raise error
-
-    @contained
     def interrupt(self, step: int, signum: int) -> None:
         """End this run at a step because of a signal; its checkpoint is written."""
         message = f"{self.folder}: stopped at step {step} of {self.config.steps}; the same command resumes it"
@@ -288,10 +274,9 @@ class Run:
             raise Interrupted(signum, message)
         print(message)
 
-    @contained
     def finish(self, test: Score | None) -> None:
         """Write the summary of a run that has taken its last step; `test` is its score on the test split."""
-        scores = self.val | strict_json(test.named("test") if test else {})
+        scores = self.val_figures | strict_json(test.named("test") if test else {})
         sample = self.process.first(lambda: sample_of(self.model, self.data))
         seconds = self.clock.train_seconds
         summary = summary_of(self.config, self.model, sample, self.data, scores, seconds, self.environment)
@@ -304,7 +289,7 @@ class Run:
         """Write the windows, then the summary with the hashes of all that a report reads; return that summary."""
         # The summary comes last: a run that has one is finished.
         file = io.BytesIO()
-        np.save(file, self.windows)
+        np.save(file, self.val_windows)
         write_file(self.folder / "val_windows.npy", file.getvalue())
         summary = seal(summary, self.folder)
         write_file(self.folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False))

@@ -17,7 +17,7 @@ from training.device import keep_memory, pick_device
 from training.limits import check_memory
 
 
-def load_run(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+def load_model(folder: Path, device: torch.device) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """Return the model, the tokenizer and the state of a run's newest intact checkpoint.
 
     Raises:
@@ -89,13 +89,13 @@ def sample_run(
     """Return continuations of `prompt` by the newest checkpoint of a run.
 
     Raises:
-        UserError: as `load_run`; or there is no such device, or the weights are not finite.
+        UserError: as `load_model`; or there is no such device, or the weights are not finite.
     """
     if plugin:
         load_plugin(plugin)
     place = pick_device(device)
     keep_memory()
-    model, tokenizer, _ = load_run(run, place)
+    model, tokenizer, _ = load_model(run, place)
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise UserError(f"{run} diverged: its weights are not finite. Train another run with a lower train.lr.")
     return sample(model, tokenizer, prompt, tokens, temperature, top_k, top_p, seed, samples)

@@ -15,7 +15,7 @@ from training.config import RunConfig, build
 from training.contents import read_config
 from training.device import pick_device, pick_precision
 from training.evaluate import Score, evaluate
-from training.sample import load_run
+from training.sample import load_model
 
 
 def score_run(folder: Path, device_name: str) -> dict[str, Score]:
@@ -26,7 +26,7 @@ def score_run(folder: Path, device_name: str) -> dict[str, Score]:
     """
     config = read_config(folder)
     device = pick_device(device_name)
-    model, _, state = load_run(folder, device)
+    model, _, state = load_model(folder, device)
     data = prepare(config.data, config.train.seed)
     if state["fingerprint"] != data.fingerprint:
         raise UserError(f"{folder} was trained on other data: the corpus {config.data.corpus} has changed since.")
@@ -50,7 +50,7 @@ def score_text(folder: Path, device_name: str, corpus: str, column: str | None) 
             f"{folder} is trained on {corpus!r}: leave --data.corpus out to score what it held out of that."
         )
     device = pick_device(device_name)
-    model, tokenizer, state = load_run(folder, device)
+    model, tokenizer, state = load_model(folder, device)
     with tempfile.TemporaryDirectory() as temporary:
         split = encode_whole(scored, tokenizer, Path(temporary))
         return _score(model, split, config, device, state["step"], f"{corpus}: all {split.n_documents:,} documents")

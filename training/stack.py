@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from data.dataset import Split, prepare
 from model.size import size
 from training.config import RunConfig, WandbConfig
-from training.device import autocast, free_memory, moved, pick_device
+from training.device import autocast, free_memory, pick_device, to_device
 from training.evaluate import Score, evaluating, from_nats, window_nats
 from training.nonfinite import first_nonfinite
 from training.optim import parameters_of
@@ -78,9 +78,9 @@ class Stacked:
         seconds = time.perf_counter() - started  # without the probes, as for a single run
         stack.follow_paths()
         for run, figure in zip(runs, figures, strict=True):
-            if isinstance(figure, FloatingPointError):
-                run.fail(figure)
-            else:
+            with run.contained():
+                if isinstance(figure, FloatingPointError):
+                    raise figure
                 run.count_step(step, *figure, seconds)
 
 
@@ -163,8 +163,8 @@ class Stack:
         loss_R = torch.zeros(len(self.runs), device=self.device)
         grads_RN = torch.zeros_like(self.weights_RN)
         for micro_batches in zip(*batches, strict=True):
-            x_RBT = moved(torch.stack([x_BT for x_BT, _ in micro_batches]), self.device)
-            y_RBT = moved(torch.stack([y_BT for _, y_BT in micro_batches]), self.device)
+            x_RBT = to_device(torch.stack([x_BT for x_BT, _ in micro_batches]), self.device)
+            y_RBT = to_device(torch.stack([y_BT for _, y_BT in micro_batches]), self.device)
             micro_R = self._forward(x_RBT, y_RBT) / c.accumulate
             # A parameter that no formula reads gets zeros.
             grads = torch.autograd.grad(micro_R.sum(), self.trained, materialize_grads=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from training.config import TrainConfig
-from training.device import widest
+from training.device import widest_float
 from training.muon import Muon, nesterov, orthogonal, rms_scale
 from training.optim import build_optimizers, slot_names
 
@@ -25,7 +25,7 @@ def adamw(w_RN: Tensor, g_RN: Tensor, slots: Slots, lr_R1: Tensor, options: Mapp
     beta1, beta2 = options["betas"]
     mean_RN, square_RN = slots["exp_avg"], slots["exp_avg_sq"]
     slots["step"] += 1
-    step_R1 = slots["step"][:, :1].to(widest(w_RN.device))  # 1 − βᵗ cancels digits
+    step_R1 = slots["step"][:, :1].to(widest_float(w_RN.device))  # 1 − βᵗ cancels digits
     mean_RN.lerp_(g_RN, 1 - beta1)
     square_RN.mul_(beta2).addcmul_(g_RN, g_RN, value=1 - beta2)
     root_RN = square_RN.sqrt().div_((1 - beta2**step_R1).sqrt().float()).add_(options["eps"])

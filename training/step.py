@@ -13,7 +13,7 @@ from data.batches import train_batch
 from model.gpt import GPT, Cache
 from training.config import RunConfig
 from training.ddp import ONE_PROCESS, Process
-from training.device import autocast, moved
+from training.device import autocast, to_device
 from training.nonfinite import first_nonfinite
 
 
@@ -26,11 +26,11 @@ def train_step(
     lr: float,
     precision: str,
     process: Process = ONE_PROCESS,
-    module: nn.Module | None = None,
+    ddp_model: nn.Module | None = None,
 ) -> tuple[float, float]:
     """Take the step of that number (from 0) at a learning rate, unless its loss or gradient is not finite.
 
-    Under DDP, `process` takes its rows of the batch, and `module` is the model as DDP wraps it.
+    Under DDP, `process` takes its rows of the batch, and `ddp_model` is the model as DDP wraps it.
 
     Returns:
         The training loss of its batch before the update, nats/token, and the norm of the gradient before clipping.
@@ -39,15 +39,15 @@ def train_step(
         FloatingPointError: one of them is not finite, and `train.nonfinite` is "stop"; the weights are as before.
     """
     c, device = config.train, model.embedding.weight.device
-    module = module or model
+    ddp_model = ddp_model or model
     micro_batches = split_batch(tokens_N, config, step, device)
     # The loss stays on the device: to read it for each micro-batch would wait for a GPU each time.
     total = torch.zeros((), device=device)
     for i, (micro_x_BT, micro_y_BT) in enumerate(micro_batches, 1):
         # Under DDP, gradients are exchanged in the backward pass of the last micro-batch alone.
-        with nullcontext() if i == c.accumulate else process.without_exchange(module):
+        with nullcontext() if i == c.accumulate else process.without_exchange(ddp_model):
             with autocast(precision, device):
-                loss = module(process.rows(micro_x_BT), process.rows(micro_y_BT)) / c.accumulate
+                loss = ddp_model(process.rows(micro_x_BT), process.rows(micro_y_BT)) / c.accumulate
             loss.backward()
         total += loss.detach()
 
@@ -93,7 +93,7 @@ def split_batch(
     """Return the batch of that step on a device, as one (x_BT, y_BT) for each micro-batch."""
     c = config.train
     x_BT, y_BT = train_batch(tokens_N, c.seed, step, c.batch_size, config.model.context)
-    parts = zip(moved(x_BT, device).chunk(c.accumulate), moved(y_BT, device).chunk(c.accumulate), strict=True)
+    parts = zip(to_device(x_BT, device).chunk(c.accumulate), to_device(y_BT, device).chunk(c.accumulate), strict=True)
     return list(parts)
 
 

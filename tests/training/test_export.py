@@ -26,7 +26,7 @@ from model.gpt import GPT
 from training.evaluate import evaluate
 from training.export import export_run, write_model_folder
 from training.loop import train
-from training.sample import load_run
+from training.sample import load_model
 
 LEARNED = {"prelu", "swish_beta", "xielu", "polyrelu", "dyt", "sigmoid_affine", "snake"}
 U = torch.linspace(-30, 30, 6001, dtype=torch.float64)
@@ -240,7 +240,7 @@ def test_a_run_is_exported_through_the_door(tiny, tmp_path, monkeypatch, capsys,
     assert not [path for path in folder.parent.iterdir() if path != folder]
     found = {}
     exec(printed[printed.index("from transformers") :], found)
-    model, tokenizer, _ = load_run(run, torch.device("cpu"))
+    model, tokenizer, _ = load_model(run, torch.device("cpu"))
     ids = tokenizer.encode("the king")
     assert found["tokenizer"]("the king")["input_ids"] == ids
     with torch.no_grad():

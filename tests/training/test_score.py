@@ -20,13 +20,13 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from training import evaluate as scoring
 from training.config import build
-from training.device import widest
+from training.device import widest_float
 from training.evaluate import evaluate
 from training.loop import train
 from training.optim import build_optimizers
 from training.probes import path
 from training.probes.probes import Probes
-from training.sample import load_run, sample
+from training.sample import load_model, sample
 from training.score import score_run, score_text
 from training.step import train_step
 
@@ -93,9 +93,9 @@ class Doubles(TorchDispatchMode):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_a_device_without_float64_needs_none_to_train_probe_and_score(monkeypatch, optimizer):
-    assert (widest(torch.device("mps")), widest(torch.device("cuda"))) == (torch.float32, torch.float64)
+    assert (widest_float(torch.device("mps")), widest_float(torch.device("cuda"))) == (torch.float32, torch.float64)
     for module in (scoring, path):
-        monkeypatch.setattr(module, "widest", lambda _: torch.float32)
+        monkeypatch.setattr(module, "widest_float", lambda _: torch.float32)
     sizes = {"n_layer": 1, "n_head": 2, "d_model": 8, "context": 5}
     config = build({"model": sizes, "train": {"batch_size": 3, "optimizer": optimizer}}, "test")
     split = Split(np.random.default_rng(0).integers(7, size=200).astype(np.uint16), n_bytes=100, n_documents=1)
@@ -141,7 +141,7 @@ def test_an_activation_that_draws_in_training_is_scored_probed_and_sampled_witho
         folder, model = tmp_path / f"probes{probes}", {"activation": "noisy"}
         summary = train(tiny(model=model, train={"probes": probes, "eval_every": 8 - probes}), folder)
         assert score_run(folder, "cpu")["val"].loss == summary["val/loss"]
-        loaded, tokenizer, _ = load_run(folder, CPU)
+        loaded, tokenizer, _ = load_model(folder, CPU)
         assert summary["sample/text"] == sample(loaded, tokenizer, "", 300, temperature=0.8, top_k=50)[0]
         losses.add(summary["val/loss"])
     assert len(losses) == 1  # measuring more, and more often, takes none of training's draws
@@ -161,7 +161,7 @@ def test_another_text_is_scored_whole_with_the_tokenizer_of_the_run(run, tmp_pat
     monkeypatch.setattr(sys, "argv", ["eval.py", str(run), f"--data.corpus={path}", "--data.column=body"])
     assert door(eval_door.main) == 0
     printed = capsys.readouterr().out
-    model, tokenizer, _ = load_run(run, CPU)
+    model, tokenizer, _ = load_model(run, CPU)
     ids = [token for text in texts[:2] for token in [tokenizer.eot, *text.encode()]]
     nats = 0.0
     for start in range(0, len(ids) - 1, 16):

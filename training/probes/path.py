@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.gpt import FFN, GPT, Block
-from training.device import widest
+from training.device import widest_float
 
 SHARE = 4  # one weight in four is followed: the first rows of each matrix
 
@@ -49,7 +49,7 @@ class WeightPath:
         zeros_M = self.start_MS.new_zeros(len(self.matrices))
         self.tensors = {"update_MS": torch.zeros_like(self.start_MS)}
         self.tensors |= {name: zeros_M.clone() for name in ("norm_M", "cosine_M", "count_M")}
-        self.tensors["length_M"] = zeros_M.to(widest(zeros_M.device))
+        self.tensors["length_M"] = zeros_M.to(widest_float(zeros_M.device))
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Go on from a checkpoint whose weights the model holds by now."""
