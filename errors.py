@@ -9,6 +9,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 
+from pydantic import ConfigDict
+
+# Of every config: an unknown key, a value of another type (4 is an int, "4", 4.0 and true are not), NaN and infinity
+# are mistakes.
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
 # torch raises a plain RuntimeError where the CPU's memory ends. These texts begin the two that its allocator raises.
 CPU_ALLOCATOR = ("[enforce fail at alloc_cpu.cpp", "Storage size calculation overflowed")
 

@@ -4,10 +4,10 @@ import re
 from dataclasses import replace
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from errors import UserError, unknown
+from errors import STRICT, UserError, unknown
 
 # The smallest BPE has the 256 bytes and <|endoftext|>. The largest has all ids that fit into 16 bits.
 MIN_BPE, MAX_BPE = 257, 65_536
@@ -26,7 +26,7 @@ def parse_tokenizer(spec: str) -> tuple[str, int]:
     raise UserError(f"{names} N is from {MIN_BPE} to {MAX_BPE}, such as bpe:1024.")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """The corpus, its tokenizer and its splits."""
 

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from errors import UserError
+from errors import STRICT, UserError
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True, config=STRICT)
 class ModelConfig:
     """The shape of a GPT. The vocabulary size is the tokenizer's and is passed beside it."""
 

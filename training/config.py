@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from data.config import DataConfig
-from errors import UserError, unknown
+from errors import STRICT, UserError, unknown
 from model.config import ModelConfig
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
-STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: 4, but not "4", 4.0 or true
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -14,14 +14,15 @@ import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeFloat, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from errors import UserError
+from errors import STRICT, UserError
 from files import WRITTEN_AGAIN, check_sha256, own_file, sha256_of
-from training.config import STRICT, RunConfig, build, differences, read_toml
+from training.config import RunConfig, build, differences, read_toml
 from training.wandb_mirror import ID
 
 RUN_FOLDER = "a run folder holds config.toml and metrics.jsonl, a study folder holds one such folder per run"
 SEALED = ("config.toml", "metrics.jsonl", "val_windows.npy")  # their SHA-256 is in the summary of a finished run
-SCORES = ("loss", "perplexity", "bits_per_byte")
+# The figures of a split, by the end of their metric names, with their units. Each is a field of `evaluate.Score`.
+SCORES = {"loss": "nats/token", "perplexity": "perplexity of a token", "bits_per_byte": "bits/byte"}
 STRICT_JSON = ConfigDict(strict=True, allow_inf_nan=False)  # for files that hold more numbers than a schema names
 INT64 = Field(ge=-(2**63), le=2**63 - 1)  # a larger integer is no figure of ours, and no float may hold it
 Number = Annotated[int, INT64] | float | None  # null stands for NaN and infinity

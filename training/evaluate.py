@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data.batches import eval_windows
 from data.dataset import Split
 from model.gpt import GPT
+from training.contents import SCORES
 from training.ddp import ONE_PROCESS, Process
 from training.device import autocast, to_device, widest_float
 
@@ -32,7 +33,7 @@ class Score:
 
     def named(self, split: str) -> dict[str, float]:
         """Return the figures under their metric names, such as `val/loss`."""
-        return {f"{split}/{name}": getattr(self, name) for name in ("loss", "perplexity", "bits_per_byte")}
+        return {f"{split}/{name}": getattr(self, name) for name in SCORES}
 
 
 @contextmanager
