@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from errors import STRICT, UserError
@@ -16,7 +16,7 @@ class ModelConfig:
     activation: Annotated[str, Field(description="FFN activation, a name of the registry")] = "gelu"
     n_layer: Annotated[int, Field(gt=0, description="blocks")] = 4
     n_head: Annotated[int, Field(gt=0, description="attention heads; divides d_model")] = 4
-    d_model: Annotated[int, Field(gt=0, lt=2**31, description="width of the residual stream")] = 128
+    d_model: Annotated[int, Field(gt=0, lt=2**20, description="width of the residual stream")] = 128
     context: Annotated[int, Field(gt=0, description="longest sequence, tokens")] = 128
     norm: Annotated[
         Literal["rms", "none"],

@@ -1,12 +1,11 @@
 """What a network costs: parameters and floating-point operations, so that a fair match can be printed and tested."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from model.activations import is_gated
 from model.config import ModelConfig
-from model.gpt import GPT, ffn_width
+from model.gpt import GPT
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Size:
 
 
 def size(config: ModelConfig, n_vocab: int) -> Size:
-    """Count a model without building it.
+    """Count a model without memory for its weights, however large it is.
 
     The rows that pad the vocabulary are left out: no token reads them.
 
@@ -29,9 +28,12 @@ def size(config: ModelConfig, n_vocab: int) -> Size:
     and 12·layers·D·T for attention (PaLM, Chowdhery et al., 2022, appendix B). The embedding counts once, as the output
     layer. Gains, biases and what an activation holds do not count.
     """
+    # All blocks are alike, so one of them is counted: a config with a billion layers is counted at once too.
     with torch.device("meta"):
-        model = GPT(config, n_vocab)
-    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        model = GPT(replace(config, n_layer=1, context=1), n_vocab)
+    counts = {}
+    for name, parameter in model.named_parameters():
+        counts[name] = parameter.numel() * (config.n_layer if name.startswith("blocks.") else 1)
     counts["embedding.weight"] = n_vocab * config.d_model
     matrices = [name for name, p in model.named_parameters() if p.ndim >= 2 and ".act." not in name]
     products = sum(counts[name] for name in matrices)
@@ -42,13 +44,3 @@ def size(config: ModelConfig, n_vocab: int) -> Size:
         ffn=sum(n for name, n in counts.items() if ".ffn." in name),
         flops_per_token=6 * products + 12 * config.n_layer * config.d_model * config.context,
     )
-
-
-def least_weights(config: ModelConfig, n_vocab: int) -> int:
-    """Count the weights of the matrices of a network.
-
-    Unlike `size`, this makes no network, so that any config is counted at once.
-    """
-    gated = is_gated(config.activation)
-    ffn = (3 if gated else 2) * config.d_model * ffn_width(config.d_model, gated)
-    return n_vocab * config.d_model + config.n_layer * (4 * config.d_model**2 + ffn)

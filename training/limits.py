@@ -6,7 +6,7 @@ from data.config import parse_tokenizer
 from data.corpus import check_corpus
 from data.dataset import Dataset
 from errors import UserError
-from model.size import least_weights
+from model.size import size
 from training.config import RunConfig, build, differences, tree
 from training.ddp import Process, world_size
 from training.device import check_compiler, pick_device, pick_precision, total_memory
@@ -49,7 +49,7 @@ def check_memory(config: RunConfig, training: bool = True) -> None:
     m, c = config.model, config.train
     # Linux promises more memory than there is and then kills the process, which could give no message.
     memory = total_memory(pick_device(c.device if training else "auto"))
-    need = 4 * least_weights(m, parse_tokenizer(config.data.tokenizer)[1])
+    need = 4 * size(m, parse_tokenizer(config.data.tokenizer)[1]).total
     if training:
         need *= NUMBERS[c.optimizer]
         # All tokens of a step with their targets, as int64.

@@ -1,13 +1,9 @@
 """Sizes that are refused before any work: steps above the budget, networks and batches above memory."""
 
-import time
-
 import pytest
 
 from data.dataset import prepare
 from errors import UserError
-from model.config import ModelConfig
-from model.size import least_weights, size
 from training import limits
 from training.limits import check_budget, check_memory, warn_of_repetition
 from training.loop import train
@@ -17,13 +13,6 @@ from training.loop import train
 def machine(monkeypatch):
     """A machine with 1 GiB."""
     monkeypatch.setattr(limits, "total_memory", lambda device: 1 << 30)
-
-
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-def test_weights_are_counted_as_in_the_network_but_for_gains(activation):
-    config = ModelConfig(activation=activation, n_layer=3, n_head=2, d_model=48, context=8)
-    gains = 48 * (2 * 3 + 1)
-    assert least_weights(config, 257) == size(config, 257).total - gains
 
 
 def test_a_step_above_the_budget_is_refused_with_what_fits(tiny, tmp_path):
@@ -41,10 +30,8 @@ def test_a_step_above_the_budget_is_refused_with_what_fits(tiny, tmp_path):
 @pytest.mark.parametrize("model", [{"n_layer": 10**9}, {"d_model": 2**14}, {}])
 def test_what_memory_cannot_hold_is_refused_at_once(tiny, tmp_path, machine, model):
     huge = {"train": {"tokens": 2**50} | ({} if model else {"batch_size": 2**40}), "model": model}
-    started = time.perf_counter()
     with pytest.raises(UserError, match=r"need [\d,]+ GiB or more, and this machine has 1 GiB\. Use a smaller value"):
         train(tiny(**huge), tmp_path / "run")
-    assert time.perf_counter() - started < 1
     assert not (tmp_path / "run").exists()
 
 
