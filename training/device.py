@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -122,8 +123,6 @@ def peak_memory(device: torch.device) -> int:
     if status.exists():  # getrusage would also count the parent's memory at the start of this process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
-    import resource  # Windows has none
-
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -23,10 +23,8 @@ def first_nonfinite(model: GPT, batches: Iterable[tuple[Tensor, Tensor]], precis
             found.append(what)
 
     def hook(name: str, _module: object, _inputs: object, output: object) -> None:
-        # A module of a plugin may return several tensors.
-        for part in output if isinstance(output, tuple | list) else (output,):
-            if isinstance(part, Tensor):
-                look(f"the output of {name}" if name else "the loss", part)
+        if isinstance(output, Tensor):  # a module of a plugin may return something else
+            look(f"the output of {name}" if name else "the loss", output)
 
     # The hook of a part is called before that of the whole module.
     handles = [module.register_forward_hook(partial(hook, name)) for name, module in model.named_modules()]

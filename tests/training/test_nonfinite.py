@@ -3,10 +3,8 @@
 import pytest
 import torch
 from helpers import newest, records, same_weights, train_and_stop
-from torch import nn
 
 from errors import UserError
-from model.activations import ACTIVATIONS
 from model.gpt import GPT
 from training import loop, run
 from training.loop import train
@@ -15,14 +13,8 @@ from training.sample import sample_run
 pytestmark = pytest.mark.usefixtures("no_sample")
 NAN, INF = float("nan"), float("inf")
 # in which step, of what, and the value: of the output of a module in the forward pass, or of one gradient alone
-OUTPUTS = [
-    (0, "embedding", NAN),
-    (5, "blocks.0.attn", INF),
-    (12, "blocks.0.ffn.act", NAN),
-    (19, "blocks.1.ffn.up", INF),
-]
-OUTPUTS += [(6, "blocks.1", NAN), (1, "norm", INF), (7, "head", INF)]
-GRADIENTS = [(0, "embedding.weight", INF), (7, "blocks.0.ffn.up.weight", NAN), (13, "blocks.1.attn_norm.weight", INF)]
+OUTPUTS = [(0, "embedding", NAN), (6, "blocks.0.ffn.act", NAN), (19, "head", INF)]
+GRADIENTS = [(7, "blocks.0.ffn.up.weight", NAN), (13, "blocks.1.attn_norm.weight", INF)]
 
 
 def tensors(model, optimizers):
@@ -82,7 +74,7 @@ def inject(monkeypatch):
 def test_a_step_that_is_not_finite_is_named_and_never_taken(tiny, tmp_path, inject, step, where, value):
     seen = inject({step}, where, value)
     with pytest.raises(FloatingPointError, match=rf"^step {step + 1}: .* is the (output|gradient) of {where}\. "):
-        train(tiny(), tmp_path / "run")
+        train(tiny(train={"accumulate": 2}), tmp_path / "run")
     assert max(seen) == step
     assert equal(*seen[step])
     path = newest(tmp_path / "run" / "checkpoints")
@@ -134,38 +126,7 @@ def test_of_gradients_that_spread_the_one_nearest_to_the_loss_is_named(tiny, tmp
         train(tiny(train={"probes": 0}), tmp_path / "run")
 
 
-class Pair(nn.Module):
-    """Returns two tensors, the second of them spoilt."""
-
-    def forward(self, u):
-        return u, u * NAN
-
-
-class OfPair(nn.Module):
-    """An activation with a part that returns two tensors."""
-
-    def __init__(self):
-        super().__init__()
-        self.pair = Pair()
-
-    def forward(self, u):
-        return sum(self.pair(u))
-
-
-def test_a_module_that_returns_several_tensors_is_named_too(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(ACTIVATIONS, "of_pair", OfPair)
-    config = tiny(model={"activation": "of_pair"}, train={"probes": 0})
-    with pytest.raises(FloatingPointError, match=r"^step 1: .* is the output of blocks\.0\.ffn\.act\.pair\. "):
-        train(config, tmp_path / "run")
-
-
 def test_a_run_that_diverged_has_no_text_but_a_message(tiny, tmp_path):
     train(tiny(train={"lr": 1e38, "warmup": 0.0, "tokens": 64}), tmp_path / "run")
     with pytest.raises(UserError, match="diverged: its weights are not finite"):
         sample_run(tmp_path / "run", "", 5, 1.0, 0, 1.0, 0, 1, "cpu", None)
-
-
-def test_micro_batches_find_the_same_layer(tiny, tmp_path, inject):
-    inject({2}, "blocks.1.ffn.up", INF)
-    with pytest.raises(FloatingPointError, match=r"^step 3: .* is the output of blocks\.1\.ffn\.up\. "):
-        train(tiny(train={"accumulate": 2}), tmp_path / "run")
