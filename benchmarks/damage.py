@@ -28,8 +28,6 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -279,10 +277,8 @@ def try_change(home: Path, number: int) -> tuple[str, str, str]:
         change = "foreign: " + foreign(run / name, draw)
         match_hashes(run, name)
     truth = json.loads((home / "truth.json").read_text())
+    follow = follow_finished if kind == "finished" else follow_stopped
     try:
-        follow: Callable[[Path, str, dict[str, Any]], list[str]] = (
-            follow_finished if kind == "finished" else follow_stopped
-        )
         outcomes = follow(study, Path(name).name, truth)
     except Exception as fault:
         outcomes = [f"traceback {type(fault).__name__}: {fault}"]
@@ -343,28 +339,19 @@ def refusal(code: int, said: str, name: str) -> str:
     return "refused" if code == 2 and named and "Traceback" not in said else f"wrong: code {code}: {said}"
 
 
-def work(home: Path, numbers: list[int], sender: Connection) -> None:
-    """Make changes and send what came of each."""
-    for number in numbers:
-        sender.send(try_change(home, number))
-
-
-def try_all(home: Path, numbers: list[int]) -> Iterator[tuple[int, str, str, str]]:
-    """Make changes in another process, and go on in a fresh one if that ends; yield what came of each."""
+def try_in_a_process(home: Path, number: int) -> tuple[str, str, str]:
+    """Make one change in a process of its own, which may crash; return what `try_change` does."""
     context = multiprocessing.get_context("fork")
-    while numbers:
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(home, numbers, sender))
-        process.start()
-        sender.close()
-        with contextlib.suppress(EOFError):
-            while numbers:
-                yield numbers[0], *receiver.recv()
-                numbers = numbers[1:]
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(try_change(home, number)))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return title(*PLACES[number % len(PLACES)]), "", "crash"
+    finally:
         process.join()
-        if numbers:
-            yield numbers[0], title(*PLACES[numbers[0] % len(PLACES)]), "", "crash"
-            numbers = numbers[1:]
 
 
 def main() -> None:
@@ -387,8 +374,9 @@ def main() -> None:
         # What the doors import late is imported once, and not in every process.
         follow_finished(home / "finished", "", json.loads((home / "truth.json").read_text()))
         text_of(home / "finished" / "run")
-        numbers = [options.only] if options.only is not None else list(range(options.changes))
-        for number, place, change, outcome in try_all(home, numbers):
+        numbers = [options.only] if options.only is not None else range(options.changes)
+        for number in numbers:
+            place, change, outcome = try_in_a_process(home, number)
             counts.setdefault(place, Counter())[outcome.partition(" ")[0].rstrip(":")] += 1
             if options.only is not None or outcome.startswith(("wrong", "traceback", "crash")):
                 print(f"{number}  {place}  {change}\n    {outcome}", flush=True)
