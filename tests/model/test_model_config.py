@@ -20,14 +20,10 @@ def test_every_name_is_valid():
         ({"n_head": 3}, r"d_model 128 does not split into 3 heads.*Nearest n_head that fits: 2\."),
         ({"d_model": 12, "n_head": 4}, r"4 heads of an even width.*Nearest n_head that fits: 3\."),
         ({"d_model": 129, "n_head": 1}, r"d_model must be even"),
-        ({"d_model": 1_000_000_002, "n_head": 7}, r"Nearest n_head that fits: 3\."),
-        ({"d_model": 2**62 + 2, "n_head": 3}, r"less than 2147483648"),
+        ({"d_model": 1_000_002, "n_head": 7}, r"Nearest n_head that fits: 3\."),
+        ({"d_model": 2**62 + 2, "n_head": 3}, r"less than 1048576"),
         ({"d_model": 4, "n_head": 10**9}, r"Nearest n_head that fits: 2\."),
         ({"norm": "batch"}, "norm\n.*'rms' or 'none'"),
-        ({"norm": "layer"}, "norm\n.*'rms' or 'none'"),  # it was allowed once
-        ({"init": "xavier"}, "init\n.*'gpt2', 'second_moment' or 'slope'"),
-        ({"head": "softmx"}, "head\n.*'softmax', 'sigmoid', 'normalized_sigmoid' or 'sigsoftmax'"),
-        ({"ffn_bias": "some"}, "ffn_bias\n.*'none', 'zero' or 'centering'"),
         ({"activation": "rellu"}, r"unknown activation 'rellu'\. Did you mean 'relu'\?"),
         ({"activation": ""}, r"unknown activation ''\. Allowed: sigmoid, relu"),
         ({"n_layers": 3}, "n_layers\n.*[Uu]nexpected keyword"),
@@ -51,16 +47,10 @@ def test_nearest_number_of_heads_is_that_of_a_plain_search():
 
 
 @pytest.mark.parametrize("field", ["n_layer", "n_head", "d_model", "context"])
-@pytest.mark.parametrize("value", [0, -4, 4.5, 4.0, "4", True, "many", None, [4], float("inf")])
-def test_sizes_are_positive_whole_numbers(field, value):
+@pytest.mark.parametrize("value", [0, -4])  # other types: tests/training/test_config.py
+def test_sizes_are_positive(field, value):
     with pytest.raises(ValidationError, match=rf"\n{field}\n"):
         ModelConfig(**{field: value})
-
-
-@pytest.mark.parametrize("value", [3, None, ["gelu"], True])
-def test_activation_is_a_name(value):
-    with pytest.raises(ValidationError, match=r"\nactivation\n.*valid string"):
-        ModelConfig(**{"activation": value})
 
 
 def test_is_free_of_torch_until_one_is_made():

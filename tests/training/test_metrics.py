@@ -177,24 +177,10 @@ class Broken:
 
     def __getattr__(self, _name):
         def fail(*_, **__):
-            self.calls += 1
+            Broken.calls += 1
             raise ConnectionError("the service is gone")
 
         return fail
-
-
-def test_the_first_failure_turns_wandb_off_with_one_warning_and_metrics_go_on(tiny, tmp_path):
-    said = []
-    mirror = WandbMirror(tiny().wandb, tmp_path, None, said.append)
-    mirror.run = broken = Broken()
-    metrics = Metrics(tmp_path / "metrics.jsonl", b"", mirror)
-    metrics.log({"step": 1, "tokens": 2})
-    metrics.log({"step": 2, "tokens": 4})
-    metrics.finish({"val/loss": 1.0, "sample/prompt": "", "sample/text": "text"})
-    mirror.close(failed=False)
-    assert broken.calls == len(said) == 1
-    assert "ConnectionError" in said[0]
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("step", [0, 9])
@@ -207,9 +193,11 @@ def test_a_wandb_that_fails_never_ends_a_run(tiny, tmp_path, monkeypatch, capsys
         log(self, record)
 
     train(tiny(train={"log_every": 1}), tmp_path / "without")
+    monkeypatch.setattr(Broken, "calls", 0)
     monkeypatch.setattr(WandbMirror, "log", fail)
     assert train(tiny(train={"log_every": 1}), tmp_path / "run")["status"] == "finished"
     assert capsys.readouterr().out.count("warning: wandb is off for this run (ConnectionError") == 1
+    assert Broken.calls == 1  # it is not tried again
     assert records(tmp_path / "run") == records(tmp_path / "without")
 
 
@@ -244,15 +232,3 @@ def test_resuming_cuts_the_file_back_and_numbers_that_json_lacks_become_null(tin
 def test_numbers_that_json_lacks_become_null_at_every_depth():
     deep = {"a": [1.5, float("nan"), {"b": (float("inf"), 2)}], "c": "NaN", "d": -float("inf"), "e": True}
     assert strict_json(deep) == {"a": [1.5, None, {"b": [None, 2]}], "c": "NaN", "d": None, "e": True}
-
-
-def test_a_key_without_a_network_keeps_the_run_offline(tiny, tmp_path, wandb_home, monkeypatch, capsys):
-    import wandb
-
-    def login(**_):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(wandb, "login", login)
-    train(tiny(), tmp_path / "run")
-    assert "cannot go online" in capsys.readouterr().out
-    assert len(history(tmp_path / "run")[1]) == 11

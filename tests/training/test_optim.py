@@ -21,13 +21,6 @@ def test_warm_up_and_decay_worked_by_hand():
     assert [lr_factor(step, 10, config) for step in range(10)] == pytest.approx(expected)
 
 
-def test_cosine_is_half_way_in_the_middle_and_ends_at_its_final_share():
-    config = TrainConfig(warmup=0.0, decay=1.0, schedule="cosine", final_lr=0.1)
-    assert lr_factor(0, 1000, config) == 1.0
-    assert lr_factor(500, 1000, config) == pytest.approx(0.55)
-    assert lr_factor(999, 1000, config) == pytest.approx(0.1, abs=1e-4)
-
-
 def nanogpt_lr(step, warmup, total, peak, low):
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
@@ -40,7 +33,7 @@ def test_warm_up_and_cosine_are_nanogpts():
     assert ours == pytest.approx([nanogpt_lr(step, 100, 2000, 1e-3, 1e-4) for step in range(2000)])
 
 
-@pytest.mark.parametrize("activation", ["gelu", "swiglu", "prelu", "polyrelu"])
+@pytest.mark.parametrize("activation", ["swiglu", "polyrelu"])
 @pytest.mark.parametrize("options", [{}, {"ffn_bias": "zero", "head": "sigmoid"}], ids=str)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
 def test_every_weight_is_optimised_once_and_only_matrices_decay(optimizer, options, activation):
@@ -90,12 +83,3 @@ def test_muon_moves_matrices_as_torch_s(bf16, share, monkeypatch):
         assert (w - v).square().mean().sqrt() < share * lr * 0.2  # of an update's RMS
     assert mine.param_groups[0].keys() == peer.param_groups[0].keys()
     assert [*mine.state_dict()["state"][0]] == [*peer.state_dict()["state"][0]]
-
-
-def test_first_adamw_step_is_the_learning_rate_by_the_sign_of_the_gradient():
-    model = nn.Linear(3, 2, bias=False)
-    before = model.weight.detach().clone()
-    (optimizer,) = build_optimizers(model, TrainConfig(lr=0.01, weight_decay=0.0))
-    model.weight.grad = torch.tensor([[1.0, -2.0, 0.5], [-0.1, 3.0, 10.0]])
-    optimizer.step()
-    torch.testing.assert_close(model.weight.detach() - before, -0.01 * model.weight.grad.sign(), rtol=0, atol=1e-5)

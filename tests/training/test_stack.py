@@ -284,24 +284,6 @@ def test_a_step_that_is_not_finite_leaves_its_run_as_it_was_and_others_go_on(run
     assert losses(good) == pytest.approx(losses(tmp_path / "alone"), rel=1e-3)  # Muon works in bf16
 
 
-def test_probes_count_as_time_of_the_runs_but_not_of_training(runs, monkeypatch):
-    now = [0.0]
-
-    def takes(seconds, result):
-        def call(self, *_):
-            now[0] += seconds
-            return result
-
-        return call
-
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    monkeypatch.setattr(Stack, "step", takes(1, [(1.0, 1.0)] * 3))
-    monkeypatch.setattr(Stack, "follow_paths", takes(1000, None))
-    for summary in train_stack(runs(probes=0)).values():
-        assert summary is not None
-        assert summary["perf/train_seconds"] == 12
-
-
 def test_more_runs_than_memory_holds_go_one_stack_after_another(runs, monkeypatch):
     sizes, make = [], stack.Stack
     monkeypatch.setattr(loop, "room", lambda _: 2)

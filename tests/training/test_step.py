@@ -9,10 +9,9 @@ from data.batches import train_batch
 from model.gpt import GPT
 from training.config import build
 from training.optim import build_optimizers
-from training.step import split_batch, train_step
+from training.step import train_step
 
 TOKENS_N = np.random.default_rng(0).integers(23, size=300).astype(np.uint16)
-CPU = torch.device("cpu")
 
 
 def make(**train):
@@ -49,20 +48,6 @@ def test_a_gradient_is_clipped_to_its_norm_and_its_norm_before_is_returned(clip,
     assert update.norm().item() == pytest.approx(moved or norm, rel=1e-4)
     torch.testing.assert_close(F.cosine_similarity(update, gradient, dim=0), torch.tensor(1.0), rtol=0, atol=1e-5)
     assert all(p.grad is None for p in model.parameters())
-
-
-def test_a_batch_depends_on_seed_and_step_alone():
-    def batch(seed, step):
-        config, _, _ = make(seed=seed, accumulate=2)
-        return torch.cat([torch.stack(pair) for pair in split_batch(TOKENS_N, config, step, CPU)], dim=1)
-
-    first = batch(3, 7)
-    torch.manual_seed(1)
-    np.random.seed(1)
-    assert torch.equal(batch(3, 7), first)
-    assert torch.equal(first, torch.stack(train_batch(TOKENS_N, 3, 7, 4, 8)))
-    assert not torch.equal(batch(3, 8), first)
-    assert not torch.equal(batch(4, 7), first)
 
 
 def test_a_step_takes_the_learning_rate_that_it_is_given():
