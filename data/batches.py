@@ -18,6 +18,7 @@ def train_batch(
     They depend on (seed, step) alone, so that a resumed run sees the same batches. The split must be longer than the
     context.
     """
+    # numpy mixes seed and step, so that neighbouring ones give unrelated windows.
     # The last window starts at N - context - 1, since y_BT is one token later.
     starts_B = np.random.default_rng([seed, step]).integers(len(tokens_N) - context, size=batch_size)
     positions_BT = starts_B[:, None] + np.arange(context)

@@ -48,6 +48,7 @@ def prepare(config: DataConfig, seed: int = 0) -> Dataset:
     corpus = open_corpus(config)
     # The corpus is part of the key by its content, which covers the column, and not by its name.
     recipe = [FORMAT, *astuple(replace(config, corpus=corpus.fingerprint, column=DataConfig.column))]
+    # 64 bits of the hash tell all data sets of a user apart, and keep paths short.
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     with open_cache() as cache:
         folder = cache / "datasets" / key

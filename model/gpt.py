@@ -98,6 +98,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.n_head = config.n_head
+        # One product for all three is faster than three.
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
 
@@ -182,6 +183,7 @@ class GPT(nn.Module):
         # The last norm stays even where the blocks have none: without it the scores would have no scale.
         self.norm = make_norm("rms", config.d_model)
         self.head = HEADS[config.head](n_vocab)
+        # Recomputed when a checkpoint is loaded, so that none holds it.
         rotary_2TK = rotary_table(config.context, config.d_model // config.n_head)
         self.register_buffer("rotary_2TK", rotary_2TK, persistent=False)
         init_weights(self, config, seed)
@@ -220,6 +222,7 @@ class GPT(nn.Module):
         if targets_BT is None:
             return self.head(self.scores(x_BTD))
         loss = self._cross_entropy if per_token else self.head.loss
+        # Tokens in one row, since the loss of a token does not depend on its place.
         losses_BT = self._in_parts(loss, x_BTD.flatten(0, 1), targets_BT.flatten()).view_as(targets_BT)
         return losses_BT if per_token else losses_BT.mean()
 

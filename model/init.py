@@ -43,12 +43,14 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
         branch_ends.append("ffn.down.weight")
     stds = ffn_stds(config, model.get_parameter("blocks.0.ffn.down.weight").shape[1])
     for name, parameter in model.named_parameters():
+        # On the meta device a network is only counted: it has no memory to write to.
         if parameter.ndim < 2 or ".act." in name or parameter.is_meta:
             continue
         matrix = name.split(".")[-2]  # as `up` in blocks.0.ffn.up.weight
         std = stds[matrix] if ".ffn." in name else 0.02
         if name.endswith(tuple(branch_ends)):
             std /= math.sqrt(2 * config.n_layer)
+        # Python's own hash of a text differs from process to process.
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
         with torch.no_grad():

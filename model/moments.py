@@ -25,9 +25,11 @@ def moments(factory: Callable[[], nn.Module]) -> Moments:
     activation is integrated over the plane of its two inputs; its `slope_mean` is that of the gate.
     """
     with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
+        # A network may be made on the meta device or without gradients, where nothing could be integrated.
         act = factory().double()
         spacing, end = (1e-2, 8) if isinstance(act, Gated) else (1e-3, 12)
         u_N = torch.arange(-end, end, spacing, dtype=torch.float64) + spacing / 2
+        # The softmax is the normal density, normalised over the grid.
         weight_N = torch.softmax(-u_N.square() / 2, 0)
         if isinstance(act, Gated):
             inputs = [axis.flatten().requires_grad_() for axis in torch.meshgrid(u_N, u_N, indexing="ij")]

@@ -7,6 +7,7 @@ class Clock:
     """Counts on from the seconds of a checkpoint. Evaluation and saving count in `time`, not in `train_seconds`."""
 
     def __init__(self, time_before: float = 0.0, train_seconds_before: float = 0.0):
+        # As if the run had begun that much earlier in this process.
         self._began = time.perf_counter() - time_before
         self.train_seconds = train_seconds_before
         self._lap_tokens, self._lap_began = 0, train_seconds_before

@@ -127,10 +127,12 @@ class RunConfig:
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
+        # Rounded up in whole numbers: floats would be wrong for large budgets.
         return -(-self.train.tokens // self.tokens_per_step)
 
     def is_scored(self, step: int) -> bool:
         """Whether the validation set is scored after that many steps."""
+        # By default ten scores a run, besides that of step 0.
         every = self.train.eval_every or -(-self.steps // 10)
         return step == self.steps or (every > 0 and step % every == 0)
 

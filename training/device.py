@@ -145,6 +145,7 @@ def free_memory(device: torch.device) -> int:
 def peak_flops(device_name: str) -> float | None:
     """Return the most FLOP/s of a GPU in bf16; None where they are not known, as for a part of a GPU (MIG)."""
     for part, peak in PEAK_FLOPS.items():
+        # As a word of its own, since a GB200 is faster than a B200.
         if re.search(rf"\b{part}\b", device_name) and "MIG" not in device_name:
             return peak
     return None

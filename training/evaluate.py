@@ -94,6 +94,7 @@ def window_nats(
     batches = eval_windows(split.tokens_N, context, batch_size)
     console = Console(stderr=True)
     hidden = not shown or not console.is_terminal
+    # Results stay on the device until the end, since each copy to the CPU would wait for a GPU.
     for x_BT, y_BT in track(batches, shown, total, console=console, transient=True, disable=hidden):
         nats.append(process.by_row(nats_of, to_device(x_BT, device), to_device(y_BT, device)))
     return torch.cat(nats, -1).cpu().double().numpy()

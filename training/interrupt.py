@@ -33,5 +33,7 @@ class Interrupt:
         if self.signum and self.insist:
             if sys.stdout.isatty():
                 os.write(sys.stdout.fileno(), b"\x1b[?25h")  # show the cursor, which a progress bar hides
+            # Nothing is closed or saved any more: whoever sends a second signal does not want to wait.
             os._exit(128 + signum)
+        # The first signal decides the exit code.
         self.signum = self.signum or signum

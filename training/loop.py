@@ -54,9 +54,11 @@ def train_loop(runs: Sequence[Run], engine: Plain | Stacked, interrupt: Interrup
     Raises:
         Interrupted: a signal came; every run has written a checkpoint, and the same call resumes.
     """
+    # Runs of one shape agree in all that is asked of the first one below.
     steps = runs[0].config.steps
     for step in range(min(run.start for run in runs), steps + 1):
         last = step == steps
+        # Under torchrun any process may get the signal, and all have to stop at the same step.
         signum = runs[0].process.any_signal(interrupt.signum)
         # A resumed run waits until the others have reached its step.
         active = [run for run in runs if run.start <= step and not run.failed]
@@ -69,6 +71,7 @@ def train_loop(runs: Sequence[Run], engine: Plain | Stacked, interrupt: Interrup
                 run.record(step, score, stopping=signum > 0)  # metrics, probes, and a checkpoint where one is due
         if last:
             break
+        # A run whose record could not be written has failed by now.
         active = [run for run in active if not run.failed]
         if signum:
             for run in active:

@@ -42,6 +42,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
             matrices.append(parameter)
         else:
             others.append(parameter)
+    # Decay pulls towards 0, which is no place for a gain that starts at 1.
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if config.optimizer == "sgd":
         return [torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)]

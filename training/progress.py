@@ -52,6 +52,7 @@ class Display:
 
     def update(self, record: dict[str, Any]) -> None:
         """Show a new record; where there is no terminal, only those with a validation loss."""
+        # A record may lack the validation loss, and the bar goes on to show the last one.
         self.latest |= record
         if self.bar:
             self.bar.update(self.task, completed=record["step"], record=self.latest)

@@ -130,6 +130,7 @@ class Run:
         self.environment = environment(self.device, self.precision, self.process.size, c.compile, self.stacked)
         n_vocab = self.data.tokenizer.n_vocab
         self.flops_per_token = size(self.config.model, n_vocab).flops_per_token
+        # Each matrix has a random stream of its own. This seed is for activations that draw numbers.
         torch.manual_seed(c.seed)
         self.model = GPT(self.config.model, n_vocab, c.seed)
         if c.compile:
@@ -143,8 +144,7 @@ class Run:
     def _start(self) -> None:
         """Go on from the newest checkpoint, if there is one, and begin or continue what the run writes."""
         self.lines = b""  # of metrics.jsonl up to the start
-        # The summary repeats the newest score of the validation split, which a resumed run may not take again.
-        self.val_figures: dict[str, float | None] = {}
+        self.val_figures: dict[str, float | None] = {}  # the newest scores of the validation split
         self.val_windows = np.empty(0, np.float32)  # the loss of each window of the split
         state = self._load_checkpoint()
         self.resumed = state is not None
@@ -174,8 +174,10 @@ class Run:
         if found is None:
             return None
         path, state = found
+        # The first process has found the newest intact checkpoint, and the others take the same one.
         if not self.process.main:
             self._load(Path(path))
+        # Each of these may change the order in which floating-point numbers are summed, or the numbers themselves.
         for key in ("threads", "ranks", "compiled", "stacked", "device_name", "torch", "precision"):
             was, now = state["environment"].get(key), self.environment[key]
             if was != now:
@@ -190,6 +192,7 @@ class Run:
         checkpoint.load_weights(path, self.model)
         tensors = checkpoint.load_training_state(path, self.model, self.optimizers, self.probes.tensors)
         self.probes.load(tensors)
+        # A run that resumes at its last step is not scored again, and its summary needs the scores.
         for record in read_records(path / "metrics.jsonl"):
             self.val_figures |= {name: value for name, value in record.items() if name.startswith("val/")}
         self.lines = (path / "metrics.jsonl").read_bytes()
@@ -225,6 +228,7 @@ class Run:
         # The checkpoint comes after the record, of which it has a copy.
         due = step > 0 and step % self.config.train.checkpoint_every == 0
         if (due or stopping or step == self.config.steps) and self.process.main:
+            # Asked before the checkpoint is written, since its state holds the lowest loss.
             lowest = score and self.metrics.mirror.is_lowest(score.loss)
             path = self._save(step)
             if lowest:

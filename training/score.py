@@ -42,6 +42,7 @@ def score_text(folder: Path, device_name: str, corpus: str, column: str | None) 
     """
     config = read_config(folder)
     data = build({"data": {"corpus": corpus} | ({} if column is None else {"column": column})}, "flags").data
+    # The training text would get a score that is too good.
     scored, trained = open_corpus(data), None
     with suppress(UserError):  # its own corpus may be gone
         trained = open_corpus(config.data).fingerprint

@@ -52,8 +52,11 @@ def train_step(
         total += loss.detach()
 
     parameters = list(model.parameters())
+    # A frozen parameter, as a plugin may hold, has no gradient.
     total_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    # All processes of a run have the same gradient, but each has the loss of its own rows.
     loss, norm = process.mean(torch.stack([total, total_norm])).tolist()  # the one wait for a GPU
+    # Tested before the update: after it, every weight could be NaN.
     if math.isfinite(loss + norm):
         if 0 < c.clip < norm:
             clip_grads_with_norm_(parameters, c.clip, total_norm)
@@ -75,6 +78,7 @@ def compile_loss(model: GPT) -> None:
     The gradient of a compiled embedding is summed in no fixed order: no run would be equal to its repetition. Scores
     and samples stay as written, since each of their shapes would be compiled by itself.
     """
+    # `forward`, with its checks and the embedding, stays as it is.
     as_written, compiled = model.after_embedding, torch.compile(model.after_embedding)
 
     def after_embedding(
