@@ -1,14 +1,11 @@
 import json
 import re
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import ROOT
 from pydantic import ValidationError
 
 from data.config import DataConfig
@@ -242,21 +239,11 @@ def test_the_hub_without_a_network_names_the_ways_out():
     ("options", "said"),
     [
         ({"tokenizer": "byte"}, r"Did you mean 'bytes'\?"),
-        ({"tokenizer": "bpe1024"}, r"Did you mean 'bpe:N'\?"),
         ({"tokenizer": "bpe:256"}, "from 257 to 65536"),
-        ({"val_fraction": 0.0}, "greater than 0"),
         ({"max_tokens": -1}, "greater than or equal to 0"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "below 1"),
-        ({"colunm": "text"}, "colunm"),
     ],
 )
 def test_a_wrong_config_is_refused(options, said):
     with pytest.raises(ValidationError, match=said):
         DataConfig(**options)
-
-
-def test_config_imports_nothing_heavy():
-    heavy = "[m for m in ('torch', 'numpy', 'datasets', 'tiktoken') if m in sys.modules]"
-    command = [sys.executable, "-c", f"import sys, data.config; print({heavy})"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"

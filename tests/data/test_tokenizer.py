@@ -70,10 +70,7 @@ def test_save_and_load_give_the_same_ids(tokenizers, tmp_path):
     [
         lambda record: record.pop("pattern"),
         lambda record: record.update(pattern=PATTERNS["gpt2"]),
-        lambda record: record.update(more=1),
-        lambda record: record["tokens"].pop(),
         lambda record: record["tokens"].__setitem__(3, record["tokens"][4]),
-        lambda record: record["tokens"].__setitem__(97, "bm90IGE="),
         lambda record: record["tokens"].__setitem__(280, "not base64"),
         lambda record: record.update(spec="bpe:301"),
     ],

@@ -13,7 +13,6 @@ import pytest
 from helpers import GELU, ROOT, plan, shifted, write_run, write_study
 
 import errors
-from model.plugin import load_plugin
 
 
 def door(*arguments, **env):
@@ -115,29 +114,6 @@ def test_a_study_is_mirrored_in_wandb_once_it_is_trained_and_not_when_it_is_comp
     code, said = call(*command)
     assert code == 0, said
     assert len(list(study.glob("wandb/offline-run-*"))) == 1
-
-
-def test_a_plugin_adds_an_activation_and_is_needed_to_read_its_runs(flags, tmp_path, call):
-    plugin, study = tmp_path / "acts.py", tmp_path / "study"
-    plugin.write_text(
-        "import torch\nfrom model.activations import pointwise\nACTIVATIONS = {'sinü': pointwise(torch.sin)}\n"
-    )
-    arguments = ("configs/single.toml", *flags, '--model.activation=["sinü"]', f"--out={study}")
-    assert call("train", *arguments)[0] == 2
-    assert not study.exists()
-    done = door("train.py", *arguments, f"--plugin={plugin}", PYTHONIOENCODING="ascii")  # in the study's process too
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"--plugin={plugin}" in (study / "report.html").read_text(encoding="utf-8")
-    code, said = call("sample", study / "sinü")
-    assert code == 2
-    assert "--plugin" in said
-    code, said = call("eval", study)  # figures need no plugin
-    assert code == 0, said
-    assert f"--plugin={plugin}" in (study / "report.html").read_text(encoding="utf-8")
-    code, said = call("sample", study / "sinü", f"--plugin={plugin}")
-    assert code == 0, said
-    plugin.write_text("ACTIVATIONS = {}")
-    load_plugin(plugin)  # takes back what the file added: the registry is this process's
 
 
 def test_a_plugin_that_fails_in_training_is_named_by_file_and_line(flags, tmp_path, registry, call):
@@ -263,13 +239,6 @@ def test_no_color_is_honoured(arguments):
     colour = "\x1b["
     assert colour in on_a_terminal(*arguments.split(), TERM="xterm", NO_COLOR="")
     assert colour not in on_a_terminal(*arguments.split(), TERM="xterm", NO_COLOR="1")
-
-
-def test_a_config_of_a_wrong_type_is_named(tmp_path, call):
-    (tmp_path / "config.toml").write_text("[model]\nn_layer = 'many'")
-    code, said = call("sample", tmp_path)
-    assert code == 2
-    assert "model.n_layer" in said
 
 
 @pytest.mark.parametrize("out", [None, io.StringIO()], ids=["closed", "replaced"])

@@ -106,15 +106,10 @@ WEIGHTS, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", f"{
 IN_CHECKPOINT = {  # the poison, and the file that a warning names before the checkpoint before is used
     "pickle as weights": (in_checkpoint(WEIGHTS, lambda run: pickle.dumps(Payload(run))), WEIGHTS),
     "header longer than any file": (in_checkpoint(WEIGHTS, struct.pack("<Q", 1 << 62) + b"{}"), WEIGHTS),
-    "header deeply nested": (in_checkpoint(WEIGHTS, struct.pack("<Q", len(DEEP)) + DEEP), WEIGHTS),
-    "state of wrong types": (values("state.json", skipped="0"), "state.json"),
     "state deeply nested": (in_checkpoint("state.json", DEEP), "state.json"),
     "wandb id that is a path": (values("state.json", wandb_id="../../../evil"), "state.json"),
-    "tokenizer with a broken pattern": (values("tokenizer.json", pattern="(((("), "tokenizer.json"),
     "tokenizer with a slow pattern": (values("tokenizer.json", pattern="(a+)+$"), "tokenizer.json"),
-    "tokenizer deeply nested": (in_checkpoint("tokenizer.json", DEEP), "tokenizer.json"),
     "manifest with a path": (in_run(MANIFEST, b'{"../../../evil": "0"}'), "manifest.json"),
-    "manifest deeply nested": (in_run(MANIFEST, DEEP), "manifest.json"),
     "pickle as optimiser": (in_checkpoint(OPTIMIZER, lambda run: pickle.dumps(Payload(run))), OPTIMIZER),
     "records that are none": (in_checkpoint("metrics.jsonl", b"[1, 2]\n3\n"), "metrics.jsonl"),
     "pickles and scripts beside": (pickles_beside, ""),
@@ -155,11 +150,9 @@ def test_a_run_of_another_hand_is_refused(run, call, tmp_path, kind):
 
 FILES = {  # name: the file of a study, and its content
     "records that are none": ("run/metrics.jsonl", b"[1, 2]\n3\n"),
-    "records of wrong types": ("run/metrics.jsonl", b'{"step": "x", "tokens": [], "time": {}, "train/loss": "y"}\n'),
     "a record deeply nested": ("run/metrics.jsonl", DEEP + b"\n"),
     "a huge number": ("run/metrics.jsonl", b'{"step": 1, "tokens": 1e999, "time": 1, "train/loss": 1e999}\n'),
     "a summary that is a list": ("run/summary.json", b"[]"),
-    "a summary of wrong types": ("run/summary.json", b'{"val/loss": [], "status": 3, "environment": 1}'),
     "a config without tables": ("run/config.toml", b'model = 1\ntrain = "x"'),
     "a config of HTML": ("run/config.toml", f'[model]\nactivation = "{HTML}"'.encode()),
     "a study of HTML": ("study.toml", f'[model]\nactivation = ["{HTML}"]\n[study]\nreference = "{HTML}"'.encode()),

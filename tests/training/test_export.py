@@ -128,19 +128,6 @@ def test_the_file_of_relu2_holds_the_output_layer_of_sglangs_arcee():
     torch.testing.assert_close(weights["lm_head.weight"], weights["model.embed_tokens.weight"], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["swiglu", "relu"])
-def test_a_padded_batch_has_the_logits_of_each_text_alone(name, tmp_path):
-    write_model_folder(tmp_path / "hf", tiny_gpt(name), TOKENIZER, "")
-    theirs, tokenizer = (kind.from_pretrained(tmp_path / "hf") for kind in auto())
-    texts = ["O Romeo, Romeo!", "the king", "a"]
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        logits_BTV = theirs(**batch).logits
-        for i, text in enumerate(texts):
-            alone_TV = theirs(**tokenizer(text, return_tensors="pt")).logits[0]
-            torch.testing.assert_close(logits_BTV[i, -len(alone_TV) :], alone_TV, rtol=0, atol=1e-4)
-
-
 def test_the_default_pipeline_fills_the_context_and_no_more(tmp_path):
     from transformers import pipeline
 
@@ -303,21 +290,3 @@ def test_the_card_names_a_data_set_of_the_hub(tiny, tmp_path, no_sample):
     rewrite(path, "state.json", rename)
     export_run(run, tmp_path / "hf")
     assert metadata((tmp_path / "hf" / "README.md").read_text()).datasets == "roneneldan/TinyStories"
-
-
-def test_a_run_of_a_plugin_is_refused_with_the_way_out(tiny, tmp_path, monkeypatch, capsys, no_sample):
-    plugin = tmp_path / "acts.py"
-    plugin.write_text(
-        "import torch\nfrom model.activations import pointwise\nACTIVATIONS = {'sine': pointwise(torch.sin)}"
-    )
-    train(tiny(), tmp_path / "run")
-    path = tmp_path / "run" / "config.toml"
-    path.write_text(path.read_text().replace('"gelu"', '"sine"'))
-    arguments = (tmp_path / "run", "--export", tmp_path / "hf")
-    assert exported(monkeypatch, *arguments) == 2
-    said = capsys.readouterr().err
-    assert "'sine'" in said
-    assert "--plugin FILE" in said
-    assert exported(monkeypatch, *arguments, "--plugin", plugin) == 2
-    assert "'sine' is none of the functions of transformers' ACT2FN" in capsys.readouterr().err
-    assert not (tmp_path / "hf").exists()

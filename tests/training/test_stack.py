@@ -90,7 +90,7 @@ def assert_same_numbers(folder, other, **tolerance):
 @pytest.mark.parametrize("activation", FIVE)
 def test_every_kind_of_activation_trains_as_alone(runs, tmp_path, activation):
     # under SGD, unlike AdamW, the size of a gradient is the size of a step
-    made = runs(activation, optimizer="sgd", clip=0.3)
+    made = runs(activation, lrs=(1e-2, 3e-3), optimizer="sgd", clip=0.3)
     summaries = train_stack(made)
     alone = train_alone(made, tmp_path)
     for folder, other in zip(made, alone, strict=True):
@@ -113,7 +113,7 @@ def test_every_kind_of_activation_trains_as_alone(runs, tmp_path, activation):
 def test_every_optimiser_and_part_of_the_network_trains_as_alone(runs, tmp_path, optimizer, changes, monkeypatch):
     # Muon's products in fp32: in bf16 their order decides a last bit, and that a hundredth of an update's norm
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
-    made = runs("swiglu", optimizer=optimizer, model=changes.get("model"), **changes["train"])
+    made = runs("swiglu", (1e-2, 3e-3), changes.get("model"), optimizer=optimizer, **changes["train"])
     train_stack(made)
     for folder, other in zip(made, train_alone(made, tmp_path), strict=True):
         assert_same_numbers(folder, other, rel=1e-4)
@@ -123,7 +123,7 @@ def test_every_optimiser_and_part_of_the_network_trains_as_alone(runs, tmp_path,
 
 
 def test_bf16_stacks_too(runs, tmp_path):
-    made = runs("swiglu", precision="bf16", optimizer="muon")
+    made = runs("swiglu", (1e-2, 3e-3), precision="bf16", optimizer="muon")
     assert all(train_stack(made).values())
     for folder, other in zip(made, train_alone(made, tmp_path), strict=True):
         assert losses(folder) == pytest.approx(losses(other), rel=2e-2)
