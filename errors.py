@@ -20,7 +20,7 @@ CPU_ALLOCATOR = ("[enforce fail at alloc_cpu.cpp", "Storage size calculation ove
 
 
 # What people write who come from elsewhere. By its letters alone, gpu is nearest to cpu.
-OTHER_WORDS = {"gpu": "cuda", "off": "disabled", "adam": "adamw", "fp16": "bf16", "float32": "fp32", "swish": "silu"}
+OTHER_WORDS = {"gpu": "cuda", "off": "disabled", "adam": "adamw", "float16": "fp16", "float32": "fp32", "swish": "silu"}
 
 
 class UserError(ValueError):

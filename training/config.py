@@ -46,8 +46,8 @@ class TrainConfig:
     decay: Annotated[float, Field(ge=0, le=1, description="share of the steps, the last, in which lr falls")] = 1.0
     final_lr: Annotated[float, Field(ge=0, le=1, description="lr at the end, as a share of the peak")] = 0.1
     precision: Annotated[
-        Literal["auto", "bf16", "fp32"],
-        Field(description="auto: bf16 autocast where it is known to be faster, else fp32"),
+        Literal["auto", "bf16", "fp16", "fp32"],
+        Field(description="auto: autocast to bf16 where it is fast, to fp16 on a GPU without bf16, else fp32"),
     ] = "auto"
     device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Field(description="auto: the first that there is")] = (
         "auto"

@@ -49,6 +49,7 @@ class State(TypedDict):
     skipped: Count
     wandb_id: Annotated[str, Field(pattern=f"^{ID.pattern}$")] | None
     wandb_best: Number
+    scaler: NotRequired[dict[str, Number]]  # of the loss in fp16; empty in other precisions
     config: dict[str, dict[str, Any]]
     environment: dict[str, Scalar]
     fingerprint: str

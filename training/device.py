@@ -68,15 +68,25 @@ def bf16_is_fast(kind: str) -> bool:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Return bf16 or fp32; `auto` takes bf16 where it is known to be faster."""
+    """Return bf16, fp16 or fp32; `auto` takes bf16 where it is known to be faster, else fp16 on a GPU."""
     if name != "auto":
         return name
-    return "bf16" if bf16_is_fast(device.type) else "fp32"
+    if bf16_is_fast(device.type):
+        return "bf16"
+    # GPUs before Ampere, such as the T4 of free notebooks, multiply fast in fp16 alone.
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context of forward passes: matrix products in bf16, weights and sums in fp32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    """Return the context of forward passes: matrix products in bf16 or fp16, weights and sums in fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Return what scales the loss up in fp16, where small gradients would be 0. It does nothing in other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 def check_compiler() -> None:

@@ -38,7 +38,16 @@ class Plain:
                 started = time.perf_counter()
                 tokens_N, lr = run.data.train.tokens_N, run.learning_rate(step)
                 loss, norm = train_step(
-                    run.model, run.optimizers, tokens_N, run.config, step, lr, run.precision, run.process, run.ddp_model
+                    run.model,
+                    run.optimizers,
+                    tokens_N,
+                    run.config,
+                    step,
+                    lr,
+                    run.precision,
+                    run.process,
+                    run.ddp_model,
+                    run.scaler,
                 )
                 run.count_step(step, loss, norm, time.perf_counter() - started)
                 run.probes.follow()

@@ -14,7 +14,7 @@ import torch
 
 from data.dataset import prepare
 from errors import Interrupted, UserError
-from files import write_file
+from files import own_file, write_file
 from model.gpt import GPT
 from model.size import size
 from training import checkpoint
@@ -22,7 +22,7 @@ from training.clock import Clock
 from training.config import RunConfig, to_toml, tree
 from training.contents import intact_summary, read_records, read_state, read_windows, seal
 from training.ddp import ONE_PROCESS, Process
-from training.device import environment, keep_memory, pick_device, pick_precision, speed_figures
+from training.device import environment, keep_memory, make_scaler, pick_device, pick_precision, speed_figures
 from training.evaluate import Score
 from training.folder import open_run
 from training.limits import check_available, check_context, check_same_everywhere, warn_of_repetition
@@ -127,6 +127,9 @@ class Run:
             torch.set_num_threads(c.threads)
         self.device = pick_device(c.device)
         self.precision = pick_precision(c.precision, self.device)
+        if self.stacked and self.precision == "fp16":
+            self.precision = "fp32"  # each run of a stack would need a scale of its own
+        self.scaler = make_scaler(self.precision, self.device)
         self.environment = environment(self.device, self.precision, self.process.size, c.compile, self.stacked)
         n_vocab = self.data.tokenizer.n_vocab
         self.flops_per_token = size(self.config.model, n_vocab).flops_per_token
@@ -192,6 +195,9 @@ class Run:
         checkpoint.load_weights(path, self.model)
         tensors = checkpoint.load_training_state(path, self.model, self.optimizers, self.probes.tensors)
         self.probes.load(tensors)
+        if scaler := state.get("scaler"):  # of a run in fp16
+            with own_file(path / "state.json"):
+                self.scaler.load_state_dict(scaler)
         # A run that resumes at its last step is not scored again, and its summary needs the scores.
         for record in read_records(path / "metrics.jsonl"):
             self.val_figures |= {name: value for name, value in record.items() if name.startswith("val/")}
@@ -243,6 +249,7 @@ class Run:
             "skipped": self.skipped,
             "wandb_id": mirror.id,
             "wandb_best": mirror.best,
+            "scaler": self.scaler.state_dict(),
             "config": tree(self.config),
             "environment": self.environment,
             "fingerprint": self.data.fingerprint,
@@ -267,7 +274,7 @@ class Run:
         if (step + 1) % c.log_every == 0 or step + 1 == self.config.steps:
             # They wait because scores and probes are measured after the update, and share one record with them.
             self.train_figures = {"train/loss": loss, "train/lr": self.learning_rate(step), "grad/norm": norm}
-            if c.nonfinite == "skip":
+            if c.nonfinite == "skip" or self.scaler.is_enabled():
                 self.train_figures["train/skipped"] = self.skipped
             self.train_figures |= speed_figures(self.clock.lap_speed(), self.flops_per_token, self.environment)
 

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -13,7 +14,7 @@ from data.batches import train_batch
 from model.gpt import GPT, Cache
 from training.config import RunConfig
 from training.ddp import ONE_PROCESS, Process
-from training.device import autocast, to_device
+from training.device import autocast, make_scaler, to_device
 from training.nonfinite import first_nonfinite
 
 
@@ -27,10 +28,12 @@ def train_step(
     precision: str,
     process: Process = ONE_PROCESS,
     ddp_model: nn.Module | None = None,
+    scaler: GradScaler | None = None,
 ) -> tuple[float, float]:
     """Take the step of that number (from 0) at a learning rate, unless its loss or gradient is not finite.
 
-    Under DDP, `process` takes its rows of the batch, and `ddp_model` is the model as DDP wraps it.
+    Under DDP, `process` takes its rows of the batch, and `ddp_model` is the model as DDP wraps it. In fp16, a gradient
+    that the scale of the loss has made infinite is no fault: the step is left out, and the next scale is half as large.
 
     Returns:
         The training loss of its batch before the update, nats/token, and the norm of the gradient before clipping.
@@ -40,6 +43,7 @@ def train_step(
     """
     c, device = config.train, model.embedding.weight.device
     ddp_model = ddp_model or model
+    scaler = scaler or make_scaler(precision, device)
     micro_batches = split_batch(tokens_N, config, step, device)
     # The loss stays on the device: to read it for each micro-batch would wait for a GPU each time.
     total = torch.zeros((), device=device)
@@ -48,9 +52,11 @@ def train_step(
         with nullcontext() if i == c.accumulate else process.without_exchange(ddp_model):
             with autocast(precision, device):
                 loss = ddp_model(process.rows(micro_x_BT), process.rows(micro_y_BT)) / c.accumulate
-            loss.backward()
+            scaler.scale(loss).backward()
         total += loss.detach()
 
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)  # the norm and the clipping below are those of the gradient itself
     parameters = list(model.parameters())
     # A frozen parameter, as a plugin may hold, has no gradient.
     total_norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -64,8 +70,12 @@ def train_step(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
+    elif scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1:
+        # The scale was too large. Where the loss is not finite, or the scale is 1 already, the run itself has failed.
+        pass
     elif c.nonfinite == "stop":
         raise nonfinite_error(step, loss, norm, first_nonfinite(model, micro_batches, precision))
+    scaler.update()
     # Without a gradient the next backward pass writes a new one, and need not add to zeros.
     for parameter in parameters:
         parameter.grad = None

@@ -12,15 +12,17 @@ def pick_engine(name: str, runs: Collection[RunConfig]) -> str:
     """Return the engine of that name; `auto` stacks on a GPU, which a small run alone cannot keep busy.
 
     Raises:
-        UserError: runs that are to be compiled are to be stacked.
+        UserError: runs that are to be compiled, or to train in fp16, are to be stacked.
     """
-    compiled = any(run.train.compile for run in runs)
-    if name == "stacked" and compiled:
-        raise UserError("train.compile = true does not go with stacked runs. Give --study.engine=processes.")
+    settings = {"compile = true": [run.train.compile for run in runs]}
+    settings["precision = 'fp16'"] = [run.train.precision == "fp16" for run in runs]
+    apart = [setting for setting, found in settings.items() if any(found)]
+    if name == "stacked" and apart:
+        raise UserError(f"train.{apart[0]} does not go with stacked runs. Give --study.engine=processes.")
     if name != "auto":
         return name
     on_gpu = all(pick_device(run.train.device).type == "cuda" for run in runs)
-    return "stacked" if on_gpu and not compiled else "processes"
+    return "stacked" if on_gpu and not apart else "processes"
 
 
 def count_parallel(runs: Collection[RunConfig]) -> int:
