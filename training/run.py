@@ -217,7 +217,8 @@ class Run:
         """Write what is known after that many steps: a line of metrics.jsonl, then a checkpoint where one is due.
 
         A new metric that is measured now belongs here, one of the training step into `count_step`, and one inside the
-        network into training/probes/probes.py. `score` is that of the validation split, where this step has one.
+        network into training/probes/probes.py. A table shows what training/summary.py returns, by a column in
+        study/report/table.py. `score` is that of the validation split, where this step has one.
         """
         figures, self.train_figures = self.train_figures, {}
         if score:
