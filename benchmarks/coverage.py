@@ -2,8 +2,9 @@
 
     python benchmarks/coverage.py [studies, default 1000]
 
-A run's loss depends on its learning rate as measured on small networks: 0.11 nats per octave² above the best rate and
-0.02 below, and a noise of 0.02 from run to run. After 30 % of the budget the best rate is 0.7 octaves higher.
+A run's loss depends on its learning rate as measured on small networks. It rises by 0.11 nats per octave² above the
+best rate and by 0.02 below, with a noise of 0.02 from run to run. After
+30 % of the budget the best rate is 0.7 octaves higher.
 """
 
 import sys

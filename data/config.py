@@ -33,8 +33,8 @@ class DataConfig:
     corpus: Annotated[
         str,
         Field(
-            description="shakespeare, webster, stdlib (needs no network), a path or glob of .txt, .jsonl or .parquet, "
-            "or a Hugging Face data set, streamed: owner/name or owner/name:config, or a folder in that layout."
+            description="shakespeare, webster, stdlib (needs no network), or a path or glob of .txt, .jsonl or "
+            ".parquet. Also a Hugging Face data set, streamed: owner/name, owner/name:config, or such a folder."
         ),
     ] = "shakespeare"
     tokenizer: Annotated[

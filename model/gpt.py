@@ -31,8 +31,8 @@ WRITTEN_OUT_UP_TO = 512  # positions, of the one formula that is not torch's (se
 # A vocabulary is padded to a multiple of this: a GPU's fast matrix products need it.
 VOCABULARY_MULTIPLE = 64
 
-# Scores (tokens x vocabulary) that the loss computes at a time, by device. On a CPU 4 M scores are 16 MiB in fp32; at
-# the 50,257 tokens of GPT-2 the scores of a whole batch would be most of a step's memory. On a GPU large products are
+# Scores (tokens x vocabulary) that the loss computes at a time, by device. On a CPU, 4 M scores are 16 MiB in fp32. At
+# GPT-2's 50,257 tokens, the scores of a whole batch would be most of a step's memory. On a GPU, large products are
 # faster and memory is less scarce.
 SCORES_AT_A_TIME = {"cpu": 1 << 22, "cuda": 1 << 30, "mps": 1 << 27}
 FEWEST_ROWS = 256  # fewer tokens at a time would be slow: each part adds to the gradient of the output layer
@@ -65,9 +65,9 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, causal: bool) -> Tens
     """Return softmax(q kᵀ/√K) v, BHTK. With `causal` (T = S), position t sees positions up to t."""
     B, H, T, K = q_BHTK.shape
     S = k_BHSK.shape[2]
-    # The one formula that is written out instead of torch's own. In bf16 on a CPU the fused kernel takes 2.5 to 3.8
-    # times as long up to 512 positions (benchmarks/attention.py), which is 0.7 to 0.9 of the speed of a whole step.
-    # Beyond, the scores need too much memory.
+    # The one formula that is written out instead of torch's own. In bf16 on a CPU, up to 512 positions, the fused
+    # kernel takes 2.5 to 3.8 times as long (benchmarks/attention.py), and a whole step has 0.7 to 0.9 of its speed.
+    # Beyond 512 positions, the scores need too much memory.
     if q_BHTK.device.type != "cpu" or q_BHTK.dtype != torch.bfloat16 or S > WRITTEN_OUT_UP_TO:
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=causal)
     # Not q.new_zeros: in a stack of runs (training/stack.py) every run would get a mask of its own.

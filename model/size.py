@@ -24,9 +24,9 @@ def size(config: ModelConfig, n_vocab: int) -> Size:
 
     The rows that pad the vocabulary are left out: no token reads them.
 
-    FLOPs are those of a forward and a backward pass for one token at full context: 6 per weight of a matrix product,
-    and 12·layers·D·T for attention (PaLM, Chowdhery et al., 2022, appendix B). The embedding counts once, as the output
-    layer. Gains, biases and what an activation holds do not count.
+    FLOPs are those of a forward and a backward pass for one token at full context (PaLM, Chowdhery et al., 2022,
+    appendix B). Each weight of a matrix product counts 6, and attention counts 12·layers·D·T. The embedding counts
+    once, as the output layer. Gains, biases and what an activation holds do not count.
     """
     # All blocks are alike, so one of them is counted: a config with a billion layers is counted at once too.
     with torch.device("meta"):

@@ -56,7 +56,7 @@ def bf16_is_fast(kind: str) -> bool:
     """Whether this machine's device of that kind (cuda, cpu, mps) multiplies matrices faster in bf16 than in fp32.
 
     AMD's processors with AVX512-BF16 do. Intel's do with AMX, which a virtual machine may hide; without AMX, bf16 is
-    slower there than fp32 (docs/performance.md).
+    slower there than fp32 (docs/log.md).
     """
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -27,8 +27,8 @@ def lr_factor(step: int, steps: int, config: TrainConfig) -> float:
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     """Return the optimisers, which share one learning rate. A frozen parameter, as a plugin may hold, is in none.
 
-    Matrices decay; gains and scalars do not. `muon` (Jordan et al., 2024) takes the matrices of the blocks, its updates
-    scaled to AdamW's RMS (Liu et al., 2025), and leaves the embedding and the rest to AdamW.
+    Matrices decay; gains and scalars do not. `muon` (Jordan et al., 2024) takes the matrices of the blocks. Its updates
+    are scaled to AdamW's RMS (Liu et al., 2025). AdamW takes the embedding and the rest.
     """
     for_muon, matrices, others = [], [], []
     for name, parameter in model.named_parameters():

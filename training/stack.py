@@ -41,8 +41,8 @@ def shape(config: RunConfig) -> RunConfig:
 def room(config: RunConfig) -> int:
     """Return how many runs of that shape to stack: as many as half of the device's free memory holds, one or more.
 
-    A run is counted as eight times its weights (gradients, AdamW's two means, the path of the probes, what an update
-    needs in between) and what the backward pass keeps of a micro-batch, all in fp32.
+    A run is counted in fp32, as eight times its weights and what the backward pass keeps of a micro-batch. The eight
+    are the weights, gradients, AdamW's two means, the path of the probes, and what an update needs in between.
     """
     m, c = config.model, config.train
     n_vocab = prepare(config.data, c.seed).tokenizer.n_vocab

@@ -295,9 +295,9 @@ def _group(study: Study) -> list[tuple[dict[str, str], list[RunResult]]]:
 def _distinguishing(runs: Sequence[RunResult], reference: str) -> list[str]:
     """Return the settings, beside activation and seed, that distinguish arms.
 
-    A number with a fraction does not if the other settings determine it, as an optimiser does its momentum. That the
-    activation determines it is enough only for the learning rate, which may be each arm's own; for any other number
-    it would hide that arms differ in more than the activation. A field that names the study's reference, such as
+    A number with a fraction does not if the other settings determine it, as an optimiser does its momentum. The
+    learning rate does not either if the activation determines it, since it may be each arm's own. For other numbers
+    that would hide that arms differ in more than the activation. A field that names the study's reference, such as
     `weight_decay=0.1`, always distinguishes.
     """
 

@@ -31,7 +31,7 @@ class StudyConfig:
         str,
         Field(
             description="arm that the others are compared with: an activation, or a value that varies, such as "
-            "optimizer=sgd; without it gelu, or the table's first arm where none or all are gelu"
+            "optimizer=sgd. By default gelu, or the first arm if none or all are gelu"
         ),
     ] = "gelu"
     # not strict: TOML has lists, not tuples
@@ -51,8 +51,8 @@ class StudyConfig:
         Field(
             ge=1,
             le=7,
-            description="learning rates, a factor of 1.41 apart, that every fresh seed of a tuned arm trains at: the "
-            "interval of a difference then covers the choice of the rate; 1: the best tuned rate alone",
+            description="learning rates, a factor of 1.41 apart, that every fresh seed of a tuned arm trains at. The "
+            "interval of a difference then covers the choice of the rate. 1: the best tuned rate alone",
         ),
     ] = 3
     margin: Annotated[
@@ -61,8 +61,8 @@ class StudyConfig:
     engine: Annotated[
         Literal["auto", "processes", "stacked", "ray"],
         Field(
-            description="processes: one for each core; stacked: runs that differ only in seed and lr train as one "
-            "batched program; ray: the machines of a Ray cluster; auto: stacked on cuda, else processes"
+            description="processes: one for each core. stacked: runs that differ only in seed and lr train as one "
+            "batched program. ray: the machines of a Ray cluster. auto: stacked on cuda, else processes"
         ),
     ] = "auto"
 

@@ -63,9 +63,9 @@ def spectrum(h_NF: Tensor) -> dict[str, Tensor]:
 def same_sign(g_RF: Tensor) -> tuple[Tensor, Tensor]:
     """Return how far the entries of a row share a sign: majority share and pairwise agreement, averaged over rows.
 
-    With the mean sign m of a row's n entries that have one: (1 + |m|)/2, at chance ½ + 1/√(2πn) for large n; and the
-    probability that two different entries agree, ((nm² − 1)/(n − 1) + 1)/2, unbiased for any n, at chance ½. Rows with
-    n < 2 are left out.
+    A row has n entries that are not 0, of mean sign m. Its majority share is (1 + |m|)/2, at chance ½ + 1/√(2πn) for
+    large n. Its pairwise agreement is the probability that two different entries agree: ((nm² − 1)/(n − 1) + 1)/2,
+    unbiased for any n, at chance ½. Rows with n < 2 are left out.
     """
     sign_RF = g_RF.sign()
     n_R = sign_RF.abs().sum(-1)
