@@ -4,7 +4,8 @@
 
 A change is damage (a bit, a cut, a deletion), or a file that is whole but foreign, under hashes that match. Foreign
 files have other types, shapes and keys, huge numbers or empty arrays. Each is made to a fresh copy of a run, in a
-process that may crash. A finished run is then reported and trained again, a stopped run is sampled from and resumed. What counts:
+process that may crash. A finished run is then reported and trained again. A stopped run is sampled from and resumed.
+What counts:
 
     refused     exit code 2, and a message that names the file
     mended      the true results, from the checkpoint before or from the copy in the last one, with a warning
