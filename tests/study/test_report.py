@@ -115,6 +115,13 @@ def test_the_page_shows_and_sorts_every_run_and_a_hostile_name_stays_text(browse
         assert lines(page, "loss") == 14
         names = {*ENDS, "mish", HOSTILE[:23] + "…"}
         assert set(page.locator("#plot-loss .annotation").all_text_contents()) == names
+        # The key of an arm shows the marker of its curve: arms can be told without colour.
+        curves = "document.getElementById('plot-loss').data.filter(t => t.meta.kind === 'validation')"
+        keys = "[...document.querySelectorAll('.legend path:not(.line)')]"
+        assert page.evaluate(f"{keys}.map(p => p.getAttribute('class'))") == page.evaluate(
+            f"{curves}.map(t => t.marker.symbol)"
+        )
+        assert page.evaluate(f"new Set({keys}.map(p => p.getAttribute('d'))).size") == 7
 
         upward = ["3.875", "4.000", "4.062", "4.125", "4.250", "4.500", "–"]
         assert column(page, 3) == upward  # the lowest first, and missing figures last
