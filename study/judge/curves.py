@@ -1,10 +1,10 @@
-"""What a loss curve says: tokens to a loss, the mean over training, the loss at a share of the budget."""
+"""What a curve says: tokens to a loss, the mean over training, the loss at a share of the budget, seconds to tokens."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-Curve = Sequence[tuple[float, float]]  # (tokens, loss in nats per token), in order of tokens
+Curve = Sequence[tuple[float, float]]  # (tokens, value) in order of tokens; the value is a loss in nats per token
 
 
 def tokens_to(curve: Curve, target: float) -> float | None:
@@ -51,8 +51,19 @@ def at_share(curve: Curve, share: float) -> float:
     return float(np.interp(at, tokens, losses))
 
 
+def training_seconds(speeds: Curve, tokens: Sequence[float]) -> list[float]:
+    """Return the seconds of training until each of these tokens, linear between the records of `speeds`.
+
+    A speed is in tokens per second since the record before: `perf/tokens_per_s` of metrics.jsonl. So the seconds are
+    those of training steps alone. The `time` of a record counts scores, probes and checkpoints too.
+    """
+    ends, speed = _arrays(speeds)
+    seconds = np.cumsum(np.diff(ends, prepend=0) / speed)
+    return np.interp(tokens, [0, *ends], [0, *seconds]).tolist()
+
+
 def _arrays(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     points = np.asarray(curve, dtype=float)
     if not points.size or not np.isfinite(points).all() or (np.diff(points[:, 0]) <= 0).any():
-        raise ValueError("a curve holds one finite (tokens, loss) or more, in order of tokens, each once.")
+        raise ValueError("a curve holds one finite (tokens, value) or more, in order of tokens, each once.")
     return points[:, 0], points[:, 1]

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from study.judge.effects import Row
+from study.report.costs import COSTS, comparable_costs, cost_of
 from study.report.drawing import (
     Figure,
     Point,
@@ -30,7 +31,10 @@ STEEP = 1.0  # nats above the best: tuning runs that end higher are out of view
 
 
 def loss_figure(rows: Sequence[Row]) -> Figure:
-    """Draw loss against tokens: validation with a band and markers, training as faint lines."""
+    """Draw loss against tokens: validation with a band and markers, training as faint lines.
+
+    `costs` of the figure are the titles of the other x axes that a reader can choose; the traces' `meta` has their x.
+    """
     traces = []
     for kind, metric, perplexity in (
         ("training", "train/loss", ""),
@@ -38,7 +42,16 @@ def loss_figure(rows: Sequence[Row]) -> Figure:
     ):
         curves = [mean_line(run.curve(metric) for run in row.arm.runs if run.records) for row in rows]
         traces += lines(rows, kind, curves, f"%{{y:.3f}}{perplexity}")
-    return over_tokens(figure(traces, "training tokens", "loss, nats per token", window=_window(traces, 1 / 8)))
+    drawn = over_tokens(figure(traces, "training tokens", "loss, nats per token", window=_window(traces, 1 / 8)))
+    if drawn:
+        costs, drawn["left_out"] = comparable_costs(rows)
+        drawn["costs"] = {cost: COSTS[cost] for cost in costs}
+        arms = {row.arm.label: row.arm for row in rows}
+        for line in traces:
+            for cost in costs:
+                values = cost_of(arms[line["meta"]["arm"]], cost, line["x"])
+                line["meta"][cost] = [float(f"{value:.5g}") for value in values]
+    return drawn
 
 
 def difference_figure(rows: Sequence[Row]) -> Figure:

@@ -34,6 +34,14 @@ FINAL_TEXT = "Below zero is better. Shaded: the margin, ±{0:g} nats per token. 
 DOTS_TEXT = "Bars are 95 % t intervals of the mean over paired seeds. Faint dots are single seeds."
 LOSS_TEXT = "Lower is better. Faint lines are the training loss of single batches."
 SEEDS_TEXT = "Lines are means over seeds; bands reach from the lowest seed to the highest."
+FLOPS_TEXT = "FLOPs are those of training, as the table of costs has them for a token."
+SECONDS_TEXT = (
+    "Seconds are those of training steps alone, without scores, probes and checkpoints, as a mean over seeds. The runs "
+    "of a study share a machine, so that a run alone needs fewer."
+)
+SCHEDULE_TEXT = (
+    "Compare the ends of such curves: before its own end, an arm that costs more has the higher learning rate."
+)
 WINDOW_TEXT = "The first fall is out of view: select “from the start” to see it."
 DIFFERENCE_TEXT = "Validation loss minus the reference’s at the same seed and tokens. Shaded: the margin, ±{0:g}."
 TABLE_TEXT = "Losses in nats per token on the whole validation set, after the last step."
@@ -150,6 +158,7 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
     reference, margin = rows[0].reference, rows[0].margin
     loss, results = loss_figure(rows), page_table(rows, main_columns(rows), notes(rows, study), mark=True)
     difference, cost = page_table(rows, difference_columns(rows)), page_table(rows, cost_columns(rows))
+    costs = loss["costs"] if loss else {}
     windowed = bool(loss) and "range" in loss["layout"]["yaxis"]
     several = any(row.arm.seeds > 1 for row in rows)
 
@@ -178,7 +187,12 @@ def sections(study: Study, rows: Sequence[Row], commands: str) -> list[Section]:
             any(row.arm.edge for row in rows) and EDGE_TEXT,
             several and _bracket_text(rows),
         ),
-        "loss": _texts(several and SEEDS_TEXT),
+        "loss": _texts(
+            several and SEEDS_TEXT,
+            "FLOPs" in costs and FLOPS_TEXT,
+            "seconds" in costs and SECONDS_TEXT,
+            bool(costs) and SCHEDULE_TEXT,
+        ),
         "difference": _texts(several and SEEDS_TEXT),
         "course": _texts(
             READING_COURSE.format(reference),

@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -5,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study.judge.curves import area, at_share, tokens_to
+from study.judge.curves import area, at_share, tokens_to, training_seconds
+from training.loop import train
 
 CURVE = [(0, 5.0), (100, 4.0), (300, 3.0), (400, 3.5), (500, 2.5)]
 
@@ -43,6 +45,21 @@ def test_a_curve_is_never_extrapolated():
     with pytest.raises(ValueError, match="covers 7 to 7"):
         area([(7, 3.0)])
     assert at_share([(7, 3.0)], 1) == 3
+
+
+def test_seconds_of_training_by_hand():
+    speeds = [(100, 50.0), (300, 20.0), (400, 100.0)]  # 2 s, 10 s and 1 s
+    assert training_seconds(speeds, [0, 50, 100, 250, 400]) == pytest.approx([0, 1, 2, 9.5, 13])
+    assert training_seconds(speeds, [300, 0]) == pytest.approx([12, 0])  # a band runs back to its start
+
+
+def test_the_seconds_of_a_real_run_add_up_to_those_of_its_steps_alone(tiny, tmp_path):
+    summary = train(tiny(), tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    speeds = [(record["tokens"], record["perf/tokens_per_s"]) for record in records if "perf/tokens_per_s" in record]
+    (end,) = training_seconds(speeds, [summary["tokens"]])
+    assert end == pytest.approx(summary["perf/train_seconds"])
+    assert end < records[-1]["time"]  # which counts scores and checkpoints too
 
 
 @pytest.mark.parametrize("bad", [[], [(2, 3.0), (1, 2.0)], [(1, 3.0), (1, 2.0)], [(1, math.nan)]])

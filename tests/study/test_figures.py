@@ -2,6 +2,7 @@ import json
 import re
 import tomllib
 
+import numpy as np
 import plotly.graph_objects
 import pytest
 import tomli_w
@@ -41,6 +42,62 @@ def test_the_figures_are_valid_and_the_differences_right(tmp_path, tuned):
     dots = {trace["name"]: trace["x"] for trace in final_figure(rows)["data"]}
     assert dots == {"sigmoid": [0.25], "relu": [0.125], "silu": [0.0625], "swiglu": [-0.125]}
     assert rate_figure(rows) == {}
+
+
+def timed(study, *speeds):
+    """Write an arm of a seed for each speed, in tokens per second: half of it up to 400 of the 1,000 tokens."""
+    arm = study.name
+    for seed, speed in enumerate(speeds):
+        final = {"flops/token": 2.5e6, "perf/tokens_per_s": speed}
+        folder = write_run(study.parent / f"{arm}-seed{seed}", arm, seed=seed, summary=final)
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for record in records[1::2]:  # every 200 tokens
+            record["perf/tokens_per_s"] = speed if record["tokens"] > 400 else speed / 2
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_a_loss_has_its_place_in_flops_and_in_seconds_of_training(tmp_path):
+    timed(tmp_path / "gelu", 100, 120)
+    timed(tmp_path / "relu", 200, 200)
+    drawn = loss_figure(rows_of(tmp_path))
+    assert drawn["costs"] == {"FLOPs": "training FLOPs", "seconds": "seconds of training"}
+    for line in drawn["data"]:
+        tokens, meta = np.array(line["x"]), line["meta"]
+        seconds = []
+        for path in tmp_path.glob(f"{meta['arm']}-*/metrics.jsonl"):
+            records = [json.loads(text) for text in path.read_text().splitlines()]
+            speeds = {r["tokens"]: r["perf/tokens_per_s"] for r in records if "perf/tokens_per_s" in r}
+            one_by_one = np.cumsum([1 / next(speeds[at] for at in speeds if at > token) for token in range(1000)])
+            seconds.append(one_by_one[tokens - 1])
+        assert meta["seconds"] == pytest.approx(np.mean(seconds, axis=0), rel=1e-4)
+        assert meta["FLOPs"] == pytest.approx(2.5e6 * tokens)
+
+
+@pytest.mark.parametrize(
+    ("environment", "speed", "reason"),
+    [
+        ({}, 100, ""),
+        ({"stacked": True}, 100, "the runs of a stack share each step"),
+        ({"device_name": "H200"}, 100, "the runs differ in device_name"),
+        ({"threads": 2, "compiled": True}, 100, "the runs differ in threads and compiled"),
+        ({"precision": "bf16"}, 100, ""),  # a setting, by which arms may be compared
+        ({}, 130, "the runs of relu differ in speed by a factor of 1.3"),
+    ],
+)
+def test_seconds_are_offered_only_where_they_compare(tmp_path, environment, speed, reason):
+    timed(tmp_path / "gelu", 100, 100)
+    timed(tmp_path / "relu", 100, speed)
+    path = tmp_path / "relu-seed1" / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(json.dumps(summary | {"environment": summary["environment"] | environment}))
+    drawn = loss_figure(rows_of(tmp_path))
+    assert ("seconds" in drawn["costs"]) == (not reason)
+    assert reason in drawn["left_out"]
+    assert all(("seconds" in line["meta"]) == (not reason) for line in drawn["data"])
+    path.unlink()
+    unfinished = loss_figure(rows_of(tmp_path))
+    assert unfinished["costs"] == {}
+    assert unfinished["left_out"] == "FLOPs and seconds are known once every run has finished."
 
 
 def test_a_line_is_a_mean_as_far_as_all_seeds_have_come():

@@ -1,6 +1,7 @@
 """The report and the page of claims, mostly in a real browser: each test opens one page and checks a lot on it."""
 
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -9,7 +10,7 @@ import zlib
 
 import pytest
 from helpers import ENDS, GELU, HOSTILE, add_probes, plan, shifted, write_run, write_study
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from study.judge.effects import best_first, compare_arms
 from study.judge.results import RunResult, Study, load_study
@@ -172,6 +173,10 @@ def test_figures_can_be_read_changed_and_saved(browser, report):
         page.wait_for_function("document.getElementById('plot-loss').layout.yaxis.type === 'log'")
         assert page.evaluate("document.getElementById('plot-difference').layout.yaxis.type") == "linear"
 
+        # One run is unfinished, so that there is no other axis yet.
+        assert page.locator("#against option:disabled").all_inner_texts() == ["FLOPs", "seconds"]
+        assert "once every run has finished" in page.locator("#loss .hint").inner_text()
+
         page.get_by_label("training loss").uncheck(force=True)
         wait_for_lines(page, 7)
         differences = lines(page, "difference")
@@ -185,6 +190,30 @@ def test_figures_can_be_read_changed_and_saved(browser, report):
         assert relu.get_attribute("aria-pressed") == "false"
         relu.dblclick()  # shows it alone
         wait_for_lines(page, 1)
+
+
+def test_the_loss_can_be_drawn_against_what_training_costs(browser, tmp_path):
+    for activation, flops, speed in (("gelu", 2e6, 100), ("relu", 3e6, 50)):
+        final = {"flops/token": flops, "perf/tokens_per_s": speed}
+        path = write_run(tmp_path / activation, activation, ENDS[activation], summary=final) / "metrics.jsonl"
+        records = [json.loads(line) | {"perf/tokens_per_s": speed} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    plot = "document.getElementById('plot-loss')"
+    curves = f"{plot}.data.filter(t => t.meta.kind === 'validation').map(t => [t.name, t.x[0], t.x.at(-1)])"
+    with visit(browser, report_on(load_study([tmp_path]), tmp_path / "report.html")) as page:
+        for cost, gelu, relu, shown in (
+            ("FLOPs", [4e8, 2e9], [6e8, 3e9], "3.000G FLOPs"),
+            ("seconds", [2, 10], [4, 20], "20.00 seconds"),
+            ("tokens", [200, 1000], [200, 1000], "1,000 tokens"),
+        ):
+            page.locator("#against").select_option(cost)
+            expect(page.locator("#plot-loss .xtitle")).to_contain_text(cost)
+            assert page.evaluate(curves) == [["gelu", *gelu], ["relu", *relu]]
+            assert page.evaluate(f"{plot}.layout.xaxis.range") == pytest.approx([0, 1.015 * max(gelu + relu)])
+            hover(page, "loss", ".points path")
+            # On its way the mouse may have shown another point.
+            expect(page.locator("#plot-loss .hoverlayer")).to_contain_text(shown)
+        assert page.evaluate("document.getElementById('plot-difference').data[0].x") == [200, 400, 600, 800, 1000]
 
 
 def test_the_theme_follows_the_system_until_switched_and_a_phone_scrolls_only_tables_sideways(browser, report):
