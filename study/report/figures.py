@@ -1,9 +1,10 @@
 """The figures of a study: functions from the table's rows to plotly figures; empty if there is nothing to draw."""
 
+import csv
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -23,7 +24,6 @@ from study.report.drawing import (
     styles,
     trace,
 )
-from study.report.measurements import MEASUREMENTS, describe
 from study.report.table import interval
 
 FEW_POINTS = 5  # of a curve: then all of it is shown from the start
@@ -144,7 +144,10 @@ def depth_figure(rows: Sequence[Row]) -> Figure:
 
 
 def heat_maps(rows: Sequence[Row]) -> Figure:
-    """Return each measurement of each arm by block and step, the mean over seeds, in the order of `MEASUREMENTS`."""
+    """Return each measurement of each arm by block and step, as a mean over seeds, with what it means in words.
+
+    measurements.csv holds these words, a line for each metric with * for the block, in the order of the page.
+    """
     maps: Figure = {}
     for row in rows:
         measured = [blocks for run in row.arm.runs if (blocks := by_block(run.records))]
@@ -159,9 +162,12 @@ def heat_maps(rows: Sequence[Row]) -> Figure:
                 means = [fmean(run[step][block] for run in runs) for step in steps]
                 z.append([float(f"{mean:.4g}") for mean in means])
             maps.setdefault(key, {})[row.arm.label] = {"x": steps, "z": z}
-    order = [key for key in MEASUREMENTS if key in maps]
-    order += [key for key in maps if key not in MEASUREMENTS]
-    return {"maps": {key: {"arms": maps[key], **asdict(describe(key))} for key in order}} if maps else {}
+    with Path(__file__).with_name("measurements.csv").open(encoding="utf-8", newline="") as file:
+        words = {line["metric"]: line for line in csv.DictReader(file)}
+    # A metric without a line of its own comes last, under the name that it has in metrics.jsonl.
+    for key in maps:
+        words.setdefault(key, {"group": "Other", "name": key, "unit": "", "scale": "linear", "text": ""})
+    return {"maps": {key: {"arms": maps[key], **words[key]} for key in words if key in maps}} if maps else {}
 
 
 def by_block(records: Sequence[dict[str, Any]]) -> dict[str, dict[int, dict[int, float]]]:
