@@ -1,32 +1,17 @@
 """The figures that decide a claim, beside those of any study."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from statistics import fmean
 
 from data.config import parse_tokenizer
 from study.judge.arms import Arm
 from study.judge.effects import Row
-from study.report.drawing import DASHES, SYMBOLS, Figure, Style, figure, log_axis, popup, styles, trace
-from study.report.figures import by_block
+from study.report.drawing import DASHES, SYMBOLS, Figure, Point, Style, figure, log_axis, popup, styles, trace
+from study.report.figures import by_block, depth_figure
 from training.probes.measures import agreement
-
-OF_HEADS = {  # what the probes measure of a head: title of the y axis, its scale
-    "head/sum_sigma": ("Σσ(z), mean over tokens", "log"),
-    "head/accuracy": ("top-1 accuracy", "linear"),
-    "head/ece": ("expected calibration error", "linear"),
-}
-
-
-@dataclass(frozen=True)
-class HeadPoint:
-    """A value of a head at a size of vocabulary, with half its interval (nan if it has none)."""
-
-    n_vocab: int
-    value: float
-    half: float = math.nan
 
 
 def centring_figure(rows: Sequence[Row]) -> Figure:
@@ -54,24 +39,27 @@ def centring_figure(rows: Sequence[Row]) -> Figure:
     return drawn
 
 
-def vocabulary_figures(rows: Sequence[Row]) -> list[Figure]:
-    """Draw, for each head against the vocabulary, the loss minus softmax's and what `OF_HEADS` names."""
-    gaps: dict[str, list[HeadPoint]] = {}
-    measured: dict[str, dict[str, list[HeadPoint]]] = {metric: {} for metric in OF_HEADS}
+def gap_figure(rows: Sequence[Row]) -> Figure:
+    """Draw each head's loss minus softmax's against the size of the vocabulary."""
+    heads: dict[str, list[Point]] = {}
     for row in rows:
-        settings = row.arm.runs[0].settings
-        head = settings.get("model.head", "softmax")
-        _, n_vocab = parse_tokenizer(settings["data.tokenizer"])
         if row.final and not row.is_reference:
-            gaps.setdefault(head, []).append(HeadPoint(n_vocab, row.final.mean, row.final.high - row.final.mean))
-        for metric, (_, scale) in OF_HEADS.items():
-            # What is 0 has no place on a logarithmic axis.
-            ends = [curve[-1][1] for run in row.arm.runs if (curve := run.curve(metric))]
-            if ends and (scale == "linear" or fmean(ends) > 0):
-                measured[metric].setdefault(head, []).append(HeadPoint(n_vocab, fmean(ends)))
-    figures = [_by_vocabulary(gaps, "difference to softmax, nats per token", "linear")]
-    figures += [_by_vocabulary(measured[metric], title, scale) for metric, (title, scale) in OF_HEADS.items()]
-    return figures
+            head, n_vocab = _head(row.arm)
+            point = Point(n_vocab, row.final.mean, row.final.low, row.final.high, row.final.n)
+            heads.setdefault(head, []).append(point)
+    return _by_vocabulary(heads, "difference to softmax, nats per token", "linear")
+
+
+def head_figure(metric: str, up: str, scale: str, rows: Sequence[Row]) -> Figure:
+    """Draw what the probes measured of each head after its last step against the size of the vocabulary."""
+    heads: dict[str, list[Point]] = {}
+    for row in rows:
+        ends = [curve[-1][1] for run in row.arm.runs if (curve := run.curve(metric))]
+        # What is 0 has no place on a logarithmic axis.
+        if ends and (scale == "linear" or fmean(ends) > 0):
+            head, n_vocab = _head(row.arm)
+            heads.setdefault(head, []).append(Point(n_vocab, fmean(ends), math.nan, math.nan, len(ends)))
+    return _by_vocabulary(heads, up, scale)
 
 
 def gate_figure(rows: Sequence[Row]) -> Figure:
@@ -100,17 +88,23 @@ def gate_figure(rows: Sequence[Row]) -> Figure:
     return drawn
 
 
-def _by_vocabulary(heads: dict[str, list[HeadPoint]], up: str, scale: str) -> Figure:
+def _head(arm: Arm) -> tuple[str, int]:
+    """Return the head of an arm, and the size of its vocabulary."""
+    settings = arm.runs[0].settings
+    return settings.get("model.head", "softmax"), parse_tokenizer(settings["data.tokenizer"])[1]
+
+
+def _by_vocabulary(heads: dict[str, list[Point]], up: str, scale: str) -> Figure:
     traces = []
     for color, (head, points) in enumerate(sorted(heads.items())):
-        points = sorted(points, key=lambda point: point.n_vocab)
+        points = sorted(points, key=lambda point: point.x)
         style = Style(color, DASHES[0], SYMBOLS[0])
-        xs, ys = [point.n_vocab for point in points], [point.value for point in points]
-        line = trace(head, style, "depth", "lines+markers", xs, ys)
+        line = trace(head, style, "depth", "lines+markers", [p.x for p in points], [p.y for p in points])
         line |= {"line": {"width": 2.25}, "marker": {"size": 8, "symbol": "circle"}}
         line |= {"hovertemplate": popup("vocabulary %{x:,}<br>%{y:.3f}")}
-        if not any(math.isnan(point.half) for point in points):
-            line["error_y"] = {"array": [round(point.half, 5) for point in points], "thickness": 1.5, "width": 4}
+        if not any(math.isnan(point.high) for point in points):
+            halves = [round(point.high - point.y, 5) for point in points]
+            line["error_y"] = {"array": halves, "thickness": 1.5, "width": 4}
         traces.append(line)
     drawn = figure(traces, "vocabulary", up)
     if drawn:
@@ -127,3 +121,53 @@ def _at_end(arm: Arm, path: str) -> float | None:
         if steps:
             ends.append(fmean(steps[max(steps)].values()))
     return fmean(ends) if ends else None
+
+
+HEADS_TEXT = "after the last step, on the few tokens that the probes read"
+# The figures that decide a claim, by its `figure`: title, what draws it, text.
+FIGURES: dict[str, list[tuple[str, Callable[[Sequence[Row]], Figure], str]]] = {
+    "gaps": [],
+    "depth": [
+        (
+            "Gradient against depth",
+            depth_figure,
+            "After the last step. A line that rises to the right is a gradient that vanishes on its way back.",
+        )
+    ],
+    "centring": [
+        (
+            "Same-sign share of W2’s gradient",
+            centring_figure,
+            "After the last step, the mean over blocks. The curve is theory for random output deltas.",
+        )
+    ],
+    "gates": [
+        (
+            "Gates",
+            gate_figure,
+            "Distribution of act(gate) after the last step, all blocks. The outermost bins hold all that lies beyond.",
+        )
+    ],
+    "vocabulary": [
+        (
+            "Heads against vocabulary",
+            gap_figure,
+            "Validation loss minus softmax’s, all heads normalised; 95 % intervals.",
+        ),
+        (
+            "Sum of the sigmoids",
+            partial(head_figure, "head/sum_sigma", "Σσ(z), mean over tokens", "log"),
+            "Mean over tokens of Σσ(z) after the last step; 1 would be a distribution.",
+        ),
+        (
+            "Accuracy",
+            partial(head_figure, "head/accuracy", "top-1 accuracy", "linear"),
+            f"How often the likeliest token is the next one, {HEADS_TEXT}.",
+        ),
+        (
+            "Calibration",
+            partial(head_figure, "head/ece", "expected calibration error", "linear"),
+            f"Expected calibration error, 15 bins (Guo et al., 2017), {HEADS_TEXT}, which raise it.",
+        ),
+    ],
+}

@@ -1,28 +1,23 @@
 """Claims on a page and in the terminal: a verdict for each, its predictions, and the figure that decides it."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError
 from study.judge.arms import joined
 from study.judge.controls import Control
-from study.judge.effects import Row
 from study.judge.statistics import MINIMUM_SEEDS, MOST_SEEDS
 from study.judge.verdicts import OUTCOMES, ClaimResult, Finding, judge_claims
 from study.plan.plan import claims_in
-from study.report.claims_figures import centring_figure, gate_figure, vocabulary_figures
-from study.report.drawing import Figure
-from study.report.figures import depth_figure, final_figure, heat_maps
-from study.report.page import PROBES_TEXT, Section, write_page
+from study.report.cells import EMPTY, Cell, Strip, Table, TableRow, cell, effect_text, seeds_cell, word_cell
+from study.report.claims_figures import FIGURES
+from study.report.figures import final_figure, heat_maps
+from study.report.page import Section, write_page
 from study.report.sentences import setting
-from study.report.table import EMPTY, NEVER, Cell, Strip, Table, TableRow, cell, interval, seeds_text
+from study.report.study_page import PROBES_TEXT
 
-STRIP_TEXT = (
-    "In each picture, the tinted side is what the claim predicts, the grey band is the margin, and the bar is the "
-    "interval."
-)
-Pictures = list[tuple[str, Figure, str]]  # title, figure, text
+COLUMNS = ["outcome", "against the margin", "effect, 95 % interval", "n", "seeds to decide"]
 WORDS = {"supported": "Supported", "refuted": "Refuted", "undecided": "Not decided", "withheld": "Withheld"}
 
 
@@ -69,14 +64,19 @@ def claim_sections(result: ClaimResult, link: str) -> list[Section]:
         "verdict": WORDS[result.verdict],
         "basis": _basis(result),
         "told": claim.told,
-        "table": _predictions(result),
+        "table": Table("the claim predicts", COLUMNS, [*map(_prediction_row, result.findings)], _notes(result)),
         "link": link,
     }
     parts = [Section(name, f"{claim.name} · {claim.title}", "claim", content, reading=" ".join(_reading(result)))]
     # An arm that is not whole counts for no prediction, and would mislead in a figure.
     rows = [row for row in result.rows if not row.arm.trouble]
-    figures = [picture for picture in PICTURES[claim.figure](rows) if picture[1]] if rows else []
-    for number, (title, drawn, text) in enumerate(figures):
+    if not rows:
+        return parts
+    figures = [(title, draw(rows), text) for title, draw, text in FIGURES[claim.figure]]
+    if claim.figure != "vocabulary":  # whose first figure shows the gaps
+        bars = f"Bars are 95 % intervals over paired seeds. Shaded: ±{rows[0].margin:g} nats per token."
+        figures.append((f"Final loss against {rows[0].reference}", final_figure(rows), bars))
+    for number, (title, drawn, text) in enumerate(figure for figure in figures if figure[1]):
         parts.append(Section(f"{name}-{number}", title, "figure", drawn, text))
     maps = heat_maps(rows)
     if maps:
@@ -88,46 +88,27 @@ def _basis(result: ClaimResult) -> str:
     """Return what a verdict rests on: a failed control, or the decisive prediction with its figures."""
     if result.verdict == "withheld":
         return "the control of the instrument fails"
-    finding = result.decisive
+    finding, prediction = result.decisive, result.decisive.prediction
     if finding.effect is None:
-        return f"{finding.prediction.text}: {finding.reason}"
-    needed = ""
-    if finding.outcome == "undecided" and finding.effect.n > 1:
-        needed = f"; {seeds_text(finding.seeds_needed)} seeds would probably decide"
-    figures = f"{_size(finding)}, margin {finding.prediction.margin:g}, n = {finding.effect.n}"
-    return f"{finding.prediction.text}: {finding.outcome} ({figures}){needed}"
-
-
-def _size(finding: Finding) -> str:
-    """Write an effect with its unit, and its interval where it has one."""
-    effect, unit = finding.effect, finding.prediction.unit
-    if effect is None:
-        return ""
-    shown = f"{effect.mean:+.3f} {unit}".strip()
-    return f"{shown} {interval(effect)}" if effect.n > 1 else shown
-
-
-def _predictions(result: ClaimResult) -> Table:
-    titles = ["outcome", "against the margin", "effect, 95 % interval", "n", "seeds to decide"]
-    return Table(
-        "the claim predicts", titles, [_prediction_row(finding) for finding in result.findings], _notes(result)
-    )
+        return f"{prediction.text}: {finding.reason}"
+    figures = f"{effect_text(finding.effect, prediction.unit)}, margin {prediction.margin:g}, n = {finding.effect.n}"
+    basis = f"{prediction.text}: {finding.outcome} ({figures})"
+    if finding.outcome != "undecided" or finding.effect.n == 1:
+        return basis
+    return f"{basis}; {seeds_cell(finding.seeds_needed).text} seeds would probably decide"
 
 
 def _prediction_row(finding: Finding) -> TableRow:
     prediction, effect = finding.prediction, finding.effect
-    aside = "aside: " if prediction.aside else ""
-    undecided = effect and effect.n > 1 and finding.outcome == "undecided"
-    needed = finding.seeds_needed if undecided else None
+    open_with_seeds = effect is not None and effect.n > 1 and finding.outcome == "undecided"
     cells = [
-        # Sorted from supported to opposite.
-        Cell(finding.outcome, OUTCOMES[::-1].index(finding.outcome), strong=finding.outcome != "undecided"),
+        word_cell(finding.outcome, OUTCOMES[::-1]),  # sorted from supported to opposite
         _strip(finding),
-        cell(effect and effect.mean, lambda _: _size(finding)),
+        Cell(effect_text(effect, prediction.unit), effect.mean) if effect else EMPTY,
         cell(effect and effect.n, "d"),
-        Cell(seeds_text(needed), needed or NEVER) if undecided else EMPTY,
+        seeds_cell(finding.seeds_needed) if open_with_seeds else EMPTY,
     ]
-    return TableRow(aside + prediction.text, cells)
+    return TableRow(f"aside: {prediction.text}" if prediction.aside else prediction.text, cells)
 
 
 def _strip(finding: Finding) -> Cell:
@@ -149,7 +130,7 @@ def _strip(finding: Finding) -> Cell:
         claimed=(50.0, 100.0) if side > 0 else (0.0, 50.0),
         outcome=finding.outcome,
     )
-    text = f"{effect.mean:+.3f} {interval(effect)}, margin ±{prediction.margin:g}"
+    text = f"{effect_text(effect)}, margin ±{prediction.margin:g}"
     return Cell(text, side * effect.mean / prediction.margin, picture=picture)
 
 
@@ -183,52 +164,13 @@ def _control(control: Control) -> str:
 
 def _reading(result: ClaimResult) -> list[str]:
     """Return what is folded below a claim: how its picture reads, what we expected, what would change the verdict."""
-    texts = [STRIP_TEXT]
-    if result.control and result.control.ok:
-        texts.append(_control(result.control))
-    texts.append(f"Expected by us before the runs: {result.claim.expected}")
-    texts.append(f"What would change the verdict: {result.claim.change}")
-    return texts
-
-
-def _depth(rows: Sequence[Row]) -> Pictures:
-    text = "After the last step. A line that rises to the right is a gradient that vanishes on its way back."
-    return [("Gradient against depth", depth_figure(rows), text), *_gaps(rows)]
-
-
-def _centring(rows: Sequence[Row]) -> Pictures:
-    text = "After the last step, the mean over blocks. The curve is theory for random output deltas."
-    return [("Same-sign share of W2’s gradient", centring_figure(rows), text), *_gaps(rows)]
-
-
-def _vocabulary(rows: Sequence[Row]) -> Pictures:
-    gap, total, accuracy, ece = vocabulary_figures(rows)
-    tokens = "after the last step, on the few tokens that the probes read"
     return [
-        ("Heads against vocabulary", gap, "Validation loss minus softmax’s, all heads normalised; 95 % intervals."),
-        ("Sum of the sigmoids", total, "Mean over tokens of Σσ(z) after the last step; 1 would be a distribution."),
-        ("Accuracy", accuracy, f"How often the likeliest token is the next one, {tokens}."),
-        ("Calibration", ece, f"Expected calibration error, 15 bins (Guo et al., 2017), {tokens}, which raise it."),
+        "In each picture, the tinted side is what the claim predicts, the grey band is the margin, and the bar is the "
+        "interval.",
+        *([_control(result.control)] if result.control and result.control.ok else []),
+        f"Expected by us before the runs: {result.claim.expected}",
+        f"What would change the verdict: {result.claim.change}",
     ]
-
-
-def _gates(rows: Sequence[Row]) -> Pictures:
-    text = "Distribution of act(gate) after the last step, all blocks. The outermost bins hold all that lies beyond."
-    return [("Gates", gate_figure(rows), text), *_gaps(rows)]
-
-
-def _gaps(rows: Sequence[Row]) -> Pictures:
-    text = f"Bars are 95 % intervals over paired seeds. Shaded: ±{rows[0].margin:g} nats per token."
-    return [(f"Final loss against {rows[0].reference}", final_figure(rows), text)]
-
-
-PICTURES: dict[str, Callable[[Sequence[Row]], Pictures]] = {
-    "depth": _depth,
-    "centring": _centring,
-    "gaps": _gaps,
-    "vocabulary": _vocabulary,
-    "gates": _gates,
-}
 
 
 def _headline(results: Sequence[ClaimResult]) -> str:

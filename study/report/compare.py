@@ -10,12 +10,15 @@ from study.judge.effects import Row, best_first, compare_arms
 from study.judge.repetitions import are_repetitions, compare_repetitions
 from study.judge.results import Study, load_study
 from study.plan.grid import shorten
-from study.report.page import Section, sections, write_report
+from study.report.cells import Table
+from study.report.drawing import styles
+from study.report.page import Section, write_page
 from study.report.sentences import headline, notes, scope, sentence
 from study.report.spreadsheet import write_csv
-from study.report.table import Column, Table, cost_columns, main_columns, repetitions_table
+from study.report.study_page import sections
+from study.report.table import cost_columns, main_columns, page_table, repetitions_table
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # rich is imported late, as plotly is: a run of one seed prints no table
     import rich.console
     import rich.table
 
@@ -45,13 +48,14 @@ def compare(paths: Sequence[Path], reference: str | None = None, out: Path | Non
     parts = sections(study, rows, _commands(paths, study))
     if are_repetitions(paths):
         table = repetitions_table(compare_repetitions(paths, reference), [path.resolve().name for path in paths])
-        _print_repetitions(table)
+        print("repetitions")
+        _print(table)
         parts.insert(0, Section("repetitions", "Repetitions", "table", table, REPETITIONS_TEXT))
     path = out or _place(paths) / "report.html"
     title = " and ".join(path.resolve().name for path in paths)
     # The table is printed already when the disk turns out to be full or read-only.
     try:
-        write_report(parts, rows, path, title)
+        write_page(path, title, headline(rows), scope(rows), parts, styles([row.arm for row in rows]))
         write_csv(study, rows, path.with_name("results.csv"))
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}. Choose another --out.") from None
@@ -67,57 +71,48 @@ def _place(paths: Sequence[Path]) -> Path:
 
 
 def print_table(rows: Sequence[Row], remarks: Sequence[str] = (), width: int | None = None) -> None:
-    """Print the finding and the table; columns that the terminal has no room for follow in tables below."""
-    from rich.console import Console  # late, as plotly: a run of one seed prints no table
-    from rich.text import Text
+    """Print the table and the finding."""
+    table = page_table(rows, [*main_columns(rows), *cost_columns(rows)])
+    if table:
+        _print(table, width)
+    for line in (*remarks, f"{sentence(headline(rows))} {sentence(scope(rows))}"):
+        print(line)
+
+
+def _print(table: Table, width: int | None = None) -> None:
+    """Print a table; columns that the terminal has no room for follow in tables below."""
+    from rich.console import Console
 
     console = Console(width=width, highlight=False)
-    for columns in _fitting(rows, [*main_columns(rows), *cost_columns(rows)], console):
-        console.print(_terminal_table(rows, columns), end="\n\n")
-    for line in (*remarks, f"{sentence(headline(rows))} {sentence(scope(rows))}"):
-        console.print(Text(line), soft_wrap=True)
+    first = 0
+    while first < len(table.titles):
+        # One column at least is printed, however narrow the terminal is.
+        last = first + 1
+        while last < len(table.titles) and _fits(_columns(table, first, last + 1), console):
+            last += 1
+        console.print(_columns(table, first, last), end="\n\n")
+        first = last
 
 
-def _fitting(rows: Sequence[Row], columns: Sequence[Column], console: "rich.console.Console") -> list[list[Column]]:
-    """Split columns into tables, each as wide as the terminal allows."""
+def _fits(table: "rich.table.Table", console: "rich.console.Console") -> bool:
     # By itself, rich would shorten figures to make a table fit.
-    unlimited = console.options.update(width=10_000)
-    tables: list[list[Column]] = [[]]
-    for column in columns:
-        wider = _terminal_table(rows, [*tables[-1], column])
-        if tables[-1] and console.measure(wider, options=unlimited).maximum > console.width:
-            tables.append([])
-        tables[-1].append(column)
-    return tables
+    return console.measure(table, options=console.options.update(width=10_000)).maximum <= console.width
 
 
-def _print_repetitions(repetitions: Table) -> None:
-    from rich.console import Console
-    from rich.table import Table as TerminalTable
+def _columns(table: Table, first: int, last: int) -> "rich.table.Table":
+    """Return a part of the columns of a table, behind the names of its rows, as rich prints it."""
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    table = TerminalTable(box=None, pad_edge=False, title="repetitions", title_justify="left")
-    for title in (repetitions.kind, *repetitions.titles):
-        table.add_column(Text(title), overflow="fold")
-    for row in repetitions.rows:
-        table.add_row(Text(row.name), *(Text(cell.text) for cell in row.cells))
-    Console(highlight=False).print(table)
-
-
-def _terminal_table(rows: Sequence[Row], columns: Sequence[Column]) -> "rich.table.Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("activation", min_width=10, max_width=30, overflow="fold")
-    for column in columns:
-        table.add_column(Text(column.title), justify="right", no_wrap=True)
-    for row in rows:
-        # `Text` is printed as it stands: a name may look like rich's markup.
-        label = f"{row.arm.label} ({row.arm.status})" if row.arm.status else row.arm.label
-        texts = [column.cell(row).text for column in columns]
-        table.add_row(Text(label, style="yellow" if row.arm.status else ""), *map(Text, texts))
-    return table
+    # `Text` is printed as it stands: a name may look like rich's markup.
+    part = RichTable(box=None, pad_edge=False)
+    part.add_column(Text(table.kind), min_width=10, max_width=30, overflow="fold")
+    for title in table.titles[first:last]:
+        part.add_column(Text(title), justify="right", no_wrap=True)
+    for row in table.rows:
+        name = Text(f"{row.name} ({row.status})", style="yellow") if row.status else Text(row.name)
+        part.add_row(name, *(Text(cell.text) for cell in row.cells[first:last]))
+    return part
 
 
 def _commands(paths: Sequence[Path], study: Study) -> str:

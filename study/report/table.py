@@ -1,84 +1,53 @@
-"""The tables of a report: columns of figures, one row for each arm. The terminal and the page show them."""
+"""The tables of arms: a row for each arm, and columns of figures with what they mean.
+
+A new column is one line in a list below, and one in `MEANINGS` if its title does not explain itself.
+"""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from study.judge.arms import FOLDER
-from study.judge.effects import EARLY, SHARES, VERDICTS, Reach, Row
+from study.judge.effects import EARLY, SHARES, VERDICTS, Row
 from study.judge.repetitions import Repeated
-from study.judge.statistics import MINIMUM_SEEDS, MOST_SEEDS, Effect
+from study.judge.statistics import MINIMUM_SEEDS, Effect
+from study.report.cells import (
+    EMPTY,
+    NEVER,
+    Cell,
+    Column,
+    Table,
+    TableRow,
+    cell,
+    effect_text,
+    interval,
+    seeds_cell,
+    word_cell,
+)
 
-NEVER = 1e99  # a loss that is never reached sorts after every ratio
-
-
-@dataclass(frozen=True)
-class Strip:
-    """A small picture of an interval against a margin; places are from 0 to 100, left to right, with zero at 50."""
-
-    low: float
-    mean: float
-    high: float
-    margin: tuple[float, float]
-    claimed: tuple[float, float]
-    outcome: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A place in a table: its text, and the number that the page sorts by, None where there is no figure.
-
-    Where there is a picture, the page shows it, and the text is its description.
-    """
-
-    text: str
-    value: float | None
-    strong: bool = False
-    picture: Strip | None = None
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of figures."""
-
-    title: str
-    cell: Callable[[Row], Cell]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page: what its rows are, the titles of the other columns, and the rows."""
-
-    kind: str
-    titles: list[str]
-    rows: list["TableRow"]
-    notes: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A row of the page's table. `arm` is the label whose key is drawn before the name; a claim's rows have none.
-
-    `status` is shown beside the name, as `lowest loss` in a table of arms.
-    """
-
-    name: str
-    cells: list[Cell]
-    arm: str = ""
-    status: str = ""
-
-
-EMPTY = Cell("-", None)
-
-
-def cell(value: float | None, form: str | Callable[[float], str]) -> Cell:
-    """Return the cell of a number, written by a format or a function. There may be none, which is None or nan."""
-    if value is None or math.isnan(value):
-        return EMPTY
-    if callable(form):
-        return Cell(form(value), value)
-    # 0 is exact here, mostly the reference against itself, and looks so.
-    return Cell(format(value, form) if value else "0", value)
+# What a column means where its title does not say it.
+MEANINGS = {
+    "verdict": "Worse and better: the interval excludes 0, after Holm’s adjustment for {tests} comparisons, and the "
+    "difference is at least the margin of {margin:g}. Equal: the whole interval lies within the margin.",
+    "tuned lr": "“(edge)”: the best rate is the lowest or highest that was tried. A better one may lie beyond.",
+    "seeds to decide": "“Seeds to decide” is a plan: so many would probably decide, at this mean and spread.",
+    "at 25 %": "“At 25 %”: at a quarter of the budget. ±: half the 95 % interval.",
+    "change": "“Change”: from there to the end; below zero, the arm gains on {reference}.",
+    "to 50 %": "“To 50 %”: tokens to {reference}’s loss at half its budget, as a multiple of {reference}’s own.",
+    "p (Holm)": "“p (Holm)” is for a difference of 0.",
+    "can find": "“Can find” is the smallest difference that so many seeds find with a probability of 80 %.",
+    "text noise": "“Text noise” is half the 95 % interval of the difference over other validation text, with the same "
+    "trained networks (block bootstrap). It does not cover other seeds, and no verdict uses it.",
+    "tokens/s": "The runs of a study share a machine, so that tokens/s is not what a run alone would reach.",
+    "MFU": "“MFU”, model FLOPs utilisation, is the share of the GPUs’ peak in bf16 that a run uses. Runs that train as "
+    "one stack share a GPU: their shares add up.",
+    "clipped": "“Clipped” is the share of recorded steps whose gradient was larger than the limit.",
+}
+BRACKETED = (
+    "Each seed trained at {rates} learning rates. An arm’s loss is the lowest point of the parabola through their "
+    "means. The interval is a jackknife over seeds, so that it covers the choice of the rate. Curves and samples are "
+    "of the middle rate."
+)
+UNBRACKETED = "The intervals leave out the luck of the learning rate: no arm trained at several rates."
 
 
 def main_columns(rows: Sequence[Row]) -> list[Column]:
@@ -92,24 +61,23 @@ def main_columns(rows: Sequence[Row]) -> list[Column]:
         Column("tuned lr", _rate_cell),
         Column("seeds", lambda row: cell(row.arm.seeds if several else None, ".0f")),
         Column("seeds to decide", _needed_cell),
-        _mean("val loss", "val/loss", ".3f"),
+        Column("val loss", lambda row: cell(row.arm.mean("val/loss"), ".3f")),
         Column("sd", lambda row: cell(row.arm.sd("val/loss"), ".3f")),
-        _mean("perplexity", "val/loss", _perplexity),
-        _mean("bits/byte", "val/bits_per_byte", ".3f"),
-        _mean("test loss", "test/loss", ".3f"),
+        Column("perplexity", lambda row: cell(row.arm.mean("val/loss"), _perplexity)),
+        Column("bits/byte", lambda row: cell(row.arm.mean("val/bits_per_byte"), ".3f")),
+        Column("test loss", lambda row: cell(row.arm.mean("test/loss"), ".3f")),
     )
 
 
 def difference_columns(rows: Sequence[Row]) -> list[Column]:
     """Return how the difference comes about over training, and how sure it is."""
-    reach = [Column(f"to {100 * share:g} %", lambda row, share=share: _reach_cell(row, share)) for share in SHARES]
     return _filled(
         rows,
         Column(f"at {100 * EARLY:g} %", lambda row: _effect_cell(row, row.early)),
         Column("change", lambda row: _effect_cell(row, row.change)),
         Column("on average", lambda row: _effect_cell(row, row.area)),
-        *reach,
-        Column("p (Holm)", lambda row: cell(row.p, p_value)),
+        *(Column(f"to {100 * share:g} %", lambda row, share=share: _reach_cell(row, share)) for share in SHARES),
+        Column("p (Holm)", lambda row: cell(row.p, _p_value)),
         Column("can find", lambda row: cell(row.detectable, ".3f")),
         Column("text noise", lambda row: cell(row.noise, "±{:.3f}".format)),
     )
@@ -119,11 +87,11 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
     """Return what an arm costs, and how often its gradient was clipped."""
     return _filled(
         rows,
-        _cost("parameters", "params/total", ",.0f"),
-        _cost("in the FFN", "params/ffn", ",.0f"),
-        _cost("MFLOP/token", "flops/token", lambda flops: f"{flops / 1e6:,.1f}"),
-        _cost("tokens/s", "perf/tokens_per_s", ",.0f"),
-        _cost("MFU", "perf/mfu", lambda share: f"{100 * share:.1f} %"),
+        Column("parameters", lambda row: cell(row.arm.cost("params/total"), ",.0f")),
+        Column("in the FFN", lambda row: cell(row.arm.cost("params/ffn"), ",.0f")),
+        Column("MFLOP/token", lambda row: cell(row.arm.cost("flops/token"), lambda flops: f"{flops / 1e6:,.1f}")),
+        Column("tokens/s", lambda row: cell(row.arm.cost("perf/tokens_per_s"), ",.0f")),
+        Column("MFU", lambda row: cell(row.arm.cost("perf/mfu"), lambda share: f"{100 * share:.1f} %")),
         Column("clipped", lambda row: cell(row.arm.clipped, lambda share: f"{100 * share:.0f} %")),
     )
 
@@ -131,7 +99,7 @@ def cost_columns(rows: Sequence[Row]) -> list[Column]:
 def page_table(
     rows: Sequence[Row], columns: Sequence[Column], notes: Sequence[str] = (), mark: bool = False
 ) -> Table | None:
-    """Return these columns as a table of the page; None without columns and notes. `mark` marks the lowest loss."""
+    """Return these columns as a table; None without columns and notes. `mark` marks the lowest loss."""
     if not columns and not notes:
         return None
     lowest = lowest_arm(rows) if mark else ""
@@ -140,7 +108,17 @@ def page_table(
         label = row.arm.label
         status = row.arm.status or ("lowest loss" if label == lowest else "")
         lines.append(TableRow(label, [column.cell(row) for column in columns], label, status))
-    return Table("activation", [column.title for column in columns], lines, notes)
+    titles = [column.title for column in columns]
+    return Table("activation", titles, lines, notes, _meanings(rows, titles))
+
+
+def _meanings(rows: Sequence[Row], titles: Sequence[str]) -> str:
+    """Return what the columns mean that a table has."""
+    rates = [len(row.arm.losses_by_rate()) for row in rows if row.arm.bracket]
+    meanings = MEANINGS | {"95 % interval": BRACKETED if rates else UNBRACKETED}
+    facts = {"reference": rows[0].reference, "margin": rows[0].margin, "rates": rates[0] if rates else 0}
+    facts["tests"] = sum(not math.isnan(row.p) for row in rows)
+    return " ".join(meanings[title].format(**facts) for title in titles if title in meanings)
 
 
 def lowest_arm(rows: Sequence[Row]) -> str:
@@ -155,39 +133,15 @@ def repetitions_table(repeated: Sequence[Repeated], names: Sequence[str]) -> Tab
     """Return a row for each arm: its difference and verdict in each repetition, and their mean."""
     lines = []
     for arm in repeated:
-        cells = [EMPTY if row.is_reference else _difference_cell(row) for row in arm.rows]
-        mean = EMPTY
-        if arm.mean:
-            several = arm.mean.n >= 3  # the interval of two repetitions says next to nothing
-            text = f"{arm.mean.mean:+.3f} {interval(arm.mean)}" if several else f"{arm.mean.mean:+.3f}"
-            mean = Cell(text, arm.mean.mean)
+        cells = [EMPTY if row.is_reference else _difference_cell(row.final, row.verdict) for row in arm.rows]
+        # The interval of two repetitions says next to nothing.
+        mean = cell(arm.mean.mean, "+.3f") if arm.mean and arm.mean.n < 3 else _difference_cell(arm.mean)
         lines.append(TableRow(arm.label, [*cells, mean]))
     return Table("activation", [*names, "mean over repetitions"], lines)
 
 
-def _difference_cell(row: Row) -> Cell:
-    if row.final is None:
-        return Cell(row.verdict or "-", None)
-    shown = f" {interval(row.final)} {row.verdict}" if row.final.n > 1 else ""
-    return Cell(f"{row.final.mean:+.3f}{shown}", row.final.mean)
-
-
-def interval(effect: Effect) -> str:
-    """Write an interval."""
-    return f"[{effect.low:+.3f}, {effect.high:+.3f}]"
-
-
-def margin(effect: Effect) -> str:
-    """Write an effect with half its interval, if it has one."""
-    half = (effect.high - effect.low) / 2
-    return f"{effect.mean:+z.3f} ± {half:.3f}" if half > 0 else f"{effect.mean:+z.3f}"
-
-
-def p_value(p: float) -> str:
-    """Write a p value."""
-    if p < 1e-4:
-        return "<.0001"
-    return f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
+def _difference_cell(effect: Effect | None, verdict: str = "") -> Cell:
+    return cell(effect and effect.mean, lambda _: f"{effect_text(effect)} {verdict}".rstrip()) if effect else EMPTY
 
 
 def _filled(rows: Sequence[Row], *columns: Column) -> list[Column]:
@@ -196,42 +150,31 @@ def _filled(rows: Sequence[Row], *columns: Column) -> list[Column]:
     return [column for column in columns if any(column.cell(row).value is not None for row in rows)]
 
 
-def _mean(title: str, metric: str, form: str | Callable[[float], str]) -> Column:
-    return Column(title, lambda row: cell(row.arm.mean(metric), form))
-
-
-def _cost(title: str, metric: str, form: str | Callable[[float], str]) -> Column:
-    return Column(title, lambda row: cell(row.arm.cost(metric), form))
+def _verdict_cell(row: Row) -> Cell:
+    # One seed has no verdict, and what would be written of it is the same for every arm.
+    if not row.verdict or (row.final and row.final.n == 1):
+        return EMPTY
+    return word_cell(row.verdict, VERDICTS)
 
 
 def _interval_cell(row: Row) -> Cell:
-    """The interval of the final difference, sorted by its width; the reference has none."""
+    # Intervals sort by their width, so that the least sure differences stand together. The reference has none.
     width = row.final.high - row.final.low if row.final else math.nan
     return Cell(interval(row.final), width) if row.final and width > 0 else EMPTY
 
 
-def _verdict_cell(row: Row) -> Cell:
-    if not row.verdict or (row.final and row.final.n == 1):
-        return EMPTY
-    return Cell(row.verdict, VERDICTS.index(row.verdict), strong=row.verdict != "undecided")
-
-
 def _needed_cell(row: Row) -> Cell:
-    """How many seeds would probably decide an undecided difference."""
     if row.verdict != "undecided" or not row.final or row.final.n == 1:
         return EMPTY
-    return Cell(seeds_text(row.seeds_needed), row.seeds_needed or NEVER)
-
-
-def seeds_text(needed: int | None) -> str:
-    """Write a number of seeds that would decide; None stands for more than any that is looked at."""
-    return str(needed) if needed else f"over {MOST_SEEDS}"
+    return seeds_cell(row.seeds_needed)
 
 
 def _effect_cell(row: Row, effect: Effect | None) -> Cell:
     if effect is None:
         return EMPTY
-    return Cell("0" if row.is_reference else margin(effect), effect.mean)
+    half = 0 if row.is_reference else (effect.high - effect.low) / 2
+    # Half the interval is nan for one seed.
+    return cell(effect.mean, lambda mean: f"{mean:+z.3f} ± {half:.3f}") if half > 0 else cell(effect.mean, "+z.3f")
 
 
 def _rate_cell(row: Row) -> Cell:
@@ -246,13 +189,16 @@ def _reach_cell(row: Row, share: float) -> Cell:
     if reach is None:
         return EMPTY
     if reach.ratio is None:
-        return Cell(_never(reach), NEVER)
+        return Cell("never" if reach.never == reach.n else f"never in {reach.never} of {reach.n}", NEVER)
     return Cell(f"×{reach.ratio:.2f}", reach.ratio)
-
-
-def _never(reach: Reach) -> str:
-    return "never" if reach.never == reach.n else f"never in {reach.never} of {reach.n}"
 
 
 def _perplexity(loss: float) -> str:
     return f"{math.exp(loss):.2f}" if loss < 700 else "inf"  # exp(710) overflows
+
+
+def _p_value(p: float) -> str:
+    """Write a p value."""
+    if p < 1e-4:
+        return "<.0001"
+    return f"{p:.4f}" if p < 0.1 else f"{p:.2f}"

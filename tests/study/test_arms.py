@@ -7,8 +7,8 @@ from model.activations import ACTIVATIONS
 from study.judge.arms import KNOWN, make_arms
 from study.judge.effects import compare_arms
 from study.judge.results import load_study
-from study.report.page import sections
 from study.report.sentences import notes, scope
+from study.report.study_page import sections
 
 
 def test_a_failed_and_a_missing_run_are_named_and_nothing_is_averaged(seeded):

@@ -10,8 +10,7 @@ from helpers import ENDS, rows_of, write_run
 
 from study.judge.effects import compare_arms
 from study.judge.results import load_study
-from study.report.claims_figures import OF_HEADS, vocabulary_figures
-from study.report.claims_page import PICTURES
+from study.report.claims_figures import FIGURES
 from study.report.drawing import Point, end_name, mean_line, styles, thin
 from study.report.figures import (
     by_block,
@@ -201,13 +200,12 @@ def test_what_the_heads_measure_is_drawn_against_the_vocabulary_as_the_mean_of_t
             (folder / "config.toml").write_text(tomli_w.dumps(config))
             records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             for record, off in ((records[1], 0.5), (records[-1], 0.02 * seed)):
-                record |= dict.fromkeys(OF_HEADS, value + off)
+                record |= dict.fromkeys(("head/sum_sigma", "head/accuracy", "head/ece"), value + off)
             (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     rows = rows_of(tmp_path, reference="head=softmax")
-    gap, *measured = vocabulary_figures(rows)
-    assert [drawn for _, drawn, _ in PICTURES["vocabulary"](rows)] == [gap, *measured]  # the page shows each
+    gap, *measured = [draw(rows) for _, draw, _ in FIGURES["vocabulary"]]
     assert [(trace["name"], trace["x"]) for trace in gap["data"]] == [("sigmoid", [257])]  # no reference itself
-    assert len(measured) == len(OF_HEADS)
+    assert len(measured) == 3
     for drawn in measured:
         plotly.graph_objects.Figure(drawn["data"], {**drawn["layout"]})
         points = {trace["name"]: dict(zip(trace["x"], trace["y"], strict=True)) for trace in drawn["data"]}
@@ -215,4 +213,5 @@ def test_what_the_heads_measure_is_drawn_against_the_vocabulary_as_the_mean_of_t
     for folder in tmp_path.iterdir():
         lines = (folder / "metrics.jsonl").read_text().replace("head/", "tail/")
         (folder / "metrics.jsonl").write_text(lines)
-    assert vocabulary_figures(rows_of(tmp_path, reference="head=softmax"))[1:] == [{}, {}, {}]  # without probes, none
+    rows = rows_of(tmp_path, reference="head=softmax")
+    assert [draw(rows) for _, draw, _ in FIGURES["vocabulary"][1:]] == [{}, {}, {}]  # without probes, none

@@ -15,12 +15,16 @@ from playwright.sync_api import expect, sync_playwright
 from study.judge.effects import best_first, compare_arms
 from study.judge.results import RunResult, Study, load_study
 from study.report.claims_page import report_claims
-from study.report.page import sections, write_report
+from study.report.drawing import styles
+from study.report.page import write_page
+from study.report.sentences import headline, scope
+from study.report.study_page import sections
 
 
 def report_on(study, path, title="study", command=""):
     rows = best_first(compare_arms(study, "gelu"))
-    return write_report(sections(study, rows, command), rows, path, title)
+    parts, legend = sections(study, rows, command), styles([row.arm for row in rows])
+    return write_page(path, title, headline(rows), scope(rows), parts, legend)
 
 
 @pytest.fixture(scope="module")
