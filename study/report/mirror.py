@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 import re
 import tomllib
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from study.judge.statistics import paired
 from study.report.drawing import common
 from study.report.figures import difference_curves
 from study.report.sentences import headline, scope
+from study.report.spreadsheet import arm_figures
 from training.config import WandbConfig
 from training.wandb_mirror import WandbMirror
 
@@ -93,28 +93,8 @@ def metric_names(labels: Sequence[str]) -> list[str]:
 def arms_table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     """Return the titles and one line for each arm: what distinguishes it, then its figures, None where it has none."""
     fields = list(dict.fromkeys(key for row in rows for key in row.arm.parts))
-    figures: dict[str, Any] = {}
     lines = []
     for row in rows:
-        arm = row.arm
-        effect = None if row.is_reference else row.final
-        figures = {
-            "seeds": arm.seeds,
-            "val loss": arm.mean("val/loss"),
-            "sd": arm.sd("val/loss"),
-            f"vs {row.reference}": effect and effect.mean,
-            "low": effect and effect.low,
-            "high": effect and effect.high,
-            "p (Holm)": row.p,
-            "verdict": row.verdict,
-            "seeds to decide": row.seeds_needed,
-            "tuned lr": arm.lr if arm.tuning else None,
-            "parameters": arm.cost("params/total"),
-            "tokens/s": arm.cost("perf/tokens_per_s"),
-        }
-        line = [arm.runs[0].settings.get(field, arm.parts.get(field)) for field in fields]
-        for figure in figures.values():
-            # wandb would show nan as a number.
-            line.append(None if isinstance(figure, float) and math.isnan(figure) else figure)
-        lines.append(line)
-    return [*short(fields), *figures], lines
+        parts = [row.arm.runs[0].settings.get(field, row.arm.parts.get(field)) for field in fields]
+        lines.append([*parts, *arm_figures(row).values()])
+    return [*short(fields), *arm_figures(rows[0])], lines

@@ -20,8 +20,9 @@ def write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
     """
     arms = {}
     for row in rows:
+        columns = {f"arm/{name}": figure for name, figure in arm_figures(row).items()}
         for run in itertools.chain(row.arm.runs, row.arm.bracket):
-            arms[run.folder] = _arm_columns(row)
+            arms[run.folder] = {"arm/label": row.arm.label} | columns
     lines = []
     for stage, runs in (("final", study.runs), ("tune", study.tuning)):
         for run in runs:
@@ -37,20 +38,37 @@ def write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
         table.writerows({key: _plain(value) for key, value in line.items()} for line in lines)
 
 
-def _run_columns(run: RunResult) -> dict[str, Any]:
+def arm_figures(row: Row) -> dict[str, Any]:
+    """Return the figures of an arm by name, None where it has none: the columns `arm/…` here, and wandb's table."""
+    # The reference's difference to itself is 0 by construction, and no result.
+    final = None if row.is_reference else row.final
+    figures = {
+        "seeds": row.arm.seeds,
+        "val_loss": row.arm.mean("val/loss"),
+        "sd": row.arm.sd("val/loss"),
+        "reference": row.reference,
+        "difference": final and final.mean,
+        "low": final and final.low,
+        "high": final and final.high,
+        "p": row.p,
+        "verdict": row.verdict,
+        "seeds_to_decide": row.seeds_needed,
+        "can_find": row.detectable,
+        "tuned_lr": row.arm.lr if row.arm.tuning else None,
+        "parameters": row.arm.cost("params/total"),
+        "tokens_per_s": row.arm.cost("perf/tokens_per_s"),
+    }
+    return {
+        name: None if isinstance(figure, float) and math.isnan(figure) else figure for name, figure in figures.items()
+    }
+
+
+def _run_columns(run: Run) -> dict[str, Any]:
     columns = run.settings | {"train.lr": run.lr, "data/fingerprint": run.fingerprint}
     for key in run.summary or {}:
         if key not in run.settings and run.final(key) is not None:
             columns[key] = run.final(key)
     return columns
-
-
-def _arm_columns(row: Row) -> dict[str, Any]:
-    columns: dict[str, Any] = {"arm/label": row.arm.label, "arm/reference": row.reference, "arm/verdict": row.verdict}
-    if row.final and not row.is_reference:
-        columns |= {"arm/difference": row.final.mean, "arm/low": row.final.low, "arm/high": row.final.high}
-        columns |= {"arm/seeds_to_decide": row.seeds_needed, "arm/can_find": row.detectable}
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in columns.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -12,8 +12,8 @@ from study.report.mirror import arms_table, difference_records, metric_names, mi
 from training.config import WandbConfig
 
 OFFLINE = WandbConfig(mode="offline", project="p")
-FINAL = ["seeds", "val loss", "sd", "vs gelu", "low", "high", "p (Holm)", "verdict", "seeds to decide"]
-COST = ["tuned lr", "parameters", "tokens/s"]
+FINAL = ["seeds", "val_loss", "sd", "reference", "difference", "low", "high", "p", "verdict", "seeds_to_decide"]
+COST = ["can_find", "tuned_lr", "parameters", "tokens_per_s"]
 
 
 @pytest.fixture
@@ -50,9 +50,9 @@ def test_the_table_has_a_line_for_each_arm_with_its_figures(study):
     columns, (relu, gelu) = arms_table(rows_of(study))
     assert columns == ["activation", *FINAL, *COST]
     sd = pytest.approx(0.0494105884)
-    assert relu == ["relu", 5, 4.25, sd, 0.25, 0.25, 0.25, relu[7], "worse", None, 0.004, 54_321, 1234.5]
-    assert 0 <= relu[7] < 0.05
-    assert gelu == ["gelu", 5, 4.0, sd, None, None, None, None, "", None, None, 54_321, 1234.5]
+    assert relu == ["relu", 5, 4.25, sd, "gelu", 0.25, 0.25, 0.25, relu[8], "worse", None, 0, 0.004, 54_321, 1234.5]
+    assert 0 <= relu[8] < 0.05
+    assert gelu == ["gelu", 5, 4.0, sd, "gelu", None, None, None, None, "", None, None, None, 54_321, 1234.5]
 
 
 def test_every_setting_that_varies_is_a_column_and_what_is_missing_is_none(tmp_path):
@@ -60,11 +60,11 @@ def test_every_setting_that_varies_is_a_column_and_what_is_missing_is_none(tmp_p
     write_run(tmp_path / "b", "relu", 4.25, momentum=0.5)
     write_run(tmp_path / "c", "relu", None, momentum=0.9)
     columns, lines = arms_table(rows_of(tmp_path))
-    assert columns[:4] == ["activation", "momentum", "seeds", "val loss"]
-    assert [line[:7] for line in lines] == [
-        ["relu", 0.5, 1, 4.25, None, 0.25, None],
-        ["relu", 0.9, 1, None, None, None, None],
-        ["gelu", 0.5, 1, 4.0, None, None, None],
+    assert columns[:4] == ["activation", "momentum", "seeds", "val_loss"]
+    assert [line[:8] for line in lines] == [
+        ["relu", 0.5, 1, 4.25, None, "gelu", 0.25, None],
+        ["relu", 0.9, 1, None, None, "gelu", None, None],
+        ["gelu", 0.5, 1, 4.0, None, "gelu", None, None],
     ]
     json.dumps(lines, allow_nan=False)
 
