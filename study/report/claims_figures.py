@@ -9,7 +9,7 @@ from statistics import fmean
 from data.config import parse_tokenizer
 from study.judge.arms import Arm
 from study.judge.effects import Row
-from study.report.drawing import DASHES, SYMBOLS, Figure, Point, Style, figure, log_axis, popup, styles, trace
+from study.report.drawing import DASHES, SYMBOLS, Figure, Style, figure, log_axis, popup, styles, trace
 from study.report.figures import by_block, depth_figure
 from training.probes.measures import agreement
 
@@ -41,25 +41,22 @@ def centring_figure(rows: Sequence[Row]) -> Figure:
 
 def gap_figure(rows: Sequence[Row]) -> Figure:
     """Draw each head's loss minus softmax's against the size of the vocabulary."""
-    heads: dict[str, list[Point]] = {}
-    for row in rows:
-        if row.final and not row.is_reference:
-            head, n_vocab = _head(row.arm)
-            point = Point(n_vocab, row.final.mean, row.final.low, row.final.high, row.final.n)
-            heads.setdefault(head, []).append(point)
-    return _by_vocabulary(heads, "difference to softmax, nats per token", "linear")
+
+    def measure(row: Row) -> tuple[float, float] | None:
+        return (row.final.mean, row.final.high - row.final.mean) if row.final and not row.is_reference else None
+
+    return _by_vocabulary(rows, measure, "difference to softmax, nats per token", "linear")
 
 
 def head_figure(metric: str, up: str, scale: str, rows: Sequence[Row]) -> Figure:
     """Draw what the probes measured of each head after its last step against the size of the vocabulary."""
-    heads: dict[str, list[Point]] = {}
-    for row in rows:
+
+    def measure(row: Row) -> tuple[float, float] | None:
         ends = [curve[-1][1] for run in row.arm.runs if (curve := run.curve(metric))]
         # What is 0 has no place on a logarithmic axis.
-        if ends and (scale == "linear" or fmean(ends) > 0):
-            head, n_vocab = _head(row.arm)
-            heads.setdefault(head, []).append(Point(n_vocab, fmean(ends), math.nan, math.nan, len(ends)))
-    return _by_vocabulary(heads, up, scale)
+        return (fmean(ends), math.nan) if ends and (scale == "linear" or fmean(ends) > 0) else None
+
+    return _by_vocabulary(rows, measure, up, scale)
 
 
 def gate_figure(rows: Sequence[Row]) -> Figure:
@@ -88,23 +85,24 @@ def gate_figure(rows: Sequence[Row]) -> Figure:
     return drawn
 
 
-def _head(arm: Arm) -> tuple[str, int]:
-    """Return the head of an arm, and the size of its vocabulary."""
-    settings = arm.runs[0].settings
-    return settings.get("model.head", "softmax"), parse_tokenizer(settings["data.tokenizer"])[1]
-
-
-def _by_vocabulary(heads: dict[str, list[Point]], up: str, scale: str) -> Figure:
+def _by_vocabulary(
+    rows: Sequence[Row], measure: Callable[[Row], tuple[float, float] | None], up: str, scale: str
+) -> Figure:
+    """Draw what is measured of a row, with half its interval or nan, as a line for each head."""
+    heads: dict[str, list[tuple[float, float, float]]] = {}
+    for row in rows:
+        settings, measured = row.arm.runs[0].settings, measure(row)
+        _, n_vocab = parse_tokenizer(settings["data.tokenizer"])
+        if measured:
+            heads.setdefault(settings.get("model.head", "softmax"), []).append((n_vocab, *measured))
     traces = []
     for color, (head, points) in enumerate(sorted(heads.items())):
-        points = sorted(points, key=lambda point: point.x)
-        style = Style(color, DASHES[0], SYMBOLS[0])
-        line = trace(head, style, "depth", "lines+markers", [p.x for p in points], [p.y for p in points])
+        xs, ys, halves = zip(*sorted(points), strict=True)
+        line = trace(head, Style(color, DASHES[0], SYMBOLS[0]), "depth", "lines+markers", xs, ys)
         line |= {"line": {"width": 2.25}, "marker": {"size": 8, "symbol": "circle"}}
         line |= {"hovertemplate": popup("vocabulary %{x:,}<br>%{y:.3f}")}
-        if not any(math.isnan(point.high) for point in points):
-            halves = [round(point.high - point.y, 5) for point in points]
-            line["error_y"] = {"array": halves, "thickness": 1.5, "width": 4}
+        if not any(map(math.isnan, halves)):
+            line["error_y"] = {"array": [round(half, 5) for half in halves], "thickness": 1.5, "width": 4}
         traces.append(line)
     drawn = figure(traces, "vocabulary", up)
     if drawn:
@@ -124,50 +122,31 @@ def _at_end(arm: Arm, path: str) -> float | None:
 
 
 HEADS_TEXT = "after the last step, on the few tokens that the probes read"
-# The figures that decide a claim, by its `figure`: title, what draws it, text.
+# The figures that decide a claim, by its `figure`: title, what draws it, text. All but `vocabulary` end with the gaps.
+# fmt: off
 FIGURES: dict[str, list[tuple[str, Callable[[Sequence[Row]], Figure], str]]] = {
     "gaps": [],
     "depth": [
-        (
-            "Gradient against depth",
-            depth_figure,
-            "After the last step. A line that rises to the right is a gradient that vanishes on its way back.",
-        )
+        ("Gradient against depth", depth_figure,
+         "After the last step. A line that rises to the right is a gradient that vanishes on its way back."),
     ],
     "centring": [
-        (
-            "Same-sign share of W2’s gradient",
-            centring_figure,
-            "After the last step, the mean over blocks. The curve is theory for random output deltas.",
-        )
+        ("Same-sign share of W2’s gradient", centring_figure,
+         "After the last step, the mean over blocks. The curve is theory for random output deltas."),
     ],
     "gates": [
-        (
-            "Gates",
-            gate_figure,
-            "Distribution of act(gate) after the last step, all blocks. The outermost bins hold all that lies beyond.",
-        )
+        ("Gates", gate_figure,
+         "Distribution of act(gate) after the last step, all blocks. The outermost bins hold all that lies beyond."),
     ],
     "vocabulary": [
-        (
-            "Heads against vocabulary",
-            gap_figure,
-            "Validation loss minus softmax’s, all heads normalised; 95 % intervals.",
-        ),
-        (
-            "Sum of the sigmoids",
-            partial(head_figure, "head/sum_sigma", "Σσ(z), mean over tokens", "log"),
-            "Mean over tokens of Σσ(z) after the last step; 1 would be a distribution.",
-        ),
-        (
-            "Accuracy",
-            partial(head_figure, "head/accuracy", "top-1 accuracy", "linear"),
-            f"How often the likeliest token is the next one, {HEADS_TEXT}.",
-        ),
-        (
-            "Calibration",
-            partial(head_figure, "head/ece", "expected calibration error", "linear"),
-            f"Expected calibration error, 15 bins (Guo et al., 2017), {HEADS_TEXT}, which raise it.",
-        ),
+        ("Heads against vocabulary", gap_figure,
+         "Validation loss minus softmax’s, all heads normalised; 95 % intervals."),
+        ("Sum of the sigmoids", partial(head_figure, "head/sum_sigma", "Σσ(z), mean over tokens", "log"),
+         "Mean over tokens of Σσ(z) after the last step; 1 would be a distribution."),
+        ("Accuracy", partial(head_figure, "head/accuracy", "top-1 accuracy", "linear"),
+         f"How often the likeliest token is the next one, {HEADS_TEXT}."),
+        ("Calibration", partial(head_figure, "head/ece", "expected calibration error", "linear"),
+         f"Expected calibration error, 15 bins (Guo et al., 2017), {HEADS_TEXT}, which raise it."),
     ],
 }
+# fmt: on

@@ -123,11 +123,11 @@ def setting(rows: Sequence[Row]) -> str:
         parts.append(values("train.optimizer"))
     rates = sorted({row.arm.lr for row in rows})
     if len(rates) == 1:
-        parts.append(f"learning rate {rates[0]}")
+        parts.append(f"learning rate {rates[0]:g}")
     elif all(row.arm.tuning for row in rows):
         parts.append("each arm at its own learning rate")
     else:
-        parts.append(f"learning rates {rates[0]} to {rates[-1]}")
+        parts.append(f"learning rates {rates[0]:.3g} to {rates[-1]:.3g}")
     return ", ".join(parts)
 
 
