@@ -67,6 +67,7 @@ class Table:
     reading: str = ""
 
 
+# A figure that does not exist is no 0: it has a dash, and sorts after every figure.
 EMPTY = Cell("-", None)
 
 

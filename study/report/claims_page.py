@@ -88,6 +88,7 @@ def _basis(result: ClaimResult) -> str:
     """Return what a verdict rests on: a failed control, or the decisive prediction with its figures."""
     if result.verdict == "withheld":
         return "the control of the instrument fails"
+    # A claim of several predictions stands or falls with one of them, which is named with its figures.
     finding, prediction = result.decisive, result.decisive.prediction
     if finding.effect is None:
         return f"{prediction.text}: {finding.reason}"
@@ -116,6 +117,7 @@ def _strip(finding: Finding) -> Cell:
     effect, prediction = finding.effect, finding.prediction
     if effect is None or effect.n < 2:
         return EMPTY
+    # The margin always takes half of the picture at most, so that small effects stay small.
     reach = 1.15 * max(abs(effect.low), abs(effect.high), 2 * prediction.margin)
 
     def place(value: float) -> float:
@@ -136,6 +138,7 @@ def _strip(finding: Finding) -> Cell:
 
 def _notes(result: ClaimResult) -> list[str]:
     """Return why effects are missing, a control that fails, the scope, and rates at the edge."""
+    # Predictions often lack an effect for one reason, such as an arm that is not whole: it is given once.
     texts: dict[str, list[str]] = {}
     for finding in result.findings:
         if finding.reason:

@@ -26,6 +26,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross
 FEW = 8  # up to so many arms, lines are bold and the training loss is shown from the start
 POINTS = 20_000  # in all curves of a figure together, so that the largest study still opens at once
 CURVE = 1000  # points of a curve: a screen has no more pixels
+TOKENS = "training tokens"  # the title of an x axis
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,11 @@ def figure(traces: list[Figure], across: str, up: str, window: list[float] | Non
         # Without a range plotly would leave room before the first token. A band ends where it starts, at the left.
         last = max(trace["x"][-1] for trace in traces if trace["meta"]["kind"] != "band")
         layout["xaxis"]["range"] = [0, 1.015 * last or 1]
+    if across == TOKENS and len({trace["meta"]["arm"] for trace in traces}) <= FEW:
+        # One popup names all curves at these tokens. Of many curves it would cover the figure, so each has its own.
+        layout["hovermode"] = "x unified"
+        layout["xaxis"] |= {"hoverformat": ",", "unifiedhovertitle": {"text": "%{x:,} tokens"}}
     return {"data": traces, "layout": layout}
-
-
-def over_tokens(drawn: Figure) -> Figure:
-    """Give a figure over tokens one popup for all of its curves; with many curves each has its own."""
-    if drawn and len({trace["meta"]["arm"] for trace in drawn["data"]}) <= FEW:
-        drawn["layout"]["hovermode"] = "x unified"
-        drawn["layout"]["xaxis"] |= {"hoverformat": ",", "unifiedhovertitle": {"text": "%{x:,} tokens"}}
-    return drawn
 
 
 def log_axis(values: Iterable[float], texts: str, room: float) -> Figure:

@@ -11,6 +11,7 @@ from typing import Any
 from study.judge.effects import Row
 from study.report.costs import COSTS, comparable_costs, cost_of
 from study.report.drawing import (
+    TOKENS,
     Figure,
     Point,
     end_name,
@@ -19,7 +20,6 @@ from study.report.drawing import (
     lines,
     log_axis,
     mean_line,
-    over_tokens,
     popup,
     styles,
     trace,
@@ -35,6 +35,7 @@ def loss_figure(rows: Sequence[Row]) -> Figure:
 
     `costs` of the figure are the titles of the other x axes that a reader can choose; the traces' `meta` has their x.
     """
+    # The training loss is drawn first, so that it lies behind the validation loss.
     traces = []
     for kind, metric, perplexity in (
         ("training", "train/loss", ""),
@@ -42,12 +43,13 @@ def loss_figure(rows: Sequence[Row]) -> Figure:
     ):
         curves = [mean_line(run.curve(metric) for run in row.arm.runs if run.records) for row in rows]
         traces += lines(rows, kind, curves, f"%{{y:.3f}}{perplexity}")
-    drawn = over_tokens(figure(traces, "training tokens", "loss, nats per token", window=_window(traces, 1 / 8)))
+    drawn = figure(traces, TOKENS, "loss, nats per token", window=_window(traces, 1 / 8))
     if drawn:
         costs, drawn["left_out"] = comparable_costs(rows)
         drawn["costs"] = {cost: COSTS[cost] for cost in costs}
         arms = {row.arm.label: row.arm for row in rows}
         for line in traces:
+            # The places are those of the points that are drawn: a long curve has been thinned by now.
             for cost in costs:
                 values = cost_of(arms[line["meta"]["arm"]], cost, line["x"])
                 line["meta"][cost] = [float(f"{value:.5g}") for value in values]
@@ -56,6 +58,7 @@ def loss_figure(rows: Sequence[Row]) -> Figure:
 
 def difference_figure(rows: Sequence[Row]) -> Figure:
     """Draw each validation loss minus the reference's of the same seed and tokens."""
+    # The reference's own line is 0 by construction. It is drawn, so that every arm of the legend has a line.
     lines_of_arms, others = [], 0
     for row in rows:
         lines_of_arms.append(mean_line(difference_curves(row)))
@@ -63,7 +66,7 @@ def difference_figure(rows: Sequence[Row]) -> Figure:
     if not others:  # the reference alone would be a line at 0
         return {}
     traces = lines(rows, "difference", lines_of_arms, "%{y:+.3f}")
-    drawn = over_tokens(figure(traces, "training tokens", "difference, nats per token", window=_window(traces, 1 / 20)))
+    drawn = figure(traces, TOKENS, "difference, nats per token", window=_window(traces, 1 / 20))
     drawn["layout"]["yaxis"]["zeroline"] = True
     drawn["layout"]["shapes"] = [{"xref": "paper", "x0": 0, "x1": 1, "y0": -rows[0].margin, "y1": rows[0].margin}]
     return drawn
@@ -74,6 +77,7 @@ def difference_curves(row: Row) -> list[list[tuple[float, float]]]:
     partners = {run.seed: dict(run.curve("val/loss")) for run in (row.partner.runs if row.partner else ())}
     curves = []
     for run in row.arm.runs:
+        # Runs of one seed see the same batches in the same order, so that their difference has less noise than either.
         theirs = partners.get(run.seed, {})
         if run.records:
             curves.append([(x, y - theirs[x]) for x, y in run.curve("val/loss") if x in theirs])
@@ -131,6 +135,7 @@ def depth_figure(rows: Sequence[Row]) -> Figure:
         for run in row.arm.runs:
             steps = by_block(run.records).get("grad/blocks.*/rms", {}) if run.status == "finished" else {}
             blocks = steps[max(steps)] if steps else {}
+            # Networks of different depth share one axis: a block's place is its share of the way to the last.
             if len(blocks) > 1 and min(blocks.values()) > 0:
                 last = len(blocks) - 1
                 curves.append([(block / last, blocks[block] / blocks[last]) for block in sorted(blocks)])
@@ -157,6 +162,7 @@ def heat_maps(rows: Sequence[Row]) -> Figure:
             steps = [step for step in runs[0] if all(step in run for run in runs)]
             if not steps:
                 continue
+            # Four digits are more than a colour shows, and keep the page small.
             z = []
             for block in sorted(runs[0][steps[0]]):
                 means = [fmean(run[step][block] for run in runs) for step in steps]

@@ -65,6 +65,7 @@ def difference_records(rows: Sequence[Row]) -> list[dict[str, float]]:
 
     The curves are those of the report's figure. One seed has no interval.
     """
+    # wandb draws a metric from the records that have it, so that arms scored at other tokens share the list.
     records: dict[float, dict[str, float]] = {}
     names = metric_names([row.arm.label for row in rows])
     for row, name in zip(rows, names, strict=True):
@@ -92,6 +93,7 @@ def metric_names(labels: Sequence[str]) -> list[str]:
 
 def arms_table(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
     """Return the titles and one line for each arm: what distinguishes it, then its figures, None where it has none."""
+    # A row of wandb's table can be grouped and filtered by each setting, so that each has a column of its own.
     fields = list(dict.fromkeys(key for row in rows for key in row.arm.parts))
     lines = []
     for row in rows:

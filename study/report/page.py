@@ -64,6 +64,7 @@ def write_page(
         palette=PALETTE,
         plotly=Markup(get_plotlyjs()),
     )
+    # The folder of a report on several studies is new.
     path.parent.mkdir(parents=True, exist_ok=True)
     # A reader who has the page open never loads half of it.
     with replacing(path) as temporary:

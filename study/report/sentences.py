@@ -17,6 +17,7 @@ def headline(rows: Sequence[Row]) -> str:
     """Return the answer in one sentence; where there are too few seeds for one, what was measured."""
     if any(row.verdict and row.final and row.final.n >= MINIMUM_SEEDS for row in rows):
         return _answer(rows)
+    # Without a verdict, the page names what is in the way of one, and otherwise what was measured.
     losses = {row.arm.label: row.arm.mean("val/loss") for row in rows}
     whole = [row for row in rows if losses[row.arm.label] is not None]
     if not whole:
@@ -34,6 +35,7 @@ def headline(rows: Sequence[Row]) -> str:
 
 def subject(rows: Sequence[Row]) -> Row:
     """Return the row that a headline is about: that of the sigmoid, or else the one that is farthest off."""
+    # The sigmoid is what this project asks about.
     decided = [row for row in rows if row.verdict in ("worse", "better")] or rows
     sigmoids = [row for row in rows if row.arm.activation == "sigmoid"]
     return max(sigmoids or decided, key=lambda row: abs(row.final.mean) if row.final else 0)
@@ -49,6 +51,7 @@ def _answer(rows: Sequence[Row]) -> str:
         "worse": f"above {reference}",
         "equal": f"within {margin:g} of {reference}",
     }
+    # The other arms follow in groups, the best verdict first: names alone, since the table below has their figures.
     clauses = [_verdict(first)]
     for verdict, place in words.items():
         names = _named([row for row in judged if row.verdict == verdict and row is not first])
@@ -80,6 +83,7 @@ def _ends(row: Row) -> str:
     ends = f"{row.arm.label} ends {abs(effect.mean):.{digits}f} nats {'above' if above else 'below'} {row.reference}"
     if effect.n == 1:
         return ends
+    # "Above" and "below" hold the sign, so that the interval is written without one.
     low, high = (effect.low, effect.high) if above else (-effect.high, -effect.low)
     return f"{ends} (95 % interval {low:.{digits}f} to {high:.{digits}f}, {effect.n} seeds)"
 
@@ -149,6 +153,7 @@ def notes(rows: Sequence[Row], study: Study | None = None) -> list[str]:
 
 def _growth(study: Study) -> list[str]:
     """Return what each study was given after its results had been seen, a sentence for each time."""
+    # Seeds that were added because of the results make an interval too narrow, so that the page says when it happened.
     sentences = []
     for folder, plans in study.earlier.items():
         for old, new in pairwise([*map(flatten, plans), flatten(study.plans[folder])]):
@@ -163,6 +168,7 @@ def _growth(study: Study) -> list[str]:
 
 def _absent(study: Study) -> list[str]:
     """Return the labels of the planned arms that have no run yet, by all settings in which planned runs differ."""
+    # The table has a row for every arm that has a run. An arm without one would be missed by nobody.
     labels = set()
     for folder, settings in study.missing():
         arm = {key: value for key, value in settings.items() if key != SEED}

@@ -63,7 +63,8 @@ def arm_figures(row: Row) -> dict[str, Any]:
     }
 
 
-def _run_columns(run: Run) -> dict[str, Any]:
+def _run_columns(run: RunResult) -> dict[str, Any]:
+    # Dictionaries, such as the environment, have no place in a cell.
     columns = run.settings | {"train.lr": run.lr, "data/fingerprint": run.fingerprint}
     for key in run.summary or {}:
         if key not in run.settings and run.final(key) is not None:

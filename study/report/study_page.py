@@ -110,6 +110,7 @@ def _study_table(study: Study) -> Table | None:
         for home in study.homes:
             texts = _distinct(run.settings.get(key) for run in study.runs if run.folder.parent == home)
             values.append(", ".join(texts))
+        # What varies within each study alike, such as the activation, makes no difference between them.
         if len(set(values)) > 1:
             # The page sorts by the place of a text among its neighbours.
             cells = [Cell(value, sorted(set(values)).index(value)) for value in values]
@@ -119,6 +120,7 @@ def _study_table(study: Study) -> Table | None:
 
 def _samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the text of each arm's first finished run, split into prompt and continuation."""
+    # All samples have the same prompt and random numbers, so that only the networks differ.
     samples = []
     for row in rows:
         finished = [run.summary for run in row.arm.runs if run.summary and run.status == "finished"]

@@ -102,6 +102,7 @@ def page_table(
     """Return these columns as a table; None without columns and notes. `mark` marks the lowest loss."""
     if not columns and not notes:
         return None
+    # One table of a page marks the lowest loss. In the others, the mark would only be in the way.
     lowest = lowest_arm(rows) if mark else ""
     lines = []
     for row in rows:
@@ -115,6 +116,7 @@ def page_table(
 def _meanings(rows: Sequence[Row], titles: Sequence[str]) -> str:
     """Return what the columns mean that a table has."""
     rates = [len(row.arm.losses_by_rate()) for row in rows if row.arm.bracket]
+    # Only columns that are there are explained, and of the intervals what they cover in this study.
     meanings = MEANINGS | {"95 % interval": BRACKETED if rates else UNBRACKETED}
     facts = {"reference": rows[0].reference, "margin": rows[0].margin, "rates": rates[0] if rates else 0}
     facts["tests"] = sum(not math.isnan(row.p) for row in rows)
@@ -125,6 +127,7 @@ def lowest_arm(rows: Sequence[Row]) -> str:
     """Return the label of the arm with the lowest loss; nothing with too few seeds to tell, or for unlike studies."""
     if any(FOLDER in row.arm.parts for row in rows):
         return ""
+    # Differences rather than losses: an arm without a partner has a loss, and is compared with nothing.
     differences = {row.arm.label: row.final.mean for row in rows if row.final and row.final.n >= MINIMUM_SEEDS}
     return min(differences, key=differences.__getitem__) if len(differences) > 1 else ""
 
