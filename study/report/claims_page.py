@@ -7,7 +7,7 @@ from pathlib import Path
 from errors import UserError
 from study.judge.arms import joined
 from study.judge.controls import Control
-from study.judge.statistics import MINIMUM_SEEDS, MOST_SEEDS
+from study.judge.statistics import MINIMUM_SEEDS
 from study.judge.verdicts import OUTCOMES, ClaimResult, Finding, judge_claims
 from study.plan.plan import claims_in
 from study.report.cells import EMPTY, Cell, Strip, Table, TableRow, cell, effect_text, seeds_cell, word_cell
@@ -18,6 +18,11 @@ from study.report.sentences import setting
 from study.report.study_page import PROBES_TEXT
 
 COLUMNS = ["outcome", "against the margin", "effect, 95 % interval", "n", "seeds to decide"]
+RULE = (
+    "a claim is supported if each of its predictions is, and refuted if one comes out opposite or without an effect "
+    f"that matters. An effect is a paired difference over {MINIMUM_SEEDS} seeds or more with its 95 % interval. Holm's "
+    "adjustment goes over the claims ({}) for “supported”, and over a claim's own predictions for “refuted”"
+)
 WORDS = {"supported": "Supported", "refuted": "Refuted", "undecided": "Not decided", "withheld": "Withheld"}
 
 
@@ -42,7 +47,7 @@ def report_claims(folder: Path, out: Path | None = None) -> Path:
         parts += claim_sections(result, os.path.relpath(result.folder / "report.html", path.parent))
     title = f"{folder.resolve().name}: claims"
     try:
-        write_page(path, title, _headline(results), _rule(results), parts, {})
+        write_page(path, title, _headline(results), RULE.format(len(results)), parts, {})
     except OSError as error:
         raise UserError(f"the report cannot be written to {path}: {error.strerror}. Choose another --out.") from None
     print(f"report: {path}")
@@ -177,26 +182,8 @@ def _reading(result: ClaimResult) -> list[str]:
 
 
 def _headline(results: Sequence[ClaimResult]) -> str:
-    """Return which claims have which verdict, and of a single undecided claim what would decide it."""
+    """Return which claims have which verdict; what would decide an open one is said beside its verdict."""
     titles: dict[str, list[str]] = {}
     for result in results:
         titles.setdefault(WORDS[result.verdict], []).append(f"“{result.claim.title}”")
-    answer = ". ".join(f"{word}: {joined(names)}" for word, names in titles.items())
-    finding = results[0].decisive
-    if len(results) > 1 or results[0].verdict != "undecided" or finding.effect is None:
-        return answer
-    tokens = f"{results[0].rows[0].arm.runs[0].budget:,} tokens"
-    seeds = "one seed" if finding.effect.n == 1 else f"{finding.effect.n} seeds"
-    if finding.effect.n < MINIMUM_SEEDS:
-        return f"{answer}. {tokens} and {seeds} cannot tell; a verdict needs {MINIMUM_SEEDS} seeds"
-    needed = f"{finding.seeds_needed} seeds could" if finding.seeds_needed else f"nor could {MOST_SEEDS}"
-    return f"{answer}. {tokens} and {seeds} cannot tell; {needed}"
-
-
-def _rule(results: Sequence[ClaimResult]) -> str:
-    return (
-        "a claim is supported if each of its predictions is, and refuted if one comes out opposite or without an "
-        f"effect that matters. An effect is a paired difference over {MINIMUM_SEEDS} seeds or more with its 95 % "
-        f"interval. Holm's adjustment goes over the claims ({len(results)}) for “supported”, and over a claim's own "
-        "predictions for “refuted”"
-    )
+    return ". ".join(f"{word}: {joined(names)}" for word, names in titles.items())
