@@ -40,7 +40,8 @@ def _why_no_seconds(rows: Sequence[Row]) -> str:
     for row in rows:
         speeds = [run.final(SPEED) or math.nan for run in chain(row.arm.runs, row.arm.bracket)]
         if max(speeds) / min(speeds) > STEADY:
-            return f"the runs of {row.arm.label} differ in speed by a factor of {max(speeds) / min(speeds):.1f}"
+            ratio = f"{max(speeds) / min(speeds):.1f}"
+            return f"the runs of {row.arm.label} compute the same, but their speeds differ by a factor of {ratio}"
     return ""
 
 

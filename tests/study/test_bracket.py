@@ -202,6 +202,7 @@ def test_repetitions_stand_side_by_side_with_their_mean(tmp_path, monkeypatch, c
     labels = [row.arm.label for row in compare(paths)]
     assert labels == [f"{study}/{name}" for name in ("gelu", "relu") for study in shifts]
     monkeypatch.setenv("COLUMNS", "160")
+    capsys.readouterr()  # what a terminal of 80 columns shows, in two tables
     compare(paths)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("relu  ") and "worse" in line)
     assert line.rstrip().endswith(interval(relu.mean))
