@@ -133,7 +133,10 @@ def writing(path: Path, need: int | None = None, way_out: str = GO_ON) -> Iterat
 
 def _flush_to_disk(path: Path) -> None:
     """Wait until the disk holds a file's content, or a folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    # Windows flushes only a file that is open for writing.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

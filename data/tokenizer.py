@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import rustbpe
 import tiktoken
 
 from data.assets import GPT2, fetch
@@ -122,6 +121,8 @@ def train_at_most(spec: str, texts: Iterator[str]) -> Tokenizer:
         return Tokenizer(spec, {bytes([byte]): byte for byte in range(256)})
     if kind == "gpt2":
         return Tokenizer(spec, _gpt2_ranks())
+    import rustbpe  # late: neither bytes nor gpt2 needs it
+
     bpe = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]  (compiled, without stubs)
     bpe.train_from_iterator(texts, vocab_size=n_vocab - 1, buffer_size=TRAINING_TEXTS, pattern=PATTERNS[kind])
     ranks = {bytes(token): rank for token, rank in bpe.get_mergeable_ranks()}

@@ -4,7 +4,6 @@ import ctypes
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -126,30 +125,44 @@ def keep_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory of this process, bytes: on the GPU if it trains there, else resident."""
+    """Return the peak memory of this process, bytes: on the GPU if it trains there, else resident.
+
+    0 where the system does not say, as Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would also count the parent's memory at the start of this process
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def total_memory(device: torch.device) -> int:
-    """Return the memory of the GPU, else of the machine, bytes."""
+    """Return the memory of the GPU, else of the machine, bytes; a huge number where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _pages("SC_PHYS_PAGES")
 
 
 def free_memory(device: torch.device) -> int:
     """Return the free memory, bytes: of the GPU, else of the machine; all of it where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    return _pages("SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
+
+
+def _pages(*names: str) -> int:
+    """Return the bytes of the first of these counts of pages that the system has; without one, `sys.maxsize`."""
+    for name in names:
+        if name in getattr(os, "sysconf_names", ()):
+            return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
+    return sys.maxsize
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -51,12 +51,18 @@ def execute_stacked(runs: dict[str, RunConfig], folder: Path, interrupt: Interru
 
 
 class _Processes:
-    """Processes that are forked from one that holds torch already, so that a run starts at once."""
+    """Processes that are forked from one that holds torch already, so that a run starts at once.
+
+    Where a system cannot fork, each process imports torch by itself.
+    """
 
     def __init__(self, parallel: int):
         self.slots = self.parallel = parallel
         self.processes: dict[str, BaseProcess] = {}  # by the name of the job
         self.reasons: dict[str, Connection] = {}  # why a job failed, where its log has no room for that
+        if "forkserver" not in multiprocessing.get_all_start_methods():  # as on Windows
+            self.context = multiprocessing.get_context("spawn")
+            return
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["study.run.child", *LATE_IMPORTS])
         resource_tracker.ensure_running()  # or the server would start it, with its own handling of signals
@@ -98,7 +104,8 @@ class _Processes:
 
 def _child(runs: dict[Path, RunConfig], reason: Connection) -> None:
     os.environ.pop("WANDB_RUN_ID", None)  # a sweep's agent sets one id, and a study has many runs
-    os.setsid()  # Ctrl-C on the terminal reaches only the study, which asks each process once
+    if hasattr(os, "setsid"):  # Windows has none
+        os.setsid()  # Ctrl-C on the terminal reaches only the study, which asks each process once
     threading.Thread(target=_end_with_parent, daemon=True).start()
     said = train_with_log(runs)[:1000]  # a pipe that nobody reads yet has room for more
     for _ in runs:  # every run of a stack is asked
