@@ -5,10 +5,12 @@ import os
 import re
 
 import nbformat
+import pytest
 from helpers import ROOT
 from nbclient import NotebookClient
 
 
+@pytest.mark.timeout(1200)
 def test_the_notebook_trains_shows_the_page_and_samples(wheels, tmp_path, monkeypatch):
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
