@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,7 +102,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Several processes may replace the same file at once: each writes under a name of its own, and the last one stays.
     """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")  # two machines may share the number of a process
     try:
         yield temporary
         os.replace(temporary, path)
