@@ -15,6 +15,7 @@ from study.report.compare import compare
 from study.report.mirror import mirror_study
 from study.run.protocol import run_plan
 from study.run.search import left_to_train
+from study.run.workers import StudyLock
 from training.config import RunConfig
 
 
@@ -75,12 +76,15 @@ def train_studies(plans: dict[Path, Plan], command: Command) -> int:
                 "tune/.",
                 file=sys.stderr,
             )
-        if run_folders(folder):  # none if no arm could be tuned
-            rows = compare([folder])
-            # wandb has a finished study already, unless it was off when the study was trained.
-            if trains or not (folder / "wandb").exists():
-                wandb = next(iter(plan.runs.values())).wandb
-                mirror_study(rows, folder, wandb, failed=bool(failed_here))
+        with StudyLock(folder) as lock:
+            if not lock.take_alone():
+                print(f"{folder}: trained. The last of the commands that train it writes the report.")
+            elif run_folders(folder):  # none if no arm could be tuned
+                rows = compare([folder])
+                # wandb has a finished study already, unless it was off when the study was trained.
+                if trains or not (folder / "wandb").exists():
+                    wandb = next(iter(plan.runs.values())).wandb
+                    mirror_study(rows, folder, wandb, failed=bool(failed_here))
     if any(plan.claim for plan in plans.values()):
         report_claims(command.out)
     return int(failed)

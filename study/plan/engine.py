@@ -26,17 +26,9 @@ def pick_engine(name: str, runs: Collection[RunConfig]) -> str:
 
 
 def count_parallel(runs: Collection[RunConfig]) -> int:
-    """Return how many runs train at the same time, each in a process: about one for each core, or one on a GPU."""
-    if any(pick_device(run.train.device).type != "cpu" for run in runs):
-        return 1
-    # Five runs on two cores, two at a time, would leave a core idle while the fifth trains. Five at a time do not.
-    few = len(runs) < 3 * cores()
-    return len(runs) if few and len(runs) % cores() else min(len(runs), cores())
-
-
-def speedup(parallel: int) -> int:
-    """Return how many times as fast so many runs are at the same time as one after another."""
-    return min(parallel, cores())  # more runs than cores share them
+    """Return how many runs train at the same time, each in a process: one for each core, or one on a GPU."""
+    on_cpu = all(pick_device(run.train.device).type == "cpu" for run in runs)
+    return min(len(runs), cores()) if on_cpu else 1
 
 
 def share_cores(config: RunConfig, parallel: int) -> RunConfig:

@@ -11,7 +11,7 @@ from data.dataset import Dataset, prepare
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.size import size
-from study.plan.engine import count_parallel, pick_engine, share_cores, speedup
+from study.plan.engine import count_parallel, pick_engine, share_cores
 from study.plan.plan import Plan
 from study.plan.tuning import Left
 from training.config import RunConfig
@@ -118,7 +118,7 @@ def dry_run(
             seconds += sum(cost.start + run.steps * cost.step + _count_scores(run) * cost.score for run in fresh)
             speed = f", {arm.config.tokens_per_step / cost.step:,.0f} tokens/s"
         print(f"{name}: {len(left[name].tuning)} tuning runs and {len(left[name].final)} runs to train{speed}")
-    hours = seconds / speedup(parallel) / 3600
+    hours = seconds / parallel / 3600
     how = "or less, since runs are stacked" if engine == "stacked" else f"{parallel} runs at a time"
     if engine == "ray":
         how += " on this machine alone"

@@ -10,11 +10,11 @@ QUIET_SECONDS = 30.0  # between two lines on the whole study, where there is no 
 
 
 class StudyDisplay(Display):
-    """The steps of all runs together, and each run; `parallel` is how many of them train at the same time."""
+    """The steps of all runs together, and each run."""
 
-    def __init__(self, name: str, jobs: list[Job], parallel: int):
+    def __init__(self, name: str, jobs: list[Job]):
         super().__init__(name, 0, sum(job.steps_left for job in jobs))
-        self.jobs, self.parallel = jobs, parallel
+        self.jobs = jobs
         self.last_line = time.monotonic()
         self.first: dict[str, dict[str, Any]] = {}  # the first record of each run that this process has seen
         self.speeds: dict[str, float] = {}  # steps per second of each run since then
@@ -59,10 +59,10 @@ class StudyDisplay(Display):
             self.say(f"{self.name}: about {seconds / 60:.0f} min left")
 
     def seconds_left(self) -> float | None:
-        """Estimate the time left from the speed of the runs so far; None before the first records."""
-        if not self.speeds:
+        """Estimate the time left from the speed of the runs that train now; None before their first records."""
+        speeds = [self.speeds[job.name] for job in self.jobs if job.status == "running" and job.name in self.speeds]
+        if not speeds:
             return None
         steps = [job.steps_left for job in self.jobs]
-        speed = sum(self.speeds.values()) / len(self.speeds)
         # No study ends before its longest run, however many run at the same time.
-        return max(sum(steps) / self.parallel, max(steps)) / speed
+        return max(sum(steps) / sum(speeds), max(steps) / (sum(speeds) / len(speeds)))

@@ -4,50 +4,25 @@ import multiprocessing
 import os
 import signal
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from study.plan.engine import count_parallel, share_cores
 from study.run.child import train_with_log
-from study.run.executor import execute
 from study.run.job import Job
 from training.config import RunConfig
-from training.interrupt import Interrupt
-from training.stack import shape
 
 # torch and wandb import these late, which would cost each run two seconds
 LATE_IMPORTS = ("torch._dynamo", "wandb.apis.public", "wandb.sdk.launch")
 
 
-def execute_processes(runs: dict[str, RunConfig], folder: Path, interrupt: Interrupt) -> list[str]:
-    """Train every run that is not finished, in `folder/<name>`; return the names of those that failed.
-
-    Each run has a process of its own, as many at a time as there are cores, or one at a time on a GPU.
-
-    Raises:
-        Interrupted: a signal came; every run has written a checkpoint.
-    """
-    parallel = count_parallel(runs.values())
-    jobs = []
-    for number, (name, config) in enumerate(runs.items()):
-        jobs.append(Job(name, share_cores(config, parallel), folder / name, stack=number))
-    return execute(jobs, _Processes(parallel), folder, interrupt)
-
-
-def execute_stacked(runs: dict[str, RunConfig], folder: Path, interrupt: Interrupt) -> list[str]:
-    """Train as `execute_processes`, but runs that differ only in seed and learning rate as one batched program.
-
-    One stack at a time, in a process that has all cores.
-    """
-    configs = {name: share_cores(config, parallel=1) for name, config in runs.items()}
-    shapes = list(dict.fromkeys(shape(config) for config in configs.values()))
-    jobs = []
-    for name, config in configs.items():
-        jobs.append(Job(name, config, folder / name, stack=shapes.index(shape(config))))
-    return execute(jobs, _Processes(1), folder, interrupt)
+@contextmanager
+def start_processes(slots: int) -> "Iterator[_Processes]":
+    """Yield the engine that trains so many runs, or stacks of runs, at the same time."""
+    yield _Processes(slots)
 
 
 class _Processes:
@@ -56,8 +31,8 @@ class _Processes:
     Where a system cannot fork, each process imports torch by itself.
     """
 
-    def __init__(self, parallel: int):
-        self.slots = self.parallel = parallel
+    def __init__(self, slots: int):
+        self.slots = slots
         self.processes: dict[str, BaseProcess] = {}  # by the name of the job
         self.reasons: dict[str, Connection] = {}  # why a job failed, where its log has no room for that
         if "forkserver" not in multiprocessing.get_all_start_methods():  # as on Windows

@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from study.plan.engine import share_cores
 from study.run.child import train_with_log
-from study.run.executor import execute
 from study.run.job import Job
 from training.config import RunConfig
-from training.device import cores
-from training.interrupt import Interrupt
 
 RETRIES = 10  # of a run whose machine or process dies
 CODE = str(Path(__file__).resolve().parents[2])
@@ -39,25 +35,14 @@ def import_ray() -> Any:
         ) from None
 
 
-def execute_ray(runs: dict[str, RunConfig], folder: Path, interrupt: Interrupt) -> list[str]:
-    """Train as `study.run.processes.execute_processes`, on the machines of a Ray cluster.
+@contextmanager
+def connect_ray(jobs: list[Job]) -> "Iterator[_Cluster]":
+    """Join the cluster that RAY_ADDRESS names, or that of this machine. Ray's own handler of signals is taken out.
 
     Raises:
         UserError: ray is not installed, or there is no cluster.
-        Interrupted: a signal came; every run has written a checkpoint.
     """
-    jobs = []
-    for number, (name, config) in enumerate(runs.items()):
-        # A run takes one core of its machine, unless its config asks for more.
-        jobs.append(Job(name, share_cores(config, parallel=cores()), folder / name, stack=number))
     ray = import_ray()
-    with _connect(ray):
-        return execute(jobs, _Cluster(ray, jobs), folder, interrupt)
-
-
-@contextmanager
-def _connect(ray: Any) -> Iterator[None]:
-    """Join the cluster that RAY_ADDRESS names, or that of this machine. Ray's own handler of signals is taken out."""
     handler = signal.getsignal(signal.SIGTERM)
     settings = {name: os.environ[name] for name in HANDED_ON if name in os.environ}
     settings["PYTHONPATH"] = os.pathsep.join(filter(None, [CODE, os.environ.get("PYTHONPATH")]))
@@ -71,7 +56,7 @@ def _connect(ray: Any) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, handler)
     try:
-        yield
+        yield _Cluster(ray, jobs)
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, handler)
@@ -86,11 +71,7 @@ class _Cluster:
         # A process for each task: its peak memory is its own.
         self.task = ray.remote(max_calls=1, max_retries=RETRIES)(_train)
         self.references: dict[str, Any] = {}  # by the name of the job
-        total = ray.cluster_resources()
-        self.gpu = bool(total.get("GPU")) and any(job.config.train.device != "cpu" for job in jobs)
-        threads = max(job.config.train.threads for job in jobs)
-        tasks = int(total["GPU"] if self.gpu else total.get("CPU", 1) // threads)
-        self.parallel = max(1, min(tasks, len(jobs)))
+        self.gpu = bool(ray.cluster_resources().get("GPU"))
 
     def start(self, stack: list[Job]) -> None:
         (job,) = stack

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from errors import Interrupted, UserError
 from study.plan.engine import pick_engine
 from study.plan.plan import make_plan
 from study.run.protocol import run_plan, run_study
+from study.run.workers import StudyLock, claim, note_failure
 from training.config import tree as plain
 from training.contents import read_config, read_summary
 from training.loop import train
@@ -125,6 +127,47 @@ def test_a_stacked_study_is_stopped_and_goes_on_under_either_engine(study, tmp_p
         train(config, tmp_path / "alone" / name)
         assert losses(folder / name) == pytest.approx(losses(tmp_path / "alone" / name), abs=1e-4)
     assert "relu-seed1  step 40/40" in capfd.readouterr().out
+
+
+def test_a_command_waits_for_the_runs_of_others_and_takes_those_that_they_leave(study, tmp_path, capfd):
+    folder = tmp_path / "study"
+    tree = study("relu", "gelu") | {"study": {"engine": "processes"}}
+    assert run_study(tree, folder) == []
+    before = [(folder / name / "metrics.jsonl").read_bytes() for name in ("relu", "gelu")]
+    others = []
+    for name in ("relu", "gelu"):
+        (folder / name / "summary.json").unlink()
+        others.append(claim(folder / name))
+    capfd.readouterr()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(run_study, tree, folder)
+        said = ""
+        while "waiting for" not in said and not waiting.done():
+            said += capfd.readouterr().out
+            time.sleep(0.01)
+        with pytest.raises(UserError, match="trained by other commands, with other settings"):
+            run_study(study("relu", "gelu", "silu"), folder)
+        note_failure(folder / "gelu")
+        for lock in others:
+            lock.release()
+        assert waiting.result() == ["gelu"]  # since another command has seen it fail
+    said += capfd.readouterr().out
+    assert said.count("waiting for relu and 1 more, trained by other commands") == 1
+    assert "gelu failed; the others go on" in said
+    assert read_summary(folder / "relu")
+    assert not (folder / "gelu" / "summary.json").exists()
+    # Once all commands have ended, the failed run is tried again, and the plan may grow.
+    assert run_study(study("relu", "gelu", "silu"), folder) == []
+    assert [(folder / name / "metrics.jsonl").read_bytes() for name in ("relu", "gelu")] == before
+
+
+def test_a_study_belongs_to_one_command_only_when_all_others_have_left(tmp_path):
+    with StudyLock(tmp_path) as one, StudyLock(tmp_path) as other:
+        one.share()
+        other.share()
+        assert not one.take_alone()
+        assert other.take_alone()
+        assert not one.take_alone()
 
 
 def test_the_engine_is_chosen_by_the_device_unless_by_hand(tiny, monkeypatch):
