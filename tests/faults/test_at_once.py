@@ -29,9 +29,11 @@ def test_the_second_of_two_is_told_who_writes_the_run(corpus, tmp_path, call):
 # Each run prints the number of every batch that it trains on. In two steps it waits, until the file go-<step> is there
 # or it is asked to stop. Tuning runs end between these steps.
 HOLD = """
-import os, pathlib, signal, time
+import os, pathlib, signal, time, torch
+from model.activations import pointwise
 from training import step
-ACTIVATIONS, whole, folder = {}, step.train_batch, pathlib.Path("FOLDER")
+ACTIVATIONS = {"first": pointwise(torch.relu), "second": pointwise(torch.tanh)}
+whole, folder = step.train_batch, pathlib.Path("FOLDER")
 def train_batch(tokens_N, seed, at, *shape):
     if at in (20, 70):
         (folder / f"held-{at}-{os.getpid()}").touch()
@@ -50,7 +52,7 @@ def start(corpus, tmp_path):
     plugin.write_text(HOLD.replace("FOLDER", str(tmp_path)))
     cores = os.sched_getaffinity(0)
     turns = itertools.cycle(cores)
-    flags = [f"--plugin={plugin}", "--model.activation=['relu', 'gelu']", "--study.lr=[4e-3, 16e-3, 1e30]"]
+    flags = [f"--plugin={plugin}", "--model.activation=['first', 'second']", "--study.lr=[4e-3, 16e-3, 1e30]"]
     flags += ["--train.tokens=6400", "--model.n_layer=1", "--model.d_model=16", "--train.seed=[1, 2]"]
 
     def begin_on_one_core(folder):
