@@ -35,7 +35,7 @@ def test_the_example_of_a_verdict_prints_what_the_page_says():
 
 
 def test_every_file_that_readme_and_docs_link_to_is_there():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
         assert [link for link in links if not (page.parent / link).exists()] == []
     assert set(re.findall(r"configs/[\w.-]+\.toml", (ROOT / "README.md").read_text())) <= {
