@@ -8,7 +8,6 @@
 The system frees the locks of a process that ends, however it ends. So a run of a killed command is free for the others.
 """
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,11 +19,16 @@ from filelock import BaseFileLock, FileLock, Timeout
 from errors import UserError
 from files import writing
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 class StudyLock:
     """The lock of a study's folder, which is made where it is missing. Use it as a context.
 
-    Where the file system has no locks, every command has it alone.
+    Where the system or the file system has no such locks, every command has it alone.
 
     Raises:
         UserError: the folder cannot be made or written.
@@ -45,11 +49,14 @@ class StudyLock:
 
     def share(self) -> None:
         """Share the lock with the other commands; wait while one has it alone."""
-        with suppress(OSError):
-            fcntl.flock(self.file, fcntl.LOCK_SH)
+        if fcntl:
+            with suppress(OSError):
+                fcntl.flock(self.file, fcntl.LOCK_SH)
 
     def take_alone(self) -> bool:
         """Take the lock alone, and return whether that was possible. If not, this command has no share in it either."""
+        if fcntl is None:
+            return True
         try:
             fcntl.flock(self.file, fcntl.LOCK_UN)
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
