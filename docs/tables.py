@@ -16,17 +16,17 @@ RESULTS = Path(__file__).parent / "results"
 REPETITIONS = sorted(RESULTS.glob("activations-small-*.csv"))
 
 
-def losses(path: Path) -> dict[str, pd.DataFrame]:
-    """Return the final validation losses of each activation: a row for each seed, a column for each learning rate.
+def losses(path: Path, split: str = "val") -> dict[str, pd.DataFrame]:
+    """Return the final losses of each activation on a split: a row for each seed, a column for each learning rate.
 
-    Of more than three rates, the lowest mean and its two neighbours are kept.
+    Of more than three rates, the lowest mean validation loss and its two neighbours are kept.
     """
     runs = pd.read_csv(path)
     tables = {}
     for name, arm in runs[runs["stage"] == "final"].groupby("model.activation", sort=False):
-        table = arm.pivot_table(index="train.seed", columns="train.lr", values="val/loss")
-        lowest = int(table.mean().argmin())
-        tables[str(name)] = table.iloc[:, lowest - 1 : lowest + 2]
+        table = arm.pivot_table(index="train.seed", columns="train.lr", values=["val/loss", "test/loss"])
+        lowest = int(table["val/loss"].mean().argmin())
+        tables[str(name)] = table[f"{split}/loss"].iloc[:, lowest - 1 : lowest + 2]
     return tables
 
 
@@ -63,22 +63,22 @@ def effect(low_high: tuple[float, float, float]) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def differences(path: Path, reference: str = "gelu") -> dict[str, tuple[float, float, float]]:
+def differences(path: Path, reference: str = "gelu", split: str = "val") -> dict[str, tuple[float, float, float]]:
     """Return each activation's difference to the reference, paired by seed, with its interval; the lowest first."""
-    tables = losses(path)
+    tables = losses(path, split)
     against = pseudo_values(tables.pop(reference))
     found = {name: interval(pseudo_values(table) - against) for name, table in tables.items()}
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def study_table(path: Path, reference: str = "gelu") -> list[str]:
-    """Return the rows of one study: activation, seeds, loss, difference, learning rate."""
-    tables, effects = losses(path), differences(path, reference)
+    """Return the rows of one study: activation, seeds, loss, difference, the same on the test split, learning rate."""
+    tables, effects, tests = losses(path), differences(path, reference), differences(path, reference, "test")
     effects[reference] = (0.0, 0.0, 0.0)
     rows = []
     for name in sorted(effects, key=lambda name: effects[name]):
         values = pseudo_values(tables[name])
-        difference = "0" if name == reference else effect(effects[name])
+        difference = "0 | 0" if name == reference else f"{effect(effects[name])} | {effect(tests[name])}"
         rate = f"{best(tables[name])[0]:.1e}".replace("e-0", "e-")
         loss = f"{values.mean():.3f} ({values.std(ddof=1):.3f})"
         rows.append(f"| {name} | {len(values)} | {loss} | {difference} | {rate} |")
