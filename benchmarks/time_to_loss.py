@@ -43,7 +43,7 @@ def main(nanogpt: Path, text: Path, rounds: int = 3, steps: int = 2000) -> None:
         # wandb is off, as it is for nanoGPT.
         ours = [sys.executable, "train.py", "configs/shakespeare-char-muon.toml", "--wandb.mode=disabled"]
         ours.append(f"--data.corpus={text.resolve()}")
-        run_command([*ours, "--train.tokens=768", f"--out={name}/warm"], ROOT)
+        run_command([*ours, "--train.tokens=2048", f"--out={name}/warm"], ROOT)
         for n in range(rounds):
             seconds, printed = run_command(theirs, peer)
             times["nanoGPT"].append(seconds)
